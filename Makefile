@@ -1,0 +1,41 @@
+# `make` or `make help` lists the targets. Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-slow check format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# torchvision is built for one torch release: these two belong together and install fastest.
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(BIN)/.installed  ## fit the digits CNN at several widths, print a table, draw accuracy against size
+	$(BIN)/nernlit sweep -c configs/digits_h64.yaml --hidden 32 64 128 192 --out runs/demo
+
+test: $(BIN)/.installed  ## install what is missing and pass the tests
+	$(BIN)/pytest
+
+test-slow: $(BIN)/.installed  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+check: $(BIN)/.installed  ## format, lint, types, tests: what CI runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: $(BIN)/.installed  ## bring the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(BIN)/.installed  ## time the parts on this machine
+	$(BIN)/python tests/benchmarks/bench.py
+
+clean:  ## remove the environment and the runs
+	rm -rf .venv runs

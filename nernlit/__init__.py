@@ -1,0 +1,1 @@
+"""nernlit: a trained CNN stored as a small coordinate network."""

@@ -1,0 +1,65 @@
+"""Figures of a representation, as matplotlib figures that no window shows."""
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+
+from nernlit.analysis.layers import LayerError
+from nernlit.representation import Representation
+
+
+def layer_error_figure(errors: Sequence[LayerError]) -> Figure:
+    """Bars a layer: root-mean-square error above, share of the variance that is not explained below."""
+    figure = Figure(figsize=(max(6.0, 0.28 * len(errors)), 5.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    places = range(len(errors))
+    upper.bar(places, [error.rmse for error in errors], color="tab:blue")
+    upper.set_ylabel("RMSE (weight units)")
+    lower.bar(places, [100 * (1 - error.variance_explained) for error in errors], color="tab:orange")
+    lower.set_ylabel("variance not explained (%)")
+    lower.set_xticks(places, [error.name for error in errors], rotation=90, fontsize=7)
+    return figure
+
+
+@torch.no_grad()
+def kernel_figure(representation: Representation, count: int = 10) -> Figure:
+    """A few kernels of the original above the reconstructed ones: those of the largest norm in `count` layers."""
+    layout = representation.layout
+    picked = torch.linspace(0, len(layout.layers) - 1, min(count, len(layout.layers))).round().long().tolist()
+    layers = [layout.layers[number] for number in picked]
+    rows = torch.tensor(
+        [layer.start + int(representation.target[layer.rows].flatten(1).norm(dim=1).argmax()) for layer in layers],
+        device=representation.target.device,
+    )
+    pairs = torch.stack([representation.target[rows], representation.kernels(rows)]).cpu()
+    figure = Figure(figsize=(1.1 * len(layers) + 0.6, 2.8), layout="constrained")
+    axes = figure.subplots(2, len(layers), squeeze=False)
+    for column, layer in enumerate(layers):
+        limit = float(pairs[:, column].abs().max())
+        for row, title in enumerate(("original", "reconstructed")):
+            axis = axes[row, column]
+            axis.imshow(pairs[row, column], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if column == 0:
+                axis.set_ylabel(title, fontsize=8)
+        axes[0, column].set_title(layer.key.removesuffix(".weight"), fontsize=7)
+    return figure
+
+
+def tradeoff_figure(cr_paper: Sequence[float], accuracy: Sequence[float], original: float, title: str) -> Figure:
+    """Accuracy (%) against CR (%): one point a run, the original as a line."""
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    axis = figure.subplots()
+    axis.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=f"original {100 * original:.2f}%")
+    axis.plot(
+        [100 * cr for cr in cr_paper], [100 * value for value in accuracy], "o", color="tab:blue", label="Recon-only"
+    )
+    axis.axvline(100, color="grey", linestyle=":", linewidth=1)
+    axis.set_xlabel("CR: predictor parameters / predicted weights (%)")
+    axis.set_ylabel("test accuracy (%)")
+    axis.set_title(title)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    return figure

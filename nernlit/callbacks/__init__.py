@@ -1,0 +1,7 @@
+"""When to compute and log; the maths is in analysis/."""
+
+from nernlit.callbacks.figures import RepresentationFigures
+from nernlit.callbacks.summary import Summary
+from nernlit.callbacks.writer import WeightsWriter
+
+__all__ = ["RepresentationFigures", "Summary", "WeightsWriter"]

@@ -1,0 +1,45 @@
+"""TensorBoard figures of the representation while it is trained."""
+
+from typing import final
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from nernlit.analysis import kernel_figure, layer_error_figure, layer_errors
+from nernlit.representation import Representation
+
+
+@final
+class RepresentationFigures(L.Callback):
+    """Draw the error of every layer, and a few kernels beside the original's.
+
+    Args:
+        every_n_validations: Draw at every n-th validation; they are always drawn at the end of a fit. 0 draws no
+            others.
+    """
+
+    def __init__(self, every_n_validations: int = 0) -> None:
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.training:
+            return
+        self._validations += 1
+        if self.every_n_validations and self._validations % self.every_n_validations == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        representation = getattr(pl_module, "representation", None)
+        if not isinstance(representation, Representation):
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                writer, step = logger.experiment, trainer.global_step
+                writer.add_figure("layers/error", layer_error_figure(layer_errors(representation)), step)
+                writer.add_figure("kernels", kernel_figure(representation), step)

@@ -1,0 +1,45 @@
+"""Writing what `predict` gives: the reconstructed network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from safetensors.torch import save
+
+
+@final
+class WeightsWriter(BasePredictionWriter):
+    """Write the predicted network as safetensors; `timm.create_model(name, checkpoint_path=...)` loads it.
+
+    Args:
+        path: The file; None writes `<run folder>/reconstructed.safetensors`.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__("epoch")
+        self.path = path
+
+    @rank_zero_only
+    def write_on_epoch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        name, state = predictions[0]
+        path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "reconstructed.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.part")
+        unfinished.write_bytes(save({k: v.cpu().contiguous() for k, v in state.items()}, {"timm_name": name}))
+        unfinished.replace(path)
+        classes = getattr(pl_module, "num_classes", None)
+        Console().print(
+            f'wrote {path}\nload it: timm.create_model("{name}", num_classes={classes}, checkpoint_path="{path}")',
+            soft_wrap=True,
+            highlight=False,
+        )

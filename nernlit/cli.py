@@ -1,0 +1,201 @@
+"""The command line: LightningCLI wired to our base classes, and commands that run it several times."""
+
+import logging
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError as ParserError
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+# Imported so that YAML can name their classes without a module path.
+from nernlit import kernels, optimisers, predictors  # noqa: F401
+from nernlit.callbacks import RepresentationFigures, Summary, WeightsWriter
+from nernlit.data import ImageDataModule
+from nernlit.errors import CheckpointError, NernlitError, UsageError
+from nernlit.modules import ClassifierModule
+
+_TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+class NernlitCLI(LightningCLI):
+    """LightningCLI with the callbacks that every run has, and `--ckpt_path last|best` that survive a restart."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--base", type=list[str], default=[], help="YAML files that a configuration builds on.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RepresentationFigures, "figures")
+        parser.add_lightning_class_args(WeightsWriter, "writer")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/acc",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # always a list here
+
+    def _parse_ckpt_path(self) -> None:
+        config = self.config[self.config["subcommand"]]
+        # Bases were merged already; a saved configuration must not look for them again.
+        config["base"] = []
+        given = config.get("ckpt_path")
+        if given in ("last", "best"):
+            found = _newest_checkpoint(config, f"{given}.ckpt")
+            if found is None and self.config["subcommand"] != "fit":
+                raise CheckpointError(
+                    f"--ckpt_path {given}: no {given}.ckpt in {_run_folder(config)}/version_*/checkpoints; "
+                    "run `lightning fit` with the same configuration first, or pass the file."
+                )
+            config["ckpt_path"] = str(found) if found else None
+            if found is not None:
+                # Go on in the same folder, so that TensorBoard draws one curve.
+                config["trainer"]["logger"]["init_args"]["version"] = found.parent.parent.name
+        elif given and not Path(given).is_file():
+            raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, `last` or `best`.")
+        super()._parse_ckpt_path()
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # the run's folder keeps the configuration that it was fitted with
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if "verbose" in kwargs:
+            kwargs["verbose"] = False  # our Summary prints the table
+        return kwargs
+
+    def _refuse_random_weights(self, command: str) -> None:
+        if not self.config_init[command].get("ckpt_path"):
+            raise UsageError(
+                f"`{command}` without --ckpt_path would use a predictor with random weights; "
+                "pass --ckpt_path FILE, or `best` or `last` for the newest run of this configuration."
+            )
+
+    def before_validate(self) -> None:
+        self._refuse_random_weights("validate")
+
+    def before_test(self) -> None:
+        self._refuse_random_weights("test")
+
+    def before_predict(self) -> None:
+        self._refuse_random_weights("predict")
+
+
+def _run_folder(config: Any) -> Path:
+    logger = config["trainer"].get("logger")
+    arguments = logger.get("init_args") if hasattr(logger, "get") else None
+    if arguments is None or not arguments.get("name"):
+        raise UsageError(
+            "--ckpt_path last|best needs a logger with save_dir and name (as in the shipped configurations); "
+            "pass the checkpoint's file instead."
+        )
+    return Path(str(arguments["save_dir"]), str(arguments["name"]))
+
+
+def _newest_checkpoint(config: Any, name: str) -> Path | None:
+    found = list(_run_folder(config).glob(f"version_*/checkpoints/{name}"))
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def expand_bases(args: Sequence[str]) -> list[str]:
+    """Put the files that a configuration names under `base:` before it, so that it only says what differs.
+
+    Paths under `base:` are relative to the file that names them. Later files win; lists are replaced, not joined.
+    """
+    expanded: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        flag, _, inline = arg.partition("=")
+        if flag in ("-c", "--config"):
+            value = inline or next(rest, "")
+            for path in [*_bases(Path(value), ()), value]:
+                expanded += ["-c", str(path)]
+        else:
+            expanded.append(arg)
+    return expanded
+
+
+def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
+    """All files that a configuration builds on, the deepest first."""
+    if path in above:
+        raise UsageError(f"{path} builds on itself: {' -> '.join(map(str, above))}.")
+    if not path.is_file():
+        raise UsageError(f"no configuration file {path}; the shipped ones are in the repository's configs/.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    named = content.get("base") or [] if isinstance(content, dict) else []
+    below = [path.parent / name for name in named]
+    return [found for base in below for found in [*_bases(base, (*above, path)), base]]
+
+
+def run(args: Sequence[str]) -> NernlitCLI:
+    """Run one of Lightning's commands (`fit`, `validate`, `test`, `predict`) with these arguments."""
+    return NernlitCLI(
+        ClassifierModule,
+        ImageDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        # Evaluation must count every image exactly once; our loaders share images out themselves.
+        trainer_defaults={
+            "use_distributed_sampler": False,
+            "callbacks": [RichProgressBar(leave=True), Timer(), Summary()],
+        },
+        parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in _TRAINER_COMMANDS}},
+        args=expand_bases(args),
+    )
+
+
+#: Said by the libraries below at every run, and nothing that a user could act on.
+_NOISE = (
+    "The dirpath has changed",  # of a checkpoint callback that saves nothing: test and predict
+    "`isinstance(treespec, LeafSpec)` is deprecated",
+    "Couldn't infer the batch indices",  # predict: the batch is empty on purpose
+    "The '.*_dataloader' does not have many workers",  # whole batches come from memory
+    "The number of training batches .* is smaller than the logging interval",
+)
+
+
+def _hush() -> None:
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry of `lightning`, `nernlit` and `python -m nernlit`.
+
+    Errors that the user can mend are one message and exit code 2; `--debug` or NERNLIT_DEBUG=1 shows the traceback.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
+    given = [arg for arg in given if arg != "--debug"]
+    _hush()
+    try:
+        if given[:1] == ["sweep"]:
+            from nernlit.sweep import main as sweep
+
+            sweep(given[1:])
+        else:
+            run(given)
+    except (NernlitError, ParserError, ArgumentError) as error:
+        if debug:
+            raise
+        print(f"nernlit: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,172 @@
+"""The contract of every dataset: names, pixel statistics and `build(split)`; all else is here."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nernlit.data.augment import pad_crop_flip
+from nernlit.data.batches import BatchNumbers
+from nernlit.data.sources import ImageSource
+from nernlit.errors import UsageError
+
+Split = Literal["train", "val", "test"]
+TrainOn = Literal["images", "noise", "none"]
+
+#: A split whose decoded pixels are smaller than this is decoded once and kept.
+_IN_MEMORY_BYTES = 4 * 2**30
+
+
+class ImageDataModule(L.LightningDataModule, ABC):
+    """Images as batches (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); the original normalises them itself.
+
+    Args:
+        batch_size: Training images a step and process.
+        eval_batch_size: Images a batch of validation and test.
+        val_share: Share of the training images that is held out for validation where the dataset has no such split.
+        split_seed: Of that choice; apart from the run's seed, so that all runs select on the same images.
+        train_on: What a training step gets: `images`, `noise` (uniform pixels, no labels) or `none` (nothing at all).
+        steps_per_epoch: Length of an epoch where the dataset does not give it (`noise`, `none`).
+        noise_range: `noise` is U(-r, r) in pixels normalised with this dataset's statistics; NeRN draws from U(-2, 2).
+        pad_crop: Pixels of zero padding from which training images are cut at random; 0 for none.
+        flip: Whether half of the training images are mirrored.
+        num_workers: Processes that decode images which are too many to keep in memory.
+    """
+
+    #: Class names, in the order of the labels; empty until `setup` for datasets that find them on disk.
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __init__(
+        self,
+        batch_size: int = 256,
+        eval_batch_size: int = 500,
+        val_share: float = 0.1,
+        split_seed: int = 0,
+        train_on: TrainOn = "images",
+        steps_per_epoch: int = 250,
+        noise_range: float = 2.0,
+        pad_crop: int = 0,
+        flip: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise UsageError(f"{name}={value}; expected at least 1 image.")
+        if not 0 < val_share < 1:
+            raise UsageError(f"val_share={val_share}; expected a share of the training images between 0 and 1.")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_share, self.split_seed = val_share, split_seed
+        self.train_on, self.steps_per_epoch, self.noise_range = train_on, steps_per_epoch, noise_range
+        self.pad_crop, self.flip, self.num_workers = pad_crop, flip, num_workers
+        self.seed = torch.initial_seed() % 2**63
+        self.sources: dict[Split, ImageSource] = {}
+
+    @abstractmethod
+    def build(self, split: Split) -> ImageSource | None:
+        """The images of a split as the dataset publishes it; None for `val` where it publishes none.
+
+        Raises:
+            DataError: If files are missing or wrong; says which, and what to put where.
+        """
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1:
+            if trainer._accelerator_connector.use_distributed_sampler:
+                raise UsageError(
+                    "Lightning's distributed sampler repeats images to fill the last batch: accuracies would be wrong; "
+                    "pass use_distributed_sampler=False to the Trainer (nernlit's command line does)."
+                )
+            self.seed = trainer.strategy.broadcast(self.seed)
+        if stage in ("fit", "validate"):
+            self._setup_training(with_train=stage == "fit" and self.train_on == "images")
+        if stage == "test":
+            self._keep("test", self._published("test"))
+
+    def _setup_training(self, with_train: bool) -> None:
+        val = self.build("val")
+        if val is not None:
+            self._keep("val", val)
+            if with_train:
+                self._keep("train", self._published("train"))
+            return
+        train = self._published("train")
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.split_seed))
+        held_out = max(1, round(self.val_share * len(train)))
+        self._keep("val", train.subset(chosen[:held_out].sort().values))
+        if with_train:
+            self._keep("train", train.subset(chosen[held_out:].sort().values))
+
+    def _published(self, split: Split) -> ImageSource:
+        source = self.build(split)
+        assert source is not None, f"{type(self).__name__}.build({split!r}) returned nothing"
+        return source
+
+    def _keep(self, split: Split, source: ImageSource) -> None:
+        if split not in self.sources:
+            bytes_each = source[[0]][0].numel()
+            fits = bytes_each * len(source) <= _IN_MEMORY_BYTES
+            self.sources[split] = source.in_memory() if fits else source
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        if self.train_on == "images":
+            return self._loader("train", self.batch_size, training=True)
+        return DataLoader(range(self.steps_per_epoch), batch_size=None)  # type: ignore[arg-type]  # a range will do
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader("val", self.eval_batch_size, training=False)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader("test", self.eval_batch_size, training=False)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """A single empty batch: what is predicted is the network, not labels of images."""
+        return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
+
+    def _loader(self, split: Split, batch_size: int, training: bool) -> DataLoader[Any]:
+        source, trainer = self.sources[split], self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        numbers = BatchNumbers(len(source), batch_size, training, self.seed, rank, world_size)
+        workers = 0 if source is source.in_memory() else self.num_workers
+        return DataLoader(source, batch_size=None, sampler=numbers, num_workers=workers)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        trainer = self.trainer
+        training = trainer is not None and trainer.training
+        if training and self.train_on != "images":
+            return self._noise(batch) if self.train_on == "noise" else batch
+        if not isinstance(batch, tuple | list):
+            return batch
+        images_BCHW, labels_B = batch
+        if training and (self.pad_crop or self.flip):
+            images_BCHW = pad_crop_flip(images_BCHW, self.pad_crop, self.flip, self._step_generator())
+        return images_BCHW.float() / 255, labels_B
+
+    def _step_generator(self) -> torch.Generator:
+        """Randomness of its own for every step and process, so that a resumed run repeats nothing and skips nothing."""
+        assert self.trainer is not None
+        step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
+        return torch.Generator().manual_seed((self.seed + 7_919 * (step + 1)) % 2**63)
+
+    def _noise(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        channels, height, width = self.sources["val"][[0]][0].shape[1:]
+        unit = torch.rand(self.batch_size, channels, height, width, generator=self._step_generator())
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        pixels = (2 * unit - 1) * self.noise_range * std + mean
+        return pixels.to(batch.device), torch.full((self.batch_size,), -1, device=batch.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seed = state_dict["seed"]

@@ -1,0 +1,24 @@
+"""Errors that name what was given, what was expected, and the flag or call that mends it.
+
+The command line prints the message of a `NernlitError` and exits with code 2; a library user catches the class.
+"""
+
+
+class NernlitError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class LayoutError(NernlitError):
+    """The chosen layers, the kernels or the predictor's kernel size do not fit each other."""
+
+
+class CheckpointError(NernlitError):
+    """A file of weights is missing, unreadable, or belongs to another network."""
+
+
+class DataError(NernlitError):
+    """A dataset is missing, truncated or wrongly laid out."""
+
+
+class UsageError(NernlitError):
+    """A combination of options that cannot work."""

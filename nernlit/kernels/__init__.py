@@ -1,0 +1,23 @@
+"""WHAT is represented: layout, addresses, orders, sampling."""
+
+from nernlit.kernels.addresses import addresses
+from nernlit.kernels.layout import ConvLayer, LayerFilter, LayerPreset, Layout
+from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order, packed_bits
+from nernlit.kernels.sampling import AllKernels, MagnitudeMix, Sampling, Uniform
+
+__all__ = [
+    "AllKernels",
+    "ConvLayer",
+    "LayerFilter",
+    "LayerPreset",
+    "Layout",
+    "MagnitudeMix",
+    "OrderName",
+    "Sampling",
+    "Uniform",
+    "addresses",
+    "cross_filter_order",
+    "greedy_order",
+    "in_filter_order",
+    "packed_bits",
+]

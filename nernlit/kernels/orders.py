@@ -1,0 +1,129 @@
+"""Orders: greedy nearest-neighbour permutations that make a CNN's kernels smooth to walk along.
+
+NeRN (arXiv 2212.13554, section 3.2): start from item 0 and append the most similar item not yet used. Similarity is
+the cosine; for 1x1 kernels the cosine is only ever +-1, so minus the squared difference is used instead.
+
+- `in_filter`: the channels inside each filter, then the layer's filters (each kernel normalised to length 1).
+- `cross_filter`: all O * I kernels of a layer at once.
+
+Shapes: B independent problems, M items, D features; O filters, I channels. A *permutation* lists items in their order;
+its inverse gives every item its *position*. Similarities are float64, so that ties break the same way everywhere.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nernlit.kernels.layout import Layout
+
+OrderName = Literal["none", "in_filter", "cross_filter"]
+
+#: Rows of dead items are dropped once they are this share of those that are scanned.
+_COMPACT_AT = 0.5
+
+
+def inverse(permutation: Tensor) -> Tensor:
+    """The inverse of permutations along the last dimension: position of every item.
+
+    >>> inverse(torch.tensor([2, 0, 1])).tolist()
+    [1, 2, 0]
+    """
+    steps = torch.arange(permutation.shape[-1], device=permutation.device).expand_as(permutation)
+    return torch.empty_like(permutation).scatter_(-1, permutation, steps)
+
+
+def greedy_order(items_BMD: Tensor, similarity: Literal["cosine", "distance"] = "cosine") -> Tensor:
+    """Greedy nearest-neighbour permutations (B, M), each starting from item 0; equal similarities take the lower index.
+
+    Args:
+        items_BMD: B independent sets of M items with D features.
+        similarity: `cosine`, or `distance` for minus the squared difference.
+
+    >>> greedy_order(torch.tensor([[[1.0, 0.0], [-1.0, 0.1], [1.0, 0.2]]])).tolist()
+    [[0, 2, 1]]
+    """
+    items = items_BMD.double()
+    if similarity == "cosine":
+        items = _unit(items)
+    batch, count, _ = items.shape
+    # -|x - y|^2 = 2xy - |x|^2 - |y|^2, and |y|^2 of the current item is the same for all candidates.
+    penalty = items.square().sum(-1) if similarity == "distance" else None
+    order = torch.zeros(batch, count, dtype=torch.long)
+    labels = torch.arange(count).expand(batch, count)
+    which = torch.arange(batch)
+    current = items[:, 0]
+    dead = torch.zeros(batch, count, dtype=torch.bool)
+    dead[:, 0] = True
+    dropped = 0
+    for step in range(1, count):
+        # Every problem loses one item a step, so the living ones always fill a rectangle.
+        if step - dropped > _COMPACT_AT * items.shape[1]:
+            keep = (~dead).nonzero()[:, 1].view(batch, -1)
+            items = items.gather(1, keep[..., None].expand(-1, -1, items.shape[-1]))
+            labels, dead = labels.gather(1, keep), torch.zeros_like(keep, dtype=torch.bool)
+            penalty = penalty.gather(1, keep) if penalty is not None else None
+            dropped = step
+        score = torch.bmm(items, current[..., None]).squeeze(-1)
+        if penalty is not None:
+            score = 2 * score - penalty
+        best = score.masked_fill_(dead, -math.inf).argmax(1)
+        order[:, step], current = labels[which, best], items[which, best]
+        dead[which, best] = True
+    return order
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    unit: Tensor = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return unit
+
+
+def in_filter_order(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The in-filter order of a weight (O, I, kh, kw): the filters' permutation (O,) and each one's channels' (O, I).
+
+    The channels of filter f are listed in `channels[f]`; both index the original's own numbering.
+    """
+    kernels_OID = weight.flatten(2).double()
+    channels = greedy_order(kernels_OID, _similarity(weight))
+    ordered_OID = _unit(kernels_OID).gather(1, channels[..., None].expand_as(kernels_OID))
+    return greedy_order(ordered_OID.flatten(1)[None])[0], channels
+
+
+def cross_filter_order(weight: Tensor) -> Tensor:
+    """The cross-filter order of a weight (O, I, kh, kw): one permutation (O * I,) of all its kernels."""
+    return greedy_order(weight.flatten(2).flatten(0, 1)[None], _similarity(weight))[0]
+
+
+def _similarity(weight: Tensor) -> Literal["cosine", "distance"]:
+    return "distance" if weight.shape[2:].numel() == 1 else "cosine"
+
+
+def positions(weight: Tensor, order: OrderName) -> Tensor:
+    """The (filter, channel) that every kernel of a weight (O, I, kh, kw) is called by, (O, I, 2) int64."""
+    filters, channels = weight.shape[:2]
+    if order == "in_filter":
+        filter_order, channel_orders = in_filter_order(weight)
+        places = inverse(filter_order)[:, None].expand(filters, channels), inverse(channel_orders)
+    else:
+        flat = torch.arange(filters * channels)
+        if order == "cross_filter":
+            flat = inverse(cross_filter_order(weight))
+        places = (flat // channels).view(filters, channels), (flat % channels).view(filters, channels)
+    return torch.stack(places, dim=-1)
+
+
+def packed_bits(layout: Layout, order: OrderName) -> int:
+    """Bits that a decoder needs to know the order: M numbers of ceil(log2 M) bits for a permutation of M items."""
+
+    def permutation(items: int) -> int:
+        return items * math.ceil(math.log2(items)) if items > 1 else 0
+
+    bits = 0
+    for layer in layout.layers:
+        filters, channels = layer.shape[:2]
+        if order == "in_filter":
+            bits += permutation(filters) + filters * permutation(channels)
+        elif order == "cross_filter":
+            bits += permutation(filters * channels)
+    return bits

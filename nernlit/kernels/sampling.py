@@ -1,0 +1,111 @@
+"""Sampling: which kernels a step looks at.
+
+A draw is a pure function of (seed, step), and a process takes its share of it: a resumed run sees what an
+uninterrupted one would have seen, and W processes with batches of B see exactly what one process with a batch of W * B
+sees.
+"""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+
+from nernlit.errors import UsageError
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator of its own for every key; equal keys give equal draws on every machine."""
+    seed = 0
+    for part in key:
+        seed = (seed * 0x9E3779B97F4A7C15 + part + 1) % 2**63
+    return torch.Generator().manual_seed(seed)
+
+
+class Sampling(ABC):
+    """Chooses the rows of the kernel table that a training step predicts and compares.
+
+    Args:
+        batch_size: Kernels a step and process.
+    """
+
+    def __init__(self, batch_size: int = 4096) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size={batch_size} kernels a step; expected at least 1.")
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def joint(self, norms_N: Tensor, seed: int, step: int, count: int) -> Tensor:
+        """The row numbers (int64) that all processes together look at in a step: `count`, or fewer if N is smaller."""
+
+    def indices(self, norms_N: Tensor, seed: int, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
+        """The row numbers (int64) that one process looks at in a step.
+
+        Args:
+            norms_N: Every kernel's Euclidean norm, on the CPU.
+            seed: Of the whole run, equal on all processes.
+            step: Number of the batch, counted over the whole run.
+            rank: Of this process.
+            world_size: Number of processes.
+        """
+        drawn = self.joint(norms_N, seed, step, self.batch_size * world_size)
+        return drawn.chunk(world_size)[rank] if world_size > 1 else drawn
+
+
+@final
+class Uniform(Sampling):
+    """Passes over all kernels in a new random order each, without replacement (a pass may end within a batch)."""
+
+    def __init__(self, batch_size: int = 4096) -> None:
+        super().__init__(batch_size)
+        self._kept: tuple[tuple[int, int, int], Tensor] | None = None
+
+    def joint(self, norms_N: Tensor, seed: int, step: int, count: int) -> Tensor:
+        size = len(norms_N)
+        count = min(count, size)
+        first = step * count
+        last = first + count - 1
+        parts = [self._pass(size, seed, number) for number in range(first // size, last // size + 1)]
+        self._kept = ((size, seed, last // size), parts[-1])
+        offset = first % size
+        return torch.cat(parts)[offset : offset + count]
+
+    def _pass(self, size: int, seed: int, number: int) -> Tensor:
+        if self._kept is not None and self._kept[0] == (size, seed, number):
+            return self._kept[1]
+        return torch.randperm(size, generator=_generator(seed, number))
+
+
+@final
+class MagnitudeMix(Sampling):
+    """NeRN's mix: a uniform batch with probability `uniform_share`, else kernels drawn in proportion to their norm.
+
+    The draws by norm are with replacement (NeRN, arXiv 2212.13554, section 3.3; the paper's appendix D.2).
+    """
+
+    def __init__(self, batch_size: int = 4096, uniform_share: float = 0.8) -> None:
+        super().__init__(batch_size)
+        if not 0 <= uniform_share <= 1:
+            raise UsageError(f"uniform_share={uniform_share}; expected a probability between 0 and 1.")
+        self.uniform_share = uniform_share
+        self._uniform = Uniform(batch_size)
+
+    def joint(self, norms_N: Tensor, seed: int, step: int, count: int) -> Tensor:
+        generator = _generator(seed, step, 1)
+        if torch.rand((), generator=generator) < self.uniform_share:
+            return self._uniform.joint(norms_N, seed, step, count)
+        count = min(count, len(norms_N))
+        ends = norms_N.double().cumsum(0)
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
+        return torch.searchsorted(ends, drawn, right=True).clamp_max(len(ends) - 1)
+
+
+@final
+class AllKernels(Sampling):
+    """Every kernel in every step, shared out over the processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def joint(self, norms_N: Tensor, seed: int, step: int, count: int) -> Tensor:
+        return torch.arange(len(norms_N))

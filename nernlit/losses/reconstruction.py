@@ -1,0 +1,51 @@
+"""Reconstruction losses: how far predicted kernels are from the original's.
+
+Shapes: N kernels, K kernel side. A mask (N, K, K) says which entries are weights; the rest of a smaller kernel's row
+is not.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _check(predicted: Tensor, target: Tensor, mask: Tensor | None) -> None:
+    if predicted.shape != target.shape or (mask is not None and mask.shape != target.shape):
+        masked = "" if mask is None else f", mask {tuple(mask.shape)}"
+        raise ValueError(
+            f"predicted {tuple(predicted.shape)}, target {tuple(target.shape)}{masked}: expected equal shapes."
+        )
+
+
+def reconstruction_mse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
+    """Mean squared error over every predicted weight (one mean, not one a layer).
+
+    Raises:
+        ValueError: If the shapes differ; broadcasting would hide the mistake.
+
+    >>> reconstruction_mse(torch.zeros(4, 3, 3), torch.full((4, 3, 3), 0.5))
+    tensor(0.2500)
+    """
+    _check(predicted_NKK, target_NKK, mask_NKK)
+    errors_NKK = (predicted_NKK - target_NKK).square()
+    if mask_NKK is None:
+        return errors_NKK.mean()
+    return (errors_NKK * mask_NKK).sum() / mask_NKK.sum()
+
+
+def reconstruction_rmse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
+    """Root of `reconstruction_mse`: L_recon as NeRN's code computes it (arXiv 2212.13554; arXiv 2407.00356, eq. 1).
+
+    >>> reconstruction_rmse(torch.zeros(4, 3, 3), torch.full((4, 3, 3), 0.5))
+    tensor(0.5000)
+    """
+    return reconstruction_mse(predicted_NKK, target_NKK, mask_NKK).sqrt()
+
+
+def variance_explained(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
+    """1 - mean squared error / mean squared weight: 1 is exact, 0 is as good as predicting zeros.
+
+    >>> variance_explained(torch.full((2, 1, 1), 0.9), torch.ones(2, 1, 1))
+    tensor(0.9900)
+    """
+    power = reconstruction_mse(torch.zeros_like(target_NKK), target_NKK, mask_NKK)
+    return 1 - reconstruction_mse(predicted_NKK, target_NKK, mask_NKK) / power

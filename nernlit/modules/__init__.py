@@ -1,0 +1,7 @@
+"""The LightningModules: one a scheme, and one that trains an original."""
+
+from nernlit.modules.base import ClassifierModule, ReconstructionModule
+from nernlit.modules.original import OriginalModule
+from nernlit.modules.recon_only import ReconOnly
+
+__all__ = ["ClassifierModule", "OriginalModule", "ReconOnly", "ReconstructionModule"]

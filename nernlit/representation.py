@@ -1,0 +1,200 @@
+"""The representation: an original, its layout and order, and a predictor, as one plain `nn.Module`.
+
+Schemes train it, files store it, analyses read it; nothing here needs Lightning.
+
+Shapes: N kernels, K kernel side that the predictor gives (at least the layout's), B images, C classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nernlit.errors import CheckpointError, LayoutError
+from nernlit.kernels import LayerFilter, LayerPreset, Layout, OrderName, addresses, packed_bits
+from nernlit.originals import Original
+from nernlit.predictors import Predictor
+
+#: Kernels predicted at a time when no gradient is wanted; bounds the memory of a decode.
+_CHUNK = 65_536
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What there is to store; bytes count 4 a number.
+
+    Attributes:
+        predictor_params: The predictor's parameters.
+        predicted_weights: Convolution weights that it stands for.
+        cr_paper: The paper's CR: predictor parameters / predicted weights, and nothing else.
+        order_bytes: Packed permutations, which a decoder needs too.
+        kept_bytes: The original's tensors that are not predicted (linear and normalisation layers, statistics).
+        cr_stored: (predictor + order + kept) bytes / all of the original's bytes.
+    """
+
+    predictor_params: int
+    predicted_weights: int
+    cr_paper: float
+    order_bytes: int
+    kept_bytes: int
+    cr_stored: float
+
+
+@final
+class Representation(nn.Module):
+    """A CNN whose convolution kernels come out of a predictor.
+
+    Its `state_dict` holds the predictor, the scale, the addresses and the original's fingerprint, and never the
+    original.
+
+    Args:
+        original: The CNN; it is frozen and stays in evaluation mode.
+        predictor: Maps addresses to kernels.
+        layers: Which convolutions are predicted: a preset or a `LayerFilter`.
+        order: How kernels are numbered: `in_filter` (the paper's for CIFAR and STL), `cross_filter` (ImageNet) or
+            `none`.
+        standardise: Let the predictor work in units of the weights' root mean square (ours); False is NeRN's.
+
+    Raises:
+        LayoutError: If no layer matches, or the predictor's kernels are smaller than a layer's.
+    """
+
+    scale: Tensor
+    addresses: Tensor
+    target: Tensor
+    layer_masks: Tensor
+
+    def __init__(
+        self,
+        original: Original,
+        predictor: Predictor,
+        layers: LayerPreset | LayerFilter = "all_convs",
+        order: OrderName = "in_filter",
+        standardise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.original = original.requires_grad_(False).eval()
+        self.predictor = predictor
+        self.layout = Layout.of(original.net, layers)
+        self.order: OrderName = order
+        size = predictor.kernel_size
+        if size < self.layout.kernel_size:
+            largest = max(self.layout.layers, key=lambda layer: max(layer.shape[2:]))
+            raise LayoutError(
+                f"kernel_size={size} is smaller than layer {largest.key.removesuffix('.weight')!r} "
+                f"({largest.shape[2]}x{largest.shape[3]}); pass --model.representation.predictor.kernel_size="
+                f"{self.layout.kernel_size}, or leave the layer out (--model.representation.layers)."
+            )
+        state = original.net.state_dict()
+        address_N3 = addresses(self.layout, state, order)
+        extent = address_N3.amax(0) + 1
+        predictor.bind((int(extent[0]), int(extent[1]), int(extent[2])))
+        masks = self.layout.layer_masks(size)
+        target = self.layout.table(state).float()
+        margin = (size - self.layout.kernel_size) // 2
+        if size > self.layout.kernel_size:
+            wide = target.new_zeros(len(target), size, size)
+            rows = slice(margin, margin + self.layout.kernel_size)
+            wide[:, rows, rows] = target
+            target = wide
+        power = target.square().sum() / self.layout.num_weights
+        self.register_buffer("scale", power.sqrt() if standardise else torch.ones(()))
+        narrow = torch.int16 if int(extent.max()) <= torch.iinfo(torch.int16).max else torch.int32
+        self.register_buffer("addresses", address_N3.to(narrow))
+        self.register_buffer("target", target, persistent=False)
+        self.register_buffer("layer_masks", masks, persistent=False)
+        self.register_state_dict_post_hook(_leave_out_original)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_put_in_original)  # type: ignore[no-untyped-call]
+
+    def kernels(self, indices: Tensor | None = None) -> Tensor:
+        """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
+
+        Where no gradient is wanted the work is done in chunks, so that memory does not grow with the hidden width.
+        """
+        rows = self.addresses if indices is None else self.addresses[indices]
+        if torch.is_grad_enabled() or len(rows) <= _CHUNK:
+            predicted: Tensor = self.predictor(rows.int())
+        else:
+            predicted = torch.cat([self.predictor(chunk.int()) for chunk in rows.split(_CHUNK)])
+        return predicted * self.scale
+
+    def mask(self, indices: Tensor | None = None) -> Tensor | None:
+        """(N, K, K) booleans: which entries are weights; None where all of them are."""
+        if self._all_full:
+            return None
+        layers = self.addresses[:, 0] if indices is None else self.addresses[indices, 0]
+        return self.layer_masks[layers.int()]
+
+    @property
+    def _all_full(self) -> bool:
+        return self.layout.num_weights == self.layout.num_kernels * self.predictor.kernel_size**2
+
+    def weights(self) -> dict[str, Tensor]:
+        """The predicted entries of the original's state dict, with gradients to the predictor."""
+        return self.layout.weights(self.kernels())
+
+    def forward(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (B, C) of the reconstructed CNN for pixels in [0, 1].
+
+        Args:
+            images_BCHW: Pixels.
+            weights: What `weights()` returned, where it serves several batches; predicted here by default.
+        """
+        weights = self.weights() if weights is None else weights
+        entries = {f"net.{key}": value for key, value in weights.items()}
+        logits: Tensor = functional_call(self.original, entries, (images_BCHW,))
+        return logits
+
+    @torch.no_grad()
+    def reconstructed(self) -> dict[str, Tensor]:
+        """The reconstructed CNN as a state dict with the original's keys and types, for `timm.create_model`."""
+        state = {key: value.detach().clone() for key, value in self.original.net.state_dict().items()}
+        for key, value in self.weights().items():
+            state[key] = value.to(state[key].dtype).contiguous()
+        return state
+
+    def sizes(self) -> Sizes:
+        """What there is to store, by the paper's count and in full."""
+        params, predicted = self.predictor.num_params, self.layout.num_weights
+        state = self.original.net.state_dict()
+        all_bytes = 4 * sum(value.numel() for value in state.values())
+        kept_bytes = all_bytes - 4 * predicted
+        order_bytes = (packed_bits(self.layout, self.order) + 7) // 8
+        return Sizes(
+            predictor_params=params,
+            predicted_weights=predicted,
+            cr_paper=params / predicted,
+            order_bytes=order_bytes,
+            kept_bytes=kept_bytes,
+            cr_stored=(4 * params + order_bytes + kept_bytes) / all_bytes,
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the predictor alone: the original's BatchNorm statistics never move."""
+        super().train(mode)
+        self.original.eval()
+        return self
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"original": self.original.fingerprint()}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        own = self.original.fingerprint()
+        if state["original"] != own:
+            raise CheckpointError(
+                f"the checkpoint was fitted to another original (SHA-256 {state['original'][:12]}..., this one's is "
+                f"{own[:12]}...); pass the weights that it was fitted to (--model.representation.original.checkpoint)."
+            )
+
+
+def _leave_out_original(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}original.")]:
+        del state[key]
+
+
+def _put_in_original(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if isinstance(module, Representation):
+        state.update(module.original.state_dict(prefix=f"{prefix}original."))

@@ -1,0 +1,138 @@
+"""`nernlit sweep`: fit one configuration at several hidden widths and seeds, test each, and tabulate.
+
+A fit that is already in the table is not run again, so that an interrupted sweep goes on where it stopped.
+"""
+
+import argparse
+import csv
+import resource
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from rich.console import Console
+from rich.table import Table
+
+from nernlit.analysis import tradeoff_figure
+from nernlit.cli import NernlitCLI, run
+from nernlit.modules import ReconstructionModule
+
+_COLUMNS = {
+    "cr_paper": ("CR", "{:.1%}"),
+    "acc_original": ("original acc", "{:.2%}"),
+    "acc": ("reconstructed acc", "{:.2%}"),
+    "recon_rmse": ("RMSE", "{:.5f}"),
+    "variance_explained": ("variance explained", "{:.2%}"),
+    "fit_seconds": ("fit s", "{:.0f}"),
+    "steps_per_second": ("steps/s", "{:.1f}"),
+    "peak_memory_mib": ("peak MiB", "{:.0f}"),
+}
+Row = dict[str, float | str]
+
+
+def main(args: Sequence[str]) -> None:
+    """Run the command with these arguments; those it does not know go to `fit` as they are."""
+    parser = argparse.ArgumentParser(
+        prog="nernlit sweep", description=__doc__, epilog="All other options are those of `nernlit fit`."
+    )
+    parser.add_argument("--hidden", type=int, nargs="+", required=True, help="hidden widths")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one fit a width and seed (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figure")
+    parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
+    options, fit_args = parser.parse_known_args(args)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = options.out / "sweep.csv"
+    rows = _read(table)
+    settings = " ".join(fit_args)
+    chosen = []
+    for hidden in options.hidden:
+        for seed in options.seeds:
+            key = {"hidden": str(hidden), "seed": str(seed), "select": options.select, "settings": settings}
+            row = next((row for row in rows if key.items() <= row.items()), None)
+            if row is None:
+                row = {**key, **_fit(hidden, seed, options.select, options.out, fit_args)}
+                rows.append(row)
+                _write(table, rows)
+            chosen.append(row)
+    figure = tradeoff_figure(
+        [float(row["cr_paper"]) for row in chosen],
+        [float(row["acc"]) for row in chosen],
+        float(chosen[0]["acc_original"]),
+        "accuracy against size",
+    )
+    figure.savefig(options.out / "sweep.png", dpi=150)
+    console = Console()
+    console.print(_summary(chosen))
+    console.print(f"table: {table}\nfigure: {options.out / 'sweep.png'}", soft_wrap=True, highlight=False)
+    console.print(f"TensorBoard: tensorboard --logdir {options.out}", soft_wrap=True, highlight=False)
+
+
+def _fit(hidden: int, seed: int, select: str, out: Path, fit_args: Sequence[str]) -> Row:
+    logger = "--trainer.logger.init_args"
+    cli = run(
+        [
+            "fit",
+            *fit_args,
+            f"--model.init_args.representation.predictor.init_args.hidden={hidden}",
+            f"--seed_everything={seed}",
+            f"{logger}.save_dir={out}",
+            f"{logger}.name=h{hidden}_seed{seed}",
+        ]
+    )
+    return _measure(cli, select)
+
+
+def _measure(cli: NernlitCLI, select: str) -> Row:
+    trainer, module = cli.trainer, cli.model
+    assert isinstance(module, ReconstructionModule)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    timer = next(callback for callback in callbacks if isinstance(callback, Timer))
+    seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
+    steps = trainer.global_step
+    checkpoint = trainer.checkpoint_callback
+    assert isinstance(checkpoint, ModelCheckpoint)
+    path = {"best": checkpoint.best_model_path, "last": checkpoint.last_model_path}[select]
+    trainer.test(module, cli.datamodule, ckpt_path=path, verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        "cr_paper": module.representation.sizes().cr_paper,
+        **{name: metrics[f"test/{name}"] for name in ("acc_original", "acc", "recon_rmse", "variance_explained")},
+        "fit_seconds": seconds,
+        "steps_per_second": steps / max(seconds - validating, 1e-9),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [dict(row) for row in csv.DictReader(file)]
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
+
+
+def _summary(rows: Sequence[Row]) -> Table:
+    """A line a width: the mean over seeds, with the standard deviation where there are several."""
+    table = Table(title="test", title_justify="left")
+    table.add_column("H", justify="right")
+    for title, _ in _COLUMNS.values():
+        table.add_column(title, justify="right")
+    for hidden in dict.fromkeys(row["hidden"] for row in rows):
+        cells = []
+        for name, (_, form) in _COLUMNS.items():
+            values = [float(row[name]) for row in rows if row["hidden"] == hidden]
+            cell = form.format(statistics.fmean(values))
+            if len(values) > 1 and name in ("acc", "recon_rmse", "variance_explained"):
+                cell += f" ± {form.format(statistics.stdev(values))}"
+            cells.append(cell)
+        table.add_row(str(hidden), *cells)
+    return table
