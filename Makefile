@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow check format bench clean
+.PHONY: help demo test test-slow lint check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,11 +24,12 @@ test: $(BIN)/.installed  ## install what is missing and pass the tests
 test-slow: $(BIN)/.installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-check: $(BIN)/.installed  ## format, lint, types, tests: what CI runs
+lint: $(BIN)/.installed  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+
+check: lint test  ## everything that a change must pass
 
 format: $(BIN)/.installed  ## bring the code into shape
 	$(BIN)/ruff format .

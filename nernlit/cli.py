@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -11,6 +12,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError as ParserError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -63,6 +66,12 @@ class NernlitCLI(LightningCLI):
         elif given and not Path(given).is_file():
             raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, `last` or `best`.")
         super()._parse_ckpt_path()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer_config = self.config_init[self.subcommand]["trainer"]
+        if trainer_config["enable_progress_bar"] is not False:
+            trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), RichProgressBar(leave=True)]
+        return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
@@ -153,7 +162,7 @@ def run(args: Sequence[str]) -> NernlitCLI:
         # Evaluation must count every image exactly once; our loaders share images out themselves.
         trainer_defaults={
             "use_distributed_sampler": False,
-            "callbacks": [RichProgressBar(leave=True), Timer(), Summary()],
+            "callbacks": [Timer(), Summary()],
         },
         parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in _TRAINER_COMMANDS}},
         args=expand_bases(args),
@@ -165,14 +174,15 @@ _NOISE = (
     "The dirpath has changed",  # of a checkpoint callback that saves nothing: test and predict
     "`isinstance(treespec, LeafSpec)` is deprecated",
     "Couldn't infer the batch indices",  # predict: the batch is empty on purpose
-    "The '.*_dataloader' does not have many workers",  # whole batches come from memory
-    "The number of training batches .* is smaller than the logging interval",
+    "module(s) in eval mode at the start of training",  # the frozen original
+    "does not have many workers",  # whole batches come from memory
+    "is smaller than the logging interval",
 )
 
 
 def _hush() -> None:
     for message in _NOISE:
-        warnings.filterwarnings("ignore", message=f".*{message}")
+        warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
@@ -194,7 +204,7 @@ def main(args: Sequence[str] | None = None) -> None:
             sweep(given[1:])
         else:
             run(given)
-    except (NernlitError, ParserError, ArgumentError) as error:
+    except (NernlitError, ParserError, ArgumentError, MisconfigurationException) as error:
         if debug:
             raise
         print(f"nernlit: error: {error}", file=sys.stderr)

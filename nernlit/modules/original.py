@@ -14,7 +14,7 @@ from nernlit.originals import Original
 
 @final
 class OriginalModule(ClassifierModule):
-    """Cross-entropy on labelled images. Its checkpoints, and what `predict` writes, serve as an original's `checkpoint`.
+    """Cross-entropy on labelled images. Its checkpoints, and what `predict` writes, are an original's `checkpoint`.
 
     Args:
         original: The CNN to train, from random weights or from its checkpoint.
