@@ -1,0 +1,23 @@
+import pytest
+
+from nernlit.analysis import kernel_figure, layer_error_figure, layer_errors, tradeoff_figure
+from tests.fakes import tiny_representation
+
+
+def test_errors_of_the_layers_add_up_to_the_error_of_the_whole() -> None:
+    representation = tiny_representation()
+    errors = layer_errors(representation)
+    assert [error.name for error in errors] == ["stem", "depthwise", "pointwise", "wide"]
+    squares = sum(e.rmse**2 * layer.weights for e, layer in zip(errors, representation.layout.layers, strict=True))
+    mask = representation.mask()
+    difference = (representation.kernels() - representation.target)[mask]
+    assert squares == pytest.approx(float(difference.square().sum()), rel=1e-5)
+
+
+def test_figures_show_every_layer_and_both_networks() -> None:
+    representation = tiny_representation()
+    bars = layer_error_figure(layer_errors(representation))
+    assert [len(axis.patches) for axis in bars.axes] == [4, 4]
+    assert len(kernel_figure(representation, count=3).axes) == 6
+    tradeoff = tradeoff_figure([0.3, 1.2], [0.5, 0.9], 0.92, "title")
+    assert tradeoff.axes[0].lines[1].get_xydata().tolist() == [[30, 50], [120, 90]]

@@ -1,0 +1,121 @@
+"""Time the parts on this machine: `make bench`, or `python tests/benchmarks/bench.py --json out.json`.
+
+Every figure is a median of repeated runs with its spread (interquartile range); a step's share of the machine's matrix-product
+rate is measured in the same run. Nothing is asserted.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import timm.optim
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.benchmark import Timer
+
+from nernlit.data.augment import pad_crop_flip
+from nernlit.data.batches import BatchNumbers
+from nernlit.data.sources import TensorImages
+from nernlit.kernels import Uniform, addresses
+from nernlit.losses import reconstruction_mse
+from nernlit.originals import Original
+from nernlit.predictors import MLP
+from nernlit.representation import Representation
+
+BATCH = 4096
+
+
+def seconds(work: Callable[[], object], least: float = 1.5) -> tuple[float, float]:
+    """Median and interquartile range of one call."""
+    work()
+    measured = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads()).blocked_autorange(
+        min_run_time=least
+    )
+    return measured.median, measured.iqr
+
+
+def matrix_product_rate() -> float:
+    """Floating-point operations a second of a square fp32 product."""
+    left, right = torch.randn(2, 2048, 2048)
+    return 2 * 2048**3 / seconds(lambda: left @ right)[0]
+
+
+def recon_step(hidden: int) -> tuple[Callable[[], None], int]:
+    """A Recon-only step (sample, predict, compare, backward, Muon) on ResNet20, and its operations in linear layers."""
+    representation = Representation(_random_resnet20(), MLP(hidden, activation="gelu", base=0.9))
+    optimizer = timm.optim.Muon(representation.predictor.parameters(), lr=0.02, momentum=0.9, nesterov=True)
+    sampling, norms, step = Uniform(BATCH), representation.target.flatten(1).norm(dim=1), 0
+
+    def work() -> None:
+        nonlocal step
+        step += 1
+        rows = sampling.indices(norms, 0, step)
+        loss = reconstruction_mse(representation.kernels(rows), representation.target[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return work, 6 * BATCH * representation.predictor.num_params
+
+
+def _random_resnet20() -> Original:
+    torch.manual_seed(0)
+    return Original("cifar_resnet20")
+
+
+def loader() -> Callable[[], None]:
+    """An epoch of 10,000 CIFAR-sized images in batches of 256: shuffled, cropped, mirrored, as floats."""
+    source = TensorImages(torch.randint(256, (10_000, 3, 32, 32), dtype=torch.uint8), torch.zeros(10_000))
+    numbers = BatchNumbers(len(source), 256, training=True)
+    generator = torch.Generator()
+
+    def work() -> None:
+        for batch in numbers:
+            images, _ = source[batch]
+            pad_crop_flip(images, 4, True, generator).float().div(255)
+
+    return work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="file for the figures, to compare with another run")
+    options = parser.parse_args()
+    rate = matrix_product_rate()
+    figures: dict[str, dict[str, float]] = {"fp32 matrix product": {"gflop_per_s": rate / 1e9}}
+    for hidden in (64, 180, 300, 680):
+        work, operations = recon_step(hidden)
+        median, spread = seconds(work)
+        figures[f"Recon-only step, H={hidden}, batch {BATCH}"] = {
+            "ms": 1e3 * median,
+            "spread_ms": 1e3 * spread,
+            "share_of_matrix_product_rate": operations / median / rate,
+        }
+    representation = Representation(_random_resnet20(), MLP(180))
+    with torch.no_grad():
+        median, spread = seconds(representation.weights)
+    figures["decode of ResNet20, H=180"] = {"ms": 1e3 * median, "spread_ms": 1e3 * spread}
+    state = representation.original.net.state_dict()
+    for order in ("in_filter", "cross_filter"):
+        median, spread = seconds(lambda: addresses(representation.layout, state, order), 0.1)  # noqa: B023
+        figures[f"{order} order of ResNet20"] = {"ms": 1e3 * median, "spread_ms": 1e3 * spread}
+    median, spread = seconds(loader())
+    figures["loader, CIFAR-sized"] = {"ms": 1e3 * median, "spread_ms": 1e3 * spread, "images_per_s": 10_000 / median}
+
+    table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}", title_justify="left")
+    for column in ("what", "ms", "spread ms", "further"):
+        table.add_column(column)
+    for what, values in figures.items():
+        rest = {key: value for key, value in values.items() if key not in ("ms", "spread_ms")}
+        further = ", ".join(f"{key} {value:,.2f}" for key, value in rest.items())
+        cells = (f"{values[key]:.2f}" if key in values else "" for key in ("ms", "spread_ms"))
+        table.add_row(what, *cells, further)
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

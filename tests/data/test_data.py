@@ -1,0 +1,184 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nernlit.data import CIFAR10DataModule, CIFAR100DataModule, DigitsDataModule, FolderDataModule
+from nernlit.data.augment import pad_crop_flip
+from nernlit.data.batches import BatchNumbers
+from nernlit.errors import DataError, UsageError
+from tests.fakes import write_cifar10, write_image_folder
+
+
+def _all_labels(loader: torch.utils.data.DataLoader[object]) -> list[int]:
+    return [int(label) for _, labels in loader for label in labels]  # type: ignore[attr-defined, misc]
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    data = DigitsDataModule()
+    data.setup("fit")
+    data.setup("test")
+    assert {name: len(source) for name, source in data.sources.items()} == {"train": 1293, "val": 144, "test": 360}
+    again = DigitsDataModule()
+    again.setup("validate")
+    assert torch.equal(again.sources["val"].labels, data.sources["val"].labels)
+    other = DigitsDataModule(split_seed=1)
+    other.setup("validate")
+    assert not torch.equal(other.sources["val"].labels, data.sources["val"].labels)
+
+
+def test_batches_are_pixels_between_0_and_1() -> None:
+    data = DigitsDataModule(eval_batch_size=100)
+    data.setup("validate")
+    images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    assert images.shape == (100, 1, 8, 8)
+    assert images.dtype == torch.float32
+    assert (float(images.min()), float(images.max())) == (0, 1)
+    assert labels.dtype == torch.int64
+
+
+def test_evaluation_sees_every_image_once_over_all_processes() -> None:
+    for size, world_size in ((31, 2), (7, 3), (2, 4)):
+        seen = [
+            number
+            for rank in range(world_size)
+            for batch in BatchNumbers(size, 4, training=False, rank=rank, world_size=world_size)
+            for number in batch
+        ]
+        assert sorted(seen) == list(range(size))
+
+
+def test_training_shuffles_by_seed_and_epoch_in_equal_shares() -> None:
+    def epoch(number: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+        batches = BatchNumbers(50, 8 // world_size, training=True, seed=5, rank=rank, world_size=world_size)
+        batches.set_epoch(number)
+        assert len(list(batches)) == len(batches)
+        return list(batches)
+
+    assert epoch(0) == epoch(0)
+    assert epoch(0) != epoch(1)
+    assert [len(batch) for batch in epoch(0)] == [8] * 6
+    shares = [epoch(2, rank, 2) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in epoch(2)]
+
+
+def test_pad_crop_flip_equals_a_loop_over_images() -> None:
+    images = torch.randint(1, 255, (20, 3, 6, 5), dtype=torch.uint8)
+    out = pad_crop_flip(images, 2, True, torch.Generator().manual_seed(1))
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    kinds = set()
+    for before, after in zip(padded, out, strict=True):
+        windows = {
+            (top, left, flipped): torch.equal(
+                after,
+                before[:, top : top + 6, left : left + 5].flip(2)
+                if flipped
+                else before[:, top : top + 6, left : left + 5],
+            )
+            for top in range(5)
+            for left in range(5)
+            for flipped in (False, True)
+        }
+        found = [key for key, equal in windows.items() if equal]
+        assert len(found) == 1
+        kinds.add(found[0][2])
+    assert kinds == {False, True}
+
+
+def test_noise_is_uniform_in_normalised_pixels() -> None:
+    data = DigitsDataModule(train_on="noise", noise_range=2.0, batch_size=500, steps_per_epoch=3)
+    data.setup("fit")
+    assert len(data.train_dataloader()) == 3
+    assert "train" not in data.sources
+
+    class Fitting:
+        training, world_size, global_rank = True, 1, 0
+
+        class fit_loop:  # noqa: N801
+            total_batch_idx = 0
+
+    data.trainer = Fitting()  # type: ignore[assignment]
+    images, _ = data.on_after_batch_transfer(torch.tensor(0), 0)
+    unit = (images - 0.3) / 0.38
+    assert images.shape == (500, 1, 8, 8)
+    assert float(unit.abs().max()) == pytest.approx(2, abs=0.01)
+    assert float(unit.var()) == pytest.approx(4**2 / 12, rel=0.05)
+
+
+def test_cifar10_is_read_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
+    data = CIFAR10DataModule(root=str(write_cifar10(tmp_path)))
+    data.setup("fit")
+    data.setup("test")
+    assert {name: len(source) for name, source in data.sources.items()} == {"train": 45, "val": 5, "test": 10}
+    assert data.num_classes == 10
+    assert sorted(_all_labels(data.test_dataloader())) == list(range(10))
+
+
+def test_cifar100_is_read_from_image_files(tmp_path: Path) -> None:
+    data = CIFAR100DataModule(root=str(write_image_folder(tmp_path, 100, 1)))
+    data.setup("fit")
+    assert data.num_classes == 100
+    assert data.sources["train"][[0]][0].shape == (1, 3, 32, 32)
+    with pytest.raises(DataError, match="has 100 class folders, CIFAR10 has 10"):
+        CIFAR10DataModule(root=str(tmp_path)).setup("fit")
+
+
+def test_missing_cifar_says_what_to_put_where(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        CIFAR10DataModule(root=str(tmp_path)).setup("fit")
+    message = str(caught.value)
+    assert f"no complete CIFAR10 under {tmp_path}" in message
+    assert "cifar-10-python.tar.gz unpacked there" in message
+    assert "--data.download=true" in message
+
+
+@pytest.mark.parametrize(
+    ("splits", "counts"),
+    [
+        (("train", "test"), {"train": 27, "val": 3, "test": 30}),
+        (("train", "val"), {"train": 27, "val": 3, "test": 30}),
+        (("train", "val", "test"), {"train": 30, "val": 30, "test": 30}),
+    ],
+)
+def test_folders_use_the_splits_that_are_there(tmp_path: Path, splits: tuple[str, ...], counts: dict[str, int]) -> None:
+    data = FolderDataModule(root=str(write_image_folder(tmp_path, 3, 10, splits)))
+    data.setup("fit")
+    data.setup("test")
+    assert {name: len(source) for name, source in data.sources.items()} == counts
+    assert data.classes == ("class000", "class001", "class002")
+
+
+def test_folder_images_carry_their_own_label_and_are_fitted_to_size(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, 2, 3)
+    Image.fromarray(np.full((40, 60, 3), 200, dtype=np.uint8)).save(tmp_path / "test" / "class001" / "0.png")
+    data = FolderDataModule(root=str(tmp_path), image_size=16)
+    data.setup("test")
+    images, labels = data.sources["test"][[3, 0]]
+    assert images.shape == (2, 3, 16, 16)
+    assert labels.tolist() == [1, 0]
+    assert (images[0] == 200).all()
+    with pytest.raises(DataError, match=r"0\.png is 60x40 pixels, other images are 32x32; pass --data.image_size"):
+        FolderDataModule(root=str(tmp_path)).setup("test")
+
+
+def test_wrong_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has none of train/, val/, test/; expected .*--data.root"):
+        FolderDataModule(root=str(tmp_path)).setup("fit")
+    write_image_folder(tmp_path, 2, 1)
+    (tmp_path / "test" / "stranger").mkdir()
+    with pytest.raises(DataError, match="has 3 classes, expected the 2 of its sibling; they differ in stranger"):
+        FolderDataModule(root=str(tmp_path)).setup("test")
+    (tmp_path / "test" / "stranger").rmdir()
+    (tmp_path / "test" / "class000" / "0.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"0\.png is not a readable image"):
+        FolderDataModule(root=str(tmp_path)).setup("test")
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(UsageError, match="val_share=1.5; expected a share"):
+        DigitsDataModule(val_share=1.5)
+    with pytest.raises(UsageError, match="batch_size=0; expected at least 1 image"):
+        DigitsDataModule(batch_size=0)

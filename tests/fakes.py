@@ -1,0 +1,117 @@
+"""Kilobyte-sized networks, datasets and runs for the tests."""
+
+import pickle
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nernlit.originals import Original
+from nernlit.predictors import MLP
+from nernlit.representation import Representation
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+STATISTICS = {"mean": [0.5], "std": [0.5]}
+
+
+class TinyCNN(nn.Module):
+    """Every kind of convolution: 3x3, depthwise, 1x1 grouped, a 1x3 one, and one that is larger than the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 5, padding=2, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.pointwise = nn.Conv2d(6, 8, 1, groups=2)
+        self.wide = nn.Conv2d(8, 4, (1, 3), padding=(0, 1))
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        return self.head(self.wide(torch.relu(self.pointwise(self.depthwise(x)))).mean((2, 3)))
+
+
+class UntouchableCNN(nn.Module):
+    """A CNN that must never run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("the CNN ran")
+
+
+def tiny_original(seed: int = 0) -> Original:
+    torch.manual_seed(seed)
+    return Original.of(TinyCNN(), 10, **STATISTICS)
+
+
+def tiny_representation(seed: int = 0, **options: object) -> Representation:
+    original = tiny_original(seed)
+    torch.manual_seed(seed + 1)
+    return Representation(original, MLP(8, depth=3, kernel_size=5, levels=4), **options)  # type: ignore[arg-type]
+
+
+def write_weights(name: str, path: Path, **options: object) -> Path:
+    """A file of random weights of a timm model."""
+    torch.manual_seed(0)
+    save_file(Original(name, **options).net.state_dict(), path)  # type: ignore[arg-type]
+    return path
+
+
+def write_image_folder(root: Path, classes: int, each: int, splits: tuple[str, ...] = ("train", "test")) -> Path:
+    """An ImageFolder tree of 32x32 noise."""
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for label in range(classes):
+            folder = root / split / f"class{label:03d}"
+            folder.mkdir(parents=True)
+            for number in range(each):
+                pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def write_cifar10(root: Path, each: int = 10) -> Path:
+    """The published layout of CIFAR-10 with `each` images a file."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data = generator.integers(0, 256, (each, 3072), dtype=np.uint8)
+        with (folder / name).open("wb") as file:
+            pickle.dump({"data": data, "labels": [i % 10 for i in range(each)]}, file)
+    with (folder / "batches.meta").open("wb") as file:
+        pickle.dump({"label_names": [f"class{i}" for i in range(10)]}, file)
+    return root
+
+
+class PowerCut(L.Callback):
+    """Ends a run without warning before the given batch, as a killed process would."""
+
+    def __init__(self, before_batch: int) -> None:
+        self.before_batch = before_batch
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, _: int) -> None:
+        if trainer.fit_loop.total_batch_idx == self.before_batch:
+            raise ConnectionAbortedError("power cut")
+
+
+#: A fit of two epochs of five steps with a tiny predictor, on the command line.
+QUICK = [
+    "-c",
+    str(CONFIGS / "digits_h64.yaml"),
+    "--trainer.max_epochs=2",
+    "--data.steps_per_epoch=5",
+    "--model.representation.predictor.hidden=8",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+]

@@ -1,0 +1,59 @@
+import pytest
+import timm
+import torch
+
+from nernlit.errors import LayoutError
+from nernlit.kernels import LayerFilter, Layout
+from tests.fakes import TinyCNN
+
+
+def test_table_and_back_is_exact_to_the_bit_for_every_kind_of_convolution() -> None:
+    net = TinyCNN()
+    layout = Layout.of(net)
+    table = layout.table(net.state_dict())
+    assert table.shape == (layout.num_kernels, 5, 5)
+    for key, value in layout.weights(table).items():
+        assert torch.equal(value, net.state_dict()[key])
+
+
+def test_layout_counts_kernels_and_weights_of_grouped_layers() -> None:
+    layout = Layout.of(TinyCNN())
+    shapes = {layer.key: layer.shape for layer in layout.layers}
+    assert shapes["depthwise.weight"] == (6, 1, 3, 3)
+    assert shapes["pointwise.weight"] == (8, 3, 1, 1)
+    assert layout.num_kernels == 6 + 6 + 24 + 32
+    assert layout.num_weights == 6 * 25 + 6 * 9 + 24 + 32 * 3
+
+
+def test_a_smaller_kernel_is_the_centre_of_its_row() -> None:
+    layout = Layout([("big", (1, 1, 3, 3)), ("small", (1, 1, 1, 1)), ("row", (1, 1, 1, 3))])
+    weights = layout.weights(torch.arange(27.0).view(3, 3, 3))
+    assert weights["small"].item() == 9 + 4
+    assert weights["row"].flatten().tolist() == [18 + 3, 18 + 4, 18 + 5]
+
+
+def test_masks_mark_exactly_the_weights() -> None:
+    layout = Layout.of(TinyCNN())
+    masks = layout.layer_masks(5)
+    counted = sum(int(mask.sum()) * layer.kernels for mask, layer in zip(masks, layout.layers, strict=True))
+    assert counted == layout.num_weights
+
+
+def test_include_and_exclude_go_by_name_and_kernel_size() -> None:
+    def names(rule: LayerFilter) -> list[str]:
+        return [layer.key for layer in Layout.of(TinyCNN(), rule).layers]
+
+    assert names(LayerFilter(include=["*wise"])) == ["depthwise.weight", "pointwise.weight"]
+    assert names(LayerFilter(exclude=["stem", "w*"])) == ["depthwise.weight", "pointwise.weight"]
+    assert names(LayerFilter(kernel_sizes=[3])) == ["depthwise.weight", "wide.weight"]
+
+
+def test_the_papers_choice_of_resnet18_has_its_number_of_weights() -> None:
+    layout = Layout.of(timm.create_model("resnet18"), "stages_3x3")
+    assert len(layout.layers) == 16
+    assert layout.num_weights == 10_985_472
+
+
+def test_nothing_to_predict_is_an_error_that_names_what_there_is() -> None:
+    with pytest.raises(LayoutError, match=r"no Conv2d of TinyCNN matches .*it has 4 \(first: stem, depthwise"):
+        Layout.of(TinyCNN(), LayerFilter(include=["nothing"]))

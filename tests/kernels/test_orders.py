@@ -1,0 +1,59 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nernlit.kernels import Layout, addresses, greedy_order, packed_bits
+from nernlit.kernels.orders import inverse, positions
+from nernlit.originals import Original
+from tests.reference import slow
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 3, 3), (6, 9, 1, 1), (4, 1, 3, 3), (1, 6, 5, 5), (3, 8, 1, 3)])
+def test_greedy_orders_match_the_quadratic_reference(shape: tuple[int, int, int, int]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    assert np.array_equal(positions(weight, "in_filter").numpy(), slow.in_filter_positions(weight.numpy()))
+    assert np.array_equal(positions(weight, "cross_filter").numpy(), slow.cross_filter_positions(weight.numpy()))
+
+
+def test_an_order_gives_every_kernel_of_a_layer_another_address() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for order in ("none", "in_filter", "cross_filter"):
+        flat = addresses(Layout([("w", weight.shape)]), {"w": weight}, order)  # type: ignore[arg-type, list-item]
+        assert sorted(map(tuple, flat.tolist())) == [(0, f, c) for f in range(6) for c in range(4)]
+
+
+def test_neighbours_in_the_order_are_more_alike_than_before() -> None:
+    weight = torch.randn(1, 200, 3, 3, generator=torch.Generator().manual_seed(0))
+    order = greedy_order(weight.flatten(2))[0]
+
+    def roughness(kernels: torch.Tensor) -> float:
+        return float(1 - torch.cosine_similarity(kernels[1:], kernels[:-1]).mean())
+
+    kernels = weight[0].flatten(1)
+    assert roughness(kernels[order]) < 0.5 * roughness(kernels)
+
+
+def test_equal_similarities_and_zero_kernels_take_the_lower_index() -> None:
+    items = torch.zeros(1, 5, 9)
+    assert greedy_order(items).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_inverse_of_an_inverse_is_the_permutation() -> None:
+    permutation = torch.stack([torch.randperm(50) for _ in range(3)])
+    assert torch.equal(inverse(inverse(permutation)), permutation)
+    assert torch.equal(permutation.gather(1, inverse(permutation)), torch.arange(50).expand(3, 50))
+
+
+def test_packed_in_filter_order_of_resnet20_is_20_kib() -> None:
+    layout = Layout.of(Original("cifar_resnet20").net)
+    bits = packed_bits(layout, "in_filter")
+    assert bits == sum(o * i * math.ceil(math.log2(i)) + o * math.ceil(math.log2(o)) for o, i in _sizes(layout))
+    assert round(bits / 8 / 2**20, 3) == 0.020
+    assert packed_bits(layout, "none") == 0
+    assert packed_bits(layout, "cross_filter") > 1.8 * bits
+
+
+def _sizes(layout: Layout) -> list[tuple[int, int]]:
+    return [(layer.shape[0], layer.shape[1]) for layer in layout.layers]

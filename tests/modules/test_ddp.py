@@ -1,0 +1,39 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nernlit
+
+SCRIPT = Path(__file__).with_name("ddp_fit.py")
+
+
+def _fit(processes: int, batch_size: int, loss: str, out: Path) -> list[dict[str, Any]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(nernlit.__file__).parent.parent)}
+    command = [sys.executable, str(SCRIPT), str(processes), str(batch_size), loss, str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.parametrize("loss", ["mse", "rmse"])
+def test_two_processes_train_like_one_with_the_joined_batch(tmp_path: Path, loss: str) -> None:
+    (alone,) = _fit(1, 64, loss, tmp_path / "alone")
+    both = _fit(2, 32, loss, tmp_path / "both")
+    for one, two, single in zip(both[0]["start"], both[1]["start"], alone["start"], strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, single)
+    sampled = [set(outcome["sampled"].tolist()) for outcome in both]
+    assert not sampled[0] & sampled[1]
+    assert sampled[0] | sampled[1] == set(alone["sampled"].tolist())
+    for one, two, single in zip(both[0]["end"], both[1]["end"], alone["end"], strict=True):
+        assert torch.equal(one, two)
+        assert torch.allclose(one, single, rtol=1e-4, atol=1e-6)
+    # 31 images on two processes: the shares of 31 must come out exactly, on every process.
+    for outcome in both:
+        for name in ("val/acc", "val/acc_original", "val/acc_top5"):
+            assert outcome["val"][name] == pytest.approx(alone["val"][name], abs=1e-6)

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from nernlit.errors import UsageError
+from nernlit.optimisers import NeedsTotalSteps, WarmupCosine, timm_optimizer
+from nernlit.optimisers.ranger21 import Ranger21
+
+
+def test_warmup_cosine_is_linear_up_and_half_a_cosine_down() -> None:
+    optimizer = torch.optim.SGD([Parameter(torch.ones(1))], lr=0.5)
+    schedule = WarmupCosine(optimizer, warmup_steps=4, min_lr=0.1)
+    schedule.set_total_steps(20)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:4] == pytest.approx([0.125, 0.25, 0.375, 0.5])
+    assert rates[4:] == pytest.approx([0.1 + 0.4 * (1 + math.cos(math.pi * i / 16)) / 2 for i in range(16)])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_warmup_cosine_without_a_length_says_so() -> None:
+    optimizer = torch.optim.SGD([Parameter(torch.ones(1))], lr=0.5)
+    schedule = WarmupCosine(optimizer)
+    optimizer.step()
+    with pytest.raises(UsageError, match="does not know the run's length; pass total_steps"):
+        schedule.step()
+
+
+def test_ranger_2019_is_radam_in_lookahead_with_the_papers_settings() -> None:
+    optimizer = timm_optimizer(
+        [Parameter(torch.ones(2, 2))], "lookahead_radam", lr=5e-3, weight_decay=1e-3, options={"betas": (0.5, 0.999)}
+    )
+    group = optimizer.param_groups[0]
+    assert (group["lookahead_k"], group["lookahead_alpha"]) == (6, 0.5)
+    assert (tuple(group["betas"]), group["weight_decay"]) == ((0.5, 0.999), 1e-3)
+
+
+def test_ranger21_is_silent_and_plans_for_the_runs_length(capsys: pytest.CaptureFixture[str]) -> None:
+    parameter = Parameter(torch.ones(3))
+    optimizer = Ranger21([parameter], lr=1e-2)
+    assert isinstance(optimizer, NeedsTotalSteps)
+    optimizer.set_total_steps(100)
+    assert (optimizer.total_iterations, optimizer.start_warm_down) == (100, 72)
+    for _ in range(100):
+        parameter.square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert capsys.readouterr().out == ""
+    assert optimizer.current_lr < 1e-3  # it has warmed down
+    assert float(parameter.detach().abs().max()) < 1

@@ -1,0 +1,190 @@
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nernlit.cli import expand_bases, main, run
+from nernlit.errors import UsageError
+from tests.fakes import CONFIGS, QUICK, write_image_folder, write_weights
+
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+ORIGINALS = {"cifar10": ("cifar_resnet20", 10), "cifar100": ("cifar_resnet56", 100)}
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The message of a command that must end with exit code 2 and no traceback."""
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_runs_a_step(config: Path, tmp_path: Path) -> None:
+    args = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0"]
+    args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--data.val_share=0.5"]
+    dataset, _, rest = config.stem.partition("_")
+    if dataset in ORIGINALS:
+        name, classes = ORIGINALS[dataset]
+        args.append(f"--data.root={write_image_folder(tmp_path, classes, 2)}")
+        if rest != "original":
+            weights = write_weights(name, tmp_path / "w.safetensors", num_classes=classes)
+            args.append(f"--model.representation.original.checkpoint={weights}")
+    if rest == "original":
+        args.append("--data.batch_size=8")
+    cli = run(["fit", "-c", str(config), *args])
+    assert cli.trainer.global_step == 1
+
+
+def test_configurations_say_only_what_differs_from_their_bases() -> None:
+    for config in SHIPPED:
+        content = yaml.safe_load(config.read_text())
+        assert content["base"], f"{config.name} has no base"
+        assert content["trainer"]["logger"]["init_args"]["name"] == config.stem
+
+
+def test_bases_come_before_the_file_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: [sub/b.yaml]\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.yaml").write_text("base: [c.yaml]\n")
+    (tmp_path / "sub" / "c.yaml").write_text("seed_everything: 1\n")
+    args = expand_bases(["fit", f"--config={tmp_path / 'a.yaml'}", "--x"])
+    names = [Path(arg).name for arg in args]
+    assert names == ["fit", "-c", "c.yaml", "-c", "b.yaml", "-c", "a.yaml", "--x"]
+    (tmp_path / "sub" / "c.yaml").write_text("base: [b.yaml]\n")
+    with pytest.raises(UsageError, match="builds on itself"):
+        expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])
+
+
+def test_fit_validate_test_and_predict_follow_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = run(["fit", *QUICK])
+    shown = capsys.readouterr().out
+    assert "reconstructed accuracy" in shown
+    assert "tensorboard --logdir runs/digits_h64/version_0" in shown
+    validated = run(["validate", *QUICK, "--ckpt_path=last"])
+    assert float(validated.trainer.callback_metrics["val/acc"]) == float(fitted.trainer.callback_metrics["val/acc"])
+    run(["test", *QUICK, "--ckpt_path=runs/digits_h64/version_0/checkpoints/best.ckpt"])
+    run(["predict", *QUICK, "--ckpt_path=last"])
+    path = "runs/digits_h64/version_0/reconstructed.safetensors"
+    net = timm.create_model("digits_resnet8", checkpoint_path=path).eval()
+    images = torch.rand(4, 1, 8, 8)
+    original = fitted.model.representation.original
+    expected = fitted.model.eval()(images)
+    assert torch.allclose(net((images - original.mean) / original.std), expected, atol=1e-5)
+
+
+def test_tensorboard_holds_scalars_figures_and_hyperparameters() -> None:
+    run(["fit", *QUICK])
+    folder = Path("runs/digits_h64/version_0")
+    events = EventAccumulator(str(folder)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert scalars >= {
+        *(f"val/{name}" for name in ("acc", "acc_top5", "acc_original", "recon_rmse", "variance_explained")),
+        *("train/loss", "train/recon", "train/variance_explained", "size/cr_paper", "size/predictor_params"),
+    }
+    assert set(events.Tags()["images"]) == {"layers/error", "kernels"}
+    # TensorBoard's hparams tab reads these three; the metrics are the run's last ones.
+    written = b"".join(path.read_bytes() for path in folder.rglob("events*"))
+    assert b"_hparams_/session_start_info" in written
+    assert b"init_args.hidden" in written or b"hidden" in written
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["representation"]["predictor"]["init_args"]["hidden"] == 8
+
+
+def test_a_saved_configuration_runs_again() -> None:
+    run(["fit", *QUICK])
+    cli = run(["fit", "-c", "runs/digits_h64/version_0/config.yaml"])
+    assert cli.trainer.global_step == 10
+
+
+def test_checkpoints_hold_primitives_only_and_bring_their_model_along() -> None:
+    fitted = run(["fit", *QUICK])
+    path = "runs/digits_h64/version_0/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["hyper_parameters"]["_class_path"] == "nernlit.modules.ReconOnly"
+    assert not [key for key in checkpoint["state_dict"] if ".original." in key]
+    # The width comes from the checkpoint, whatever the configuration says.
+    other = [arg for arg in QUICK if "hidden" not in arg]
+    tested = run(["test", *other, f"--ckpt_path={path}"])
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(tested.model.eval()(images), fitted.model.eval()(images))
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _refused(capsys, command, *QUICK)
+    assert f"`{command}` without --ckpt_path would use a predictor with random weights" in message
+    message = _refused(capsys, command, *QUICK, "--ckpt_path=best")
+    assert "--ckpt_path best: no best.ckpt in runs/digits_h64/version_*/checkpoints" in message
+
+
+@pytest.mark.parametrize(
+    ("args", "pattern"),
+    [
+        (["fit", "-c", "nowhere.yaml"], "no configuration file nowhere.yaml"),
+        (["fit", *QUICK, "--model.loss=mae"], "loss.*mae"),
+        (["fit", *QUICK, "--model.nonsense=1"], "nonsense"),
+        (["fit", *QUICK, "--trainer.max_epochs=many"], "max_epochs.*many"),
+        (["fit", *QUICK, "--nonsense=1"], "nonsense"),
+        (["fit", *QUICK, "--model=Nonsense"], "Nonsense"),
+        (["fit", *QUICK, "--data.val_share=2"], "val_share=2.0; expected a share"),
+        (["fit", *QUICK, "--ckpt_path=nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
+        (["fit", *QUICK, "--model.representation.original.name=resnet"], "timm has no model named 'resnet'"),
+        (
+            ["fit", *QUICK, "--model.representation.original.pretrained=false"],
+            "'digits_resnet8' has random weights; pass",
+        ),
+        (["fit", "-c", str(CONFIGS / "cifar10_h180.yaml")], "has random weights; pass --model.representation.original"),
+        (["nonsense"], "nonsense"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes_are_one_clear_message(args: list[str], pattern: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _refused(capsys, *args)
+    assert re.search(pattern, message)
+    assert message.startswith("nernlit: error: ")
+    assert len(message) < 700
+
+
+def test_nothing_is_left_behind_by_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    _refused(capsys, "fit", *QUICK, "--data.val_share=2")
+    assert not Path("runs").exists()
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError):
+        main(["fit", "-c", "nowhere.yaml", "--debug"])
+    monkeypatch.setenv("NERNLIT_DEBUG", "1")
+    with pytest.raises(UsageError):
+        main(["fit", "-c", "nowhere.yaml"])
+
+
+def test_print_config_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *QUICK, "--print_config"])
+    assert caught.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["init_args"]["optimizer"]["class_path"] == "timm.optim.Muon"
+    assert printed["data"]["init_args"]["steps_per_epoch"] == 5
+
+
+def test_a_sweep_tabulates_and_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["sweep", "--hidden", "4", "8", "--out", "swept", *QUICK]
+    main([*line[:2], "4", *line[4:]])
+    first = Path("swept/sweep.csv").read_text()
+    main(line)
+    with Path("swept/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["hidden"] for row in rows] == ["4", "8"]
+    assert Path("swept/sweep.csv").read_text().startswith(first)
+    assert all(0 <= float(row["acc"]) <= 1 and float(row["acc_original"]) > 0.9 for row in rows)
+    assert float(rows[0]["cr_paper"]) < float(rows[1]["cr_paper"])
+    assert Path("swept/sweep.png").stat().st_size > 1000
+    assert "reconstructed" in capsys.readouterr().out

@@ -1,0 +1,68 @@
+"""Who may import whom: the order of the house, checked on the source."""
+
+import ast
+from pathlib import Path
+
+import nernlit
+
+ROOT = Path(nernlit.__file__).parent
+
+#: Part of the package -> the parts that it may import.
+_PLAIN = {"errors"}
+ALLOWED = {
+    "errors": set(),
+    "kernels": _PLAIN,
+    "predictors": _PLAIN,
+    "originals": _PLAIN,
+    "losses": _PLAIN,
+    "optimisers": _PLAIN,
+    "representation": {*_PLAIN, "kernels", "predictors", "originals", "losses"},
+    "analysis": {*_PLAIN, "kernels", "predictors", "originals", "losses", "representation"},
+    "modules": {*_PLAIN, "kernels", "predictors", "originals", "losses", "optimisers", "representation"},
+    "data": _PLAIN,
+    "callbacks": {*_PLAIN, "analysis", "representation"},
+    "cli": {*_PLAIN, "kernels", "predictors", "optimisers", "modules", "data", "callbacks", "sweep"},
+    "sweep": {*_PLAIN, "analysis", "cli", "modules"},
+    "__main__": {"cli"},
+    "__init__": {"kernels", "originals", "predictors", "representation"},
+}
+WITHOUT_LIGHTNING = {
+    "errors",
+    "kernels",
+    "predictors",
+    "originals",
+    "losses",
+    "optimisers",
+    "representation",
+    "analysis",
+}
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} if node.module != "nernlit" else {f"nernlit.{alias.name}" for alias in node.names}
+    return names
+
+
+def _parts() -> dict[str, set[str]]:
+    parts: dict[str, set[str]] = {}
+    for path in ROOT.rglob("*.py"):
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        parts.setdefault(part, set()).update(_imports(path))
+    return parts
+
+
+def test_every_part_imports_only_what_stands_below_it() -> None:
+    for part, imported in _parts().items():
+        own = {name.split(".")[1] for name in imported if name.startswith("nernlit.")} - {part}
+        assert own <= ALLOWED[part], f"nernlit.{part} imports {sorted(own - ALLOWED[part])}"
+
+
+def test_there_is_no_lightning_below_the_modules() -> None:
+    for part, imported in _parts().items():
+        if part in WITHOUT_LIGHTNING:
+            assert not [name for name in imported if name.split(".")[0] == "lightning"], f"nernlit.{part}"
