@@ -32,15 +32,18 @@ class NernlitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--base", type=list[str], default=[], help="YAML files that a configuration builds on.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(RepresentationFigures, "figures")
         parser.add_lightning_class_args(WeightsWriter, "writer")
         parser.set_defaults(
             {
-                "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/acc",
-                "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
+                "best_checkpoint.filename": "best",
+                "best_checkpoint.monitor": "val/acc",
+                "best_checkpoint.mode": "max",
+                # One of its own: `save_last` would keep the last one that was also among the best.
+                "last_checkpoint.filename": "last",
+                "last_checkpoint.save_on_train_epoch_end": True,
             }
         )
 
@@ -65,7 +68,12 @@ class NernlitCLI(LightningCLI):
                 config["trainer"]["logger"]["init_args"]["version"] = found.parent.parent.name
         elif given and not Path(given).is_file():
             raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, `last` or `best`.")
+        original = "model.init_args.representation.original.checkpoint"
+        file = config.get(original)
         super()._parse_ckpt_path()
+        if file is not None:
+            # The checkpoint says how the model is built; where the original's file lies today is said here.
+            self.config[self.config["subcommand"]][original] = file
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer_config = self.config_init[self.subcommand]["trainer"]
@@ -84,9 +92,9 @@ class NernlitCLI(LightningCLI):
         return kwargs
 
     def _refuse_random_weights(self, command: str) -> None:
-        if not self.config_init[command].get("ckpt_path"):
+        if not self.config_init[command].get("ckpt_path") and not self.model.is_trained:
             raise UsageError(
-                f"`{command}` without --ckpt_path would use a predictor with random weights; "
+                f"`{command}` without --ckpt_path would use a network with random weights; "
                 "pass --ckpt_path FILE, or `best` or `last` for the newest run of this configuration."
             )
 
@@ -180,6 +188,12 @@ _NOISE = (
 )
 
 
+_PARSER_CEREMONY = re.compile(
+    r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>$|Given value type:"
+    r"|Given value: (NestedArg|Namespace)"
+)
+
+
 def _hush() -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
@@ -204,8 +218,28 @@ def main(args: Sequence[str] | None = None) -> None:
             sweep(given[1:])
         else:
             run(given)
-    except (NernlitError, ParserError, ArgumentError, MisconfigurationException) as error:
-        if debug:
+    except Exception as error:
+        message = None if debug else _for_the_user(error)
+        if message is None:
             raise
-        print(f"nernlit: error: {error}", file=sys.stderr)
+        print(f"nernlit: error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _for_the_user(error: BaseException) -> str | None:
+    """The message of an error that the user can mend; None for others, which are ours and keep their traceback."""
+    cause: BaseException | None = error
+    while cause is not None:  # the parser wraps what a constructor raised
+        if isinstance(cause, NernlitError | MisconfigurationException):
+            return str(cause)
+        cause = cause.__cause__
+    if isinstance(error, ParserError | ArgumentError):
+        return f"{_condensed(str(error))} (--print_config shows every option)"
+    return None
+
+
+def _condensed(text: str) -> str:
+    """The parser's tree of alternatives in one line, without those that nobody meant."""
+    lines = [line.strip(" -") for line in text.splitlines()]
+    kept = [line for line in lines if line and not _PARSER_CEREMONY.match(line)]
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(kept))

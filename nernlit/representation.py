@@ -102,8 +102,8 @@ class Representation(nn.Module):
             target = wide
         power = target.square().sum() / self.layout.num_weights
         self.register_buffer("scale", power.sqrt() if standardise else torch.ones(()))
-        narrow = torch.int16 if int(extent.max()) <= torch.iinfo(torch.int16).max else torch.int32
-        self.register_buffer("addresses", address_N3.to(narrow))
+        # int32: gloo cannot broadcast int16 to other processes, and embeddings take nothing narrower.
+        self.register_buffer("addresses", address_N3.int())
         self.register_buffer("target", target, persistent=False)
         self.register_buffer("layer_masks", masks, persistent=False)
         self.register_state_dict_post_hook(_leave_out_original)  # type: ignore[no-untyped-call]
@@ -116,9 +116,9 @@ class Representation(nn.Module):
         """
         rows = self.addresses if indices is None else self.addresses[indices]
         if torch.is_grad_enabled() or len(rows) <= _CHUNK:
-            predicted: Tensor = self.predictor(rows.int())
+            predicted: Tensor = self.predictor(rows)
         else:
-            predicted = torch.cat([self.predictor(chunk.int()) for chunk in rows.split(_CHUNK)])
+            predicted = torch.cat([self.predictor(chunk) for chunk in rows.split(_CHUNK)])
         return predicted * self.scale
 
     def mask(self, indices: Tensor | None = None) -> Tensor | None:
@@ -126,7 +126,7 @@ class Representation(nn.Module):
         if self._all_full:
             return None
         layers = self.addresses[:, 0] if indices is None else self.addresses[indices, 0]
-        return self.layer_masks[layers.int()]
+        return self.layer_masks[layers]
 
     @property
     def _all_full(self) -> bool:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, Timer
 from rich.console import Console
 from rich.table import Table
 
@@ -90,10 +90,8 @@ def _measure(cli: NernlitCLI, select: str) -> Row:
     timer = next(callback for callback in callbacks if isinstance(callback, Timer))
     seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
     steps = trainer.global_step
-    checkpoint = trainer.checkpoint_callback
-    assert isinstance(checkpoint, ModelCheckpoint)
-    path = {"best": checkpoint.best_model_path, "last": checkpoint.last_model_path}[select]
-    trainer.test(module, cli.datamodule, ckpt_path=path, verbose=False)
+    checkpoint = Path(str(trainer.log_dir), "checkpoints", f"{select}.ckpt")
+    trainer.test(module, cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         "cr_paper": module.representation.sizes().cr_paper,

@@ -117,10 +117,15 @@ def test_checkpoints_hold_primitives_only_and_bring_their_model_along() -> None:
     assert torch.equal(tested.model.eval()(images), fitted.model.eval()(images))
 
 
+def test_an_original_with_weights_is_evaluated_without_a_checkpoint() -> None:
+    line = ["test", "-c", str(CONFIGS / "digits_original.yaml"), *QUICK[5:], "--model.original.pretrained=true"]
+    assert float(run(line).trainer.callback_metrics["test/acc"]) > 0.95
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = _refused(capsys, command, *QUICK)
-    assert f"`{command}` without --ckpt_path would use a predictor with random weights" in message
+    assert f"`{command}` without --ckpt_path would use a network with random weights" in message
     message = _refused(capsys, command, *QUICK, "--ckpt_path=best")
     assert "--ckpt_path best: no best.ckpt in runs/digits_h64/version_*/checkpoints" in message
 
@@ -134,7 +139,7 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         (["fit", *QUICK, "--trainer.max_epochs=many"], "max_epochs.*many"),
         (["fit", *QUICK, "--nonsense=1"], "nonsense"),
         (["fit", *QUICK, "--model=Nonsense"], "Nonsense"),
-        (["fit", *QUICK, "--data.val_share=2"], "val_share=2.0; expected a share"),
+        (["fit", *QUICK, "--data.val_share=2"], r"val_share=2\.0; expected a share"),
         (["fit", *QUICK, "--ckpt_path=nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["fit", *QUICK, "--model.representation.original.name=resnet"], "timm has no model named 'resnet'"),
         (

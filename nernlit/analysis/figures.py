@@ -39,7 +39,7 @@ def kernel_figure(representation: Representation, count: int = 10) -> Figure:
         limit = float(pairs[:, column].abs().max())
         for row, title in enumerate(("original", "reconstructed")):
             axis = axes[row, column]
-            axis.imshow(pairs[row, column], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axis.imshow(pairs[row, column].tolist(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             axis.set_xticks([])
             axis.set_yticks([])
             if column == 0:

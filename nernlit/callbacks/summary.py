@@ -32,6 +32,7 @@ class Summary(L.Callback):
         if isinstance(representation, Representation):
             metrics["size/cr_paper"] = representation.sizes().cr_paper
         shown = {name: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
+        final = {name: value for name, value in metrics.items() if name.startswith((f"{stage}/", "size/"))}
         if not shown:
             return
         console = Console()
@@ -39,7 +40,7 @@ class Summary(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 if trainer.state.fn == "fit" and pl_module.hparams:
-                    logger.log_hyperparams(_flat(dict(pl_module.hparams)), metrics)
+                    logger.log_hyperparams(_flat(dict(pl_module.hparams)), final, trainer.global_step)
                 console.print(f"TensorBoard: tensorboard --logdir {logger.log_dir}", soft_wrap=True, highlight=False)
 
 

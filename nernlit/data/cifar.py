@@ -24,7 +24,7 @@ class _CifarDataModule(ImageDataModule):
         self.root, self.download = Path(root), download
 
     def prepare_data(self) -> None:
-        if self.download:
+        if self.download and not self._is_folder():
             self._published_files("train", download=True)
 
     def setup(self, stage: str) -> None:

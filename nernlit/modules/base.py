@@ -45,7 +45,7 @@ class ClassifierModule(L.LightningModule, ABC):
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.num_classes = original.num_classes
+        self.num_classes, self.in_chans = original.num_classes, original.in_chans
         self.metrics = torch.nn.ModuleDict()
 
     @abstractmethod
@@ -59,6 +59,11 @@ class ClassifierModule(L.LightningModule, ABC):
     @abstractmethod
     def classifiers(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """What an evaluation measures: the suffix of its metrics' names -> pixels to logits."""
+
+    @property
+    @abstractmethod
+    def is_trained(self) -> bool:
+        """Whether an evaluation makes sense before a checkpoint is loaded."""
 
     @abstractmethod
     def network(self) -> tuple[str, dict[str, Tensor]]:
@@ -113,6 +118,11 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def _count(self, batch: ImageBatch) -> None:
         images_BCHW, labels_B = batch
+        if images_BCHW.shape[1] != self.in_chans:
+            raise DataError(
+                f"images of {images_BCHW.shape[1]} channels, but the original takes {self.in_chans}; "
+                "use the data it was trained on, or set its in_chans."
+            )
         for suffix, classify in self._classifiers.items():
             logits_BC = classify(images_BCHW)
             for name in ("acc", "acc_top5"):
@@ -134,7 +144,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         """Log an evaluation's figures; equal on all processes already."""
         for name, value in results.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", rank_zero_only=True)
+            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(list(self.trained_parameters()))
@@ -182,6 +192,10 @@ class ReconstructionModule(ClassifierModule):
 
     def trained_parameters(self) -> Iterable[Parameter]:
         return self.representation.predictor.parameters()
+
+    @property
+    def is_trained(self) -> bool:
+        return False  # a new predictor is random
 
     def network(self) -> tuple[str, dict[str, Tensor]]:
         return self.representation.original.name, self.representation.reconstructed()

@@ -46,6 +46,10 @@ class OriginalModule(ClassifierModule):
     def trained_parameters(self) -> Iterable[Parameter]:
         return self.original.parameters()
 
+    @property
+    def is_trained(self) -> bool:
+        return self.original.weights_from is not None
+
     def classifiers(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {"": self.original}
 

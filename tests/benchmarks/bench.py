@@ -1,7 +1,7 @@
 """Time the parts on this machine: `make bench`, or `python tests/benchmarks/bench.py --json out.json`.
 
-Every figure is a median of repeated runs with its spread (interquartile range); a step's share of the machine's matrix-product
-rate is measured in the same run. Nothing is asserted.
+Every figure is a median of repeated runs with its spread (interquartile range); a step's share of the machine's
+matrix-product rate is measured in the same run. Nothing is asserted.
 """
 
 import argparse

@@ -178,7 +178,7 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(UsageError, match="val_share=1.5; expected a share"):
+    with pytest.raises(UsageError, match=r"val_share=1\.5; expected a share"):
         DigitsDataModule(val_share=1.5)
     with pytest.raises(UsageError, match="batch_size=0; expected at least 1 image"):
         DigitsDataModule(batch_size=0)

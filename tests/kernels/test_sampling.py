@@ -30,7 +30,8 @@ def test_processes_share_out_the_batch_of_a_single_one(kind: type[Uniform] | typ
         joint = kind(32).indices(NORMS, 3, step)
         parts = [kind(16).indices(NORMS, 3, step, rank, 2) for rank in range(2)]
         assert torch.equal(torch.cat(parts), joint)
-        assert kind is MagnitudeMix or not set(parts[0].tolist()) & set(parts[1].tolist())
+        if kind is Uniform and step < 3:  # within the first pass; later batches may span the end of one
+            assert not set(parts[0].tolist()) & set(parts[1].tolist())
 
 
 def test_draws_by_magnitude_follow_the_norms() -> None:

@@ -4,9 +4,11 @@ Arguments: processes, kernels a step and process, loss, file to write.
 """
 
 import sys
+from collections.abc import Iterable
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from nernlit.data import DigitsDataModule
 from nernlit.kernels import Uniform
@@ -34,12 +36,16 @@ class Record(L.Callback):
         torch.save(self.outcome, f"{sys.argv[4]}.{rank}")
 
 
+def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1)
+
+
 def main() -> None:
     processes, batch_size = int(sys.argv[1]), int(sys.argv[2])
     L.seed_everything(3, verbose=False)
     module = ReconOnly(
         Representation(Original("digits_resnet8", pretrained=True), MLP(16), order="none"),
-        lambda params: torch.optim.SGD(params, lr=0.1),
+        sgd,
         sampling=Uniform(batch_size),
         loss=sys.argv[3],  # type: ignore[arg-type]
     )
@@ -52,10 +58,9 @@ def main() -> None:
         max_epochs=1,
         use_distributed_sampler=False,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Record()],
+        callbacks=[Record(), ModelCheckpoint(f"{sys.argv[4]}.checkpoints", monitor="val/acc", mode="max")],
     )
     trainer.fit(module, datamodule=data)
 

@@ -2,11 +2,13 @@ import math
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch.nn import Parameter
 
 from nernlit.errors import UsageError
-from nernlit.optimisers import NeedsTotalSteps, WarmupCosine, timm_optimizer
+from nernlit.optimisers import NeedsTotalSteps, Ranger, WarmupCosine
 from nernlit.optimisers.ranger21 import Ranger21
+from tests.fakes import tiny_representation
 
 
 def test_warmup_cosine_is_linear_up_and_half_a_cosine_down() -> None:
@@ -32,24 +34,34 @@ def test_warmup_cosine_without_a_length_says_so() -> None:
 
 
 def test_ranger_2019_is_radam_in_lookahead_with_the_papers_settings() -> None:
-    optimizer = timm_optimizer(
-        [Parameter(torch.ones(2, 2))], "lookahead_radam", lr=5e-3, weight_decay=1e-3, options={"betas": (0.5, 0.999)}
-    )
+    twin, parameter = Parameter(torch.ones(2, 2)), Parameter(torch.ones(2, 2))
+    optimizer = Ranger([parameter])
     group = optimizer.param_groups[0]
     assert (group["lookahead_k"], group["lookahead_alpha"]) == (6, 0.5)
-    assert (tuple(group["betas"]), group["weight_decay"]) == ((0.5, 0.999), 1e-3)
+    assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (5e-3, (0.5, 0.999), 1e-3)
+    # timm builds the same thing under this name.
+    named = create_optimizer_v2([twin], opt="lookahead_radam", lr=5e-3, weight_decay=1e-3, betas=(0.5, 0.999))
+    for _ in range(20):
+        for weights, stepper in ((parameter, optimizer), (twin, named)):
+            (weights**4).sum().backward()
+            stepper.step()
+            stepper.zero_grad()
+    assert torch.equal(parameter, twin)
 
 
 def test_ranger21_is_silent_and_plans_for_the_runs_length(capsys: pytest.CaptureFixture[str]) -> None:
-    parameter = Parameter(torch.ones(3))
-    optimizer = Ranger21([parameter], lr=1e-2)
+    representation = tiny_representation()
+    optimizer = Ranger21(representation.predictor.parameters(), lr=1e-2)
     assert isinstance(optimizer, NeedsTotalSteps)
     optimizer.set_total_steps(100)
     assert (optimizer.total_iterations, optimizer.start_warm_down) == (100, 72)
+    losses = []
     for _ in range(100):
-        parameter.square().sum().backward()
-        optimizer.step()
+        loss = (representation.kernels() - representation.target).square().mean()
+        losses.append(loss.item())
         optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     assert capsys.readouterr().out == ""
     assert optimizer.current_lr < 1e-3  # it has warmed down
-    assert float(parameter.detach().abs().max()) < 1
+    assert losses[-1] < 0.8 * losses[0]

@@ -80,9 +80,9 @@ def test_statistics_default_to_what_timm_says_and_must_fit_the_channels() -> Non
 
 
 def test_unknown_names_and_untrained_networks_are_refused() -> None:
-    with pytest.raises(UsageError, match="no model named 'cifar_resnet21'; did you mean cifar_resnet20"):
+    with pytest.raises(UsageError, match=r"no model named .cifar_resnet21.; did you mean .*cifar_resnet20"):
         Original("cifar_resnet21")
-    with pytest.raises(UsageError, match="has random weights; pass --model.representation.original.checkpoint"):
+    with pytest.raises(UsageError, match=r"has random weights; pass --model\.representation\.original\.checkpoint"):
         Original("cifar_resnet20").require_weights()
     with pytest.raises(UsageError, match="both checkpoint='x' and pretrained=true"):
         Original("cifar_resnet20", checkpoint="x", pretrained=True)

@@ -88,5 +88,5 @@ def test_wrong_use_is_refused() -> None:
         MLP(0)
     with pytest.raises(UsageError, match="does not know how far addresses reach; call bind"):
         MLP(4)(ADDRESSES)
-    with pytest.raises(UsageError, match="levels=0, base=0.76; expected at least one level"):
+    with pytest.raises(UsageError, match=r"levels=0, base=0\.76; expected at least one level"):
         MLP(4, levels=0)
