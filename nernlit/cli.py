@@ -19,7 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported so that YAML can name their classes without a module path.
 from nernlit import kernels, optimisers, predictors  # noqa: F401
-from nernlit.callbacks import RepresentationFigures, Summary, WeightsWriter
+from nernlit.callbacks import BestCheckpoint, RepresentationFigures, Summary, WeightsWriter
 from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.modules import ClassifierModule
@@ -32,15 +32,12 @@ class NernlitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--base", type=list[str], default=[], help="YAML files that a configuration builds on.")
-        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(RepresentationFigures, "figures")
         parser.add_lightning_class_args(WeightsWriter, "writer")
         parser.set_defaults(
             {
-                "best_checkpoint.filename": "best",
-                "best_checkpoint.monitor": "val/acc",
-                "best_checkpoint.mode": "max",
                 # One of its own: `save_last` would keep the last one that was also among the best.
                 "last_checkpoint.filename": "last",
                 "last_checkpoint.save_on_train_epoch_end": True,

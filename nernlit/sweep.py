@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback, Timer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,10 +21,10 @@ from nernlit.modules import ReconstructionModule
 
 _COLUMNS = {
     "cr_paper": ("CR", "{:.1%}"),
-    "acc_original": ("original acc", "{:.2%}"),
-    "acc": ("reconstructed acc", "{:.2%}"),
+    "acc_original": ("orig. acc", "{:.2%}"),
+    "acc": ("recon. acc", "{:.2%}"),
     "recon_rmse": ("RMSE", "{:.5f}"),
-    "variance_explained": ("variance explained", "{:.2%}"),
+    "variance_explained": ("expl. var.", "{:.2%}"),
     "fit_seconds": ("fit s", "{:.0f}"),
     "steps_per_second": ("steps/s", "{:.1f}"),
     "peak_memory_mib": ("peak MiB", "{:.0f}"),
@@ -120,7 +121,7 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 def _summary(rows: Sequence[Row]) -> Table:
     """A line a width: the mean over seeds, with the standard deviation where there are several."""
-    table = Table(title="test", title_justify="left")
+    table = Table(title="test", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("H", justify="right")
     for title, _ in _COLUMNS.values():
         table.add_column(title, justify="right")

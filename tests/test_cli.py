@@ -192,4 +192,4 @@ def test_a_sweep_tabulates_and_goes_on_where_it_stopped(capsys: pytest.CaptureFi
     assert all(0 <= float(row["acc"]) <= 1 and float(row["acc_original"]) > 0.9 for row in rows)
     assert float(rows[0]["cr_paper"]) < float(rows[1]["cr_paper"])
     assert Path("swept/sweep.png").stat().st_size > 1000
-    assert "reconstructed" in capsys.readouterr().out
+    assert "table: swept/sweep.csv" in capsys.readouterr().out
