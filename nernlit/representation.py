@@ -93,13 +93,7 @@ class Representation(nn.Module):
         extent = address_N3.amax(0) + 1
         predictor.bind((int(extent[0]), int(extent[1]), int(extent[2])))
         masks = self.layout.layer_masks(size)
-        target = self.layout.table(state).float()
-        margin = (size - self.layout.kernel_size) // 2
-        if size > self.layout.kernel_size:
-            wide = target.new_zeros(len(target), size, size)
-            rows = slice(margin, margin + self.layout.kernel_size)
-            wide[:, rows, rows] = target
-            target = wide
+        target = self.layout.table(state, size).float()
         power = target.square().sum() / self.layout.num_weights
         self.register_buffer("scale", power.sqrt() if standardise else torch.ones(()))
         # int32: gloo cannot broadcast int16 to other processes, and embeddings take nothing narrower.

@@ -93,9 +93,20 @@ def test_tensorboard_holds_scalars_figures_and_hyperparameters() -> None:
     # TensorBoard's hparams tab reads these three; the metrics are the run's last ones.
     written = b"".join(path.read_bytes() for path in folder.rglob("events*"))
     assert b"_hparams_/session_start_info" in written
-    assert b"init_args.hidden" in written or b"hidden" in written
+    assert b"representation.predictor.init_args.hidden" in written
+    finals = {event.step: event.value for event in events.Scalars("val/variance_explained")}
+    assert len(finals) == 2
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["model"]["init_args"]["representation"]["predictor"]["init_args"]["hidden"] == 8
+
+
+def test_an_originals_checkpoint_serves_as_an_original() -> None:
+    run(["fit", "-c", str(CONFIGS / "digits_original.yaml"), *QUICK[2:3], *QUICK[5:], "--data.batch_size=200"])
+    checkpoint = "runs/digits_original/version_0/checkpoints/last.ckpt"
+    original = "--model.representation.original"
+    cli = run(["fit", *QUICK, f"{original}.pretrained=false", f"{original}.checkpoint={checkpoint}"])
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]["original.net.conv1.weight"]
+    assert torch.equal(cli.model.representation.original.net.conv1.weight, trained)
 
 
 def test_a_saved_configuration_runs_again() -> None:

@@ -40,7 +40,7 @@ class Summary(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 if trainer.state.fn == "fit" and pl_module.hparams:
-                    logger.log_hyperparams(_flat(dict(pl_module.hparams)), final, trainer.global_step)
+                    logger.log_hyperparams(_flat(dict(pl_module.hparams)), final, max(0, trainer.global_step - 1))
                 console.print(f"TensorBoard: tensorboard --logdir {logger.log_dir}", soft_wrap=True, highlight=False)
 
 

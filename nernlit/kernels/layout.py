@@ -127,12 +127,18 @@ class Layout:
             )
         return cls(taken)
 
-    def table(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The table (N, K, K) of a state dict's kernels; what lies outside a smaller kernel's crop is zero."""
+    def table(self, state: Mapping[str, Tensor], kernel_size: int | None = None) -> Tensor:
+        """The table (N, K, K) of a state dict's kernels; what lies outside a smaller kernel's crop is zero.
+
+        Args:
+            state: Holds every predicted weight.
+            kernel_size: K, by default the largest kernel's side.
+        """
+        size = kernel_size or self.kernel_size
         first = state[self.layers[0].key]
-        table = first.new_zeros(self.num_kernels, self.kernel_size, self.kernel_size)
+        table = first.new_zeros(self.num_kernels, size, size)
         for layer in self.layers:
-            rows, columns = layer.crop(self.kernel_size)
+            rows, columns = layer.crop(size)
             table[layer.rows, rows, columns] = state[layer.key].detach().flatten(0, 1)
         return table
 

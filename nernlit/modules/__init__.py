@@ -1,6 +1,7 @@
 """The LightningModules: one a scheme, and one that trains an original."""
 
-from nernlit.modules.base import ClassifierModule, ReconstructionModule
+from nernlit.modules.base import ReconstructionModule
+from nernlit.modules.classifier import ClassifierModule
 from nernlit.modules.original import OriginalModule
 from nernlit.modules.recon_only import ReconOnly
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import cross_entropy
 
-from nernlit.modules.base import ClassifierModule, ImageBatch
+from nernlit.modules.classifier import ClassifierModule, ImageBatch
 from nernlit.originals import Original
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import timm.optim
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from nernlit.data.augment import pad_crop_flip
 from nernlit.data.batches import BatchNumbers
@@ -79,6 +82,30 @@ def loader() -> Callable[[], None]:
     return work
 
 
+def torchvision_loader() -> Callable[[], None]:
+    """The same work the published way: torchvision's transforms on one image after another, 1,000 images."""
+    transform = v2.Compose(
+        [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    )
+    images = [Image.fromarray(pixels) for pixels in torch.randint(256, (1_000, 32, 32, 3), dtype=torch.uint8).numpy()]
+
+    class Published(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            transformed: torch.Tensor = transform(images[index])
+            return transformed
+
+    batches = DataLoader(Published(), batch_size=256, shuffle=True)
+
+    def work() -> None:
+        for _ in batches:
+            pass
+
+    return work
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="file for the figures, to compare with another run")
@@ -102,7 +129,16 @@ def main() -> None:
         median, spread = seconds(lambda: addresses(representation.layout, state, order), 0.1)  # noqa: B023
         figures[f"{order} order of ResNet20"] = {"ms": 1e3 * median, "spread_ms": 1e3 * spread}
     median, spread = seconds(loader())
-    figures["loader, CIFAR-sized"] = {"ms": 1e3 * median, "spread_ms": 1e3 * spread, "images_per_s": 10_000 / median}
+    ours = 10_000 / median
+    figures["loader, CIFAR-sized"] = {"ms": 1e3 * median, "spread_ms": 1e3 * spread, "images_per_s": ours}
+    median, spread = seconds(torchvision_loader())
+    theirs = 1_000 / median
+    figures["torchvision, image by image, one process"] = {
+        "ms": 1e3 * median,
+        "spread_ms": 1e3 * spread,
+        "images_per_s": theirs,
+        "times_slower": ours / theirs,
+    }
 
     table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}", title_justify="left")
     for column in ("what", "ms", "spread ms", "further"):

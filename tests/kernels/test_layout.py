@@ -32,6 +32,14 @@ def test_a_smaller_kernel_is_the_centre_of_its_row() -> None:
     assert weights["row"].flatten().tolist() == [18 + 3, 18 + 4, 18 + 5]
 
 
+def test_a_table_of_any_size_gives_the_weights_back() -> None:
+    layout = Layout([("even", (2, 3, 4, 4)), ("odd", (2, 2, 3, 3)), ("pixel", (1, 2, 1, 1))])
+    state = {layer.key: torch.randn(layer.shape) for layer in layout.layers}
+    for size in (4, 5, 6, 9):
+        for key, value in layout.weights(layout.table(state, size)).items():
+            assert torch.equal(value, state[key])
+
+
 def test_masks_mark_exactly_the_weights() -> None:
     layout = Layout.of(TinyCNN())
     masks = layout.layer_masks(5)

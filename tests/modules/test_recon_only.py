@@ -77,6 +77,15 @@ def test_validation_reports_both_networks_on_the_same_images() -> None:
     assert metrics["val/variance_explained"] == pytest.approx(float(explained), rel=1e-4)
 
 
+def test_an_evaluation_predicts_every_kernel_once() -> None:
+    representation = Representation(Original("digits_resnet8", pretrained=True), MLP(8))
+    asked = []
+    representation.predictor.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    data = DigitsDataModule(train_on="none", eval_batch_size=10)
+    _trainer().validate(ReconOnly(representation, _adam), datamodule=data, verbose=False)
+    assert asked == [representation.layout.num_kernels]
+
+
 def test_the_original_is_measured_once() -> None:
     representation = Representation(Original("digits_resnet8", pretrained=True), MLP(8))
     seen = []

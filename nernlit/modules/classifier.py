@@ -1,0 +1,160 @@
+"""What every LightningModule here has: the accuracy of classifiers, and the optimiser's set-up.
+
+Batches are (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); metrics are `stage/quantity[_condition]`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor
+from torch.nn import Parameter
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from nernlit.errors import DataError, UsageError
+from nernlit.optimisers import NeedsTotalSteps
+from nernlit.originals import Original
+
+ImageBatch = tuple[Tensor, Tensor]
+
+
+class ClassifierModule(L.LightningModule, ABC):
+    """Accuracy of one or more classifiers on the same images, and the optimiser's set-up.
+
+    Args:
+        original: Says how many classes and image channels there are.
+        optimizer: Makes the optimiser from parameters.
+        scheduler: Makes the schedule from the optimiser; stepped once an optimiser step.
+    """
+
+    def __init__(
+        self, original: Original, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None
+    ) -> None:
+        super().__init__()
+        # Under the command line these are the configuration's primitives. In a library call they would be whole
+        # networks, which must not be pickled into checkpoints.
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.num_classes, self.in_chans = original.num_classes, original.in_chans
+        self.metrics = torch.nn.ModuleDict()
+
+    @abstractmethod
+    def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """The scheme: its weighted loss terms by name. The step minimises their sum."""
+
+    @abstractmethod
+    def trained_parameters(self) -> Iterable[Parameter]:
+        """What the optimiser moves."""
+
+    @abstractmethod
+    def classifiers(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What an evaluation measures: the suffix of its metrics' names -> pixels to logits."""
+
+    @property
+    @abstractmethod
+    def is_trained(self) -> bool:
+        """Whether an evaluation makes sense before a checkpoint is loaded."""
+
+    @abstractmethod
+    def network(self) -> tuple[str, dict[str, Tensor]]:
+        """The network that the module stands for: its timm name and its state dict."""
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        classes = getattr(data, "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise DataError(
+                f"{type(data).__name__} has {classes} classes, but the original has {self.num_classes}; "
+                "use the data it was trained on, or set its num_classes."
+            )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        terms = self.loss_terms(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.start_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.start_evaluation("test")
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        self._count(batch)
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        self._count(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> tuple[str, dict[str, Tensor]]:
+        """The network's timm name and state dict, whatever the batch; the command line writes it to a file."""
+        return self.network()
+
+    def start_evaluation(self, stage: str) -> None:
+        """Prepare the classifiers of this evaluation."""
+        self._classifiers = self.classifiers()
+        for suffix in self._classifiers:
+            for name, top in (("acc", 1), ("acc_top5", min(5, self.num_classes))):
+                if name + suffix not in self.metrics:
+                    metric = MulticlassAccuracy(self.num_classes, top_k=top, average="micro")
+                    self.metrics[name + suffix] = metric.to(self.device)
+
+    def _count(self, batch: ImageBatch) -> None:
+        images_BCHW, labels_B = batch
+        if images_BCHW.shape[1] != self.in_chans:
+            raise DataError(
+                f"images of {images_BCHW.shape[1]} channels, but the original takes {self.in_chans}; "
+                "use the data it was trained on, or set its in_chans."
+            )
+        for suffix, classify in self._classifiers.items():
+            logits_BC = classify(images_BCHW)
+            for name in ("acc", "acc_top5"):
+                self._metric(name + suffix).update(logits_BC, labels_B)
+
+    def _metric(self, name: str) -> Metric:
+        metric = self.metrics[name]
+        assert isinstance(metric, Metric)
+        return metric
+
+    def _report(self, stage: str) -> None:
+        results = {}
+        for suffix in self._classifiers:
+            for name in (f"acc{suffix}", f"acc_top5{suffix}"):
+                results[name] = self._metric(name).compute()
+                self._metric(name).reset()
+        self.log_results(stage, results)
+
+    def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
+        """Log an evaluation's figures; equal on all processes already."""
+        for name, value in results.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(list(self.trained_parameters()))
+        scheduler = self.make_scheduler(optimizer) if self.make_scheduler else None
+        made: list[object] = [optimizer, scheduler]
+        planners = [thing for thing in made if isinstance(thing, NeedsTotalSteps)]
+        if planners:
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf"):
+                raise UsageError(
+                    "the run has no end, so its schedule has none; pass --trainer.max_epochs or max_steps."
+                )
+            for thing in planners:
+                thing.set_total_steps(int(steps))
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
