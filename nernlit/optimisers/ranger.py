@@ -16,7 +16,7 @@ class Ranger(Lookahead):  # type: ignore[misc]  # timm is taken as untyped
         params: What is trained.
         lr: Learning rate; the paper's default.
         betas: Of RAdam's two moments; the paper's default.
-        weight_decay: Added to gradients, as NeRN does; its default.
+        weight_decay: Share of the weights, times `lr`, that a step takes away; NeRN's default.
         k: Steps between Lookahead's moves.
         alpha: Share of the way that a move goes.
     """
@@ -30,4 +30,7 @@ class Ranger(Lookahead):  # type: ignore[misc]  # timm is taken as untyped
         k: int = 6,
         alpha: float = 0.5,
     ) -> None:
-        super().__init__(RAdam(params, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay), alpha=alpha, k=k)
+        # Decoupled, as in Wright's code: added to gradients instead, 1e-3 outweighs those of a reconstruction error
+        # within some hundred steps, and the predictor shrinks to nothing.
+        radam = RAdam(params, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay, decoupled_weight_decay=True)
+        super().__init__(radam, alpha=alpha, k=k)

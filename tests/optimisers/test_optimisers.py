@@ -40,7 +40,9 @@ def test_ranger_2019_is_radam_in_lookahead_with_the_papers_settings() -> None:
     assert (group["lookahead_k"], group["lookahead_alpha"]) == (6, 0.5)
     assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (5e-3, (0.5, 0.999), 1e-3)
     # timm builds the same thing under this name.
-    named = create_optimizer_v2([twin], opt="lookahead_radam", lr=5e-3, weight_decay=1e-3, betas=(0.5, 0.999))
+    named = create_optimizer_v2(
+        [twin], "lookahead_radam", lr=5e-3, weight_decay=1e-3, betas=(0.5, 0.999), decoupled_weight_decay=True
+    )
     for _ in range(20):
         for weights, stepper in ((parameter, optimizer), (twin, named)):
             (weights**4).sum().backward()
