@@ -16,7 +16,7 @@ $(BIN)/.installed: pyproject.toml
 	touch $@
 
 demo: $(BIN)/.installed  ## fit the digits CNN at several widths, print a table, draw accuracy against size
-	$(BIN)/nernlit sweep -c configs/digits_h64.yaml --hidden 64 96 128 160 --out runs/demo
+	$(BIN)/nernlit sweep -c configs/digits_h64.yaml --hidden 64 96 128 --out runs/demo
 
 test: $(BIN)/.installed  ## install what is missing and pass the tests
 	$(BIN)/pytest
