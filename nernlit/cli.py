@@ -8,7 +8,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError as ParserError
@@ -19,7 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported so that YAML can name their classes without a module path.
 from nernlit import kernels, optimisers, predictors  # noqa: F401
-from nernlit.callbacks import BestCheckpoint, RepresentationFigures, Summary, WeightsWriter
+from nernlit.callbacks import BestCheckpoint, RepresentationFigures, RoundCheckpoint, Summary, WeightsWriter
 from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.modules import ClassifierModule
@@ -32,6 +32,12 @@ class NernlitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--base", type=list[str], default=[], help="YAML files that a configuration builds on.")
+        parser.add_argument(
+            "--schedule",
+            type=Literal["fast", "paper"],
+            default="fast",
+            help="Optimisers and lengths of shipped configurations: ours, or the paper's (X.paper.yaml beside X.yaml).",
+        )
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(RepresentationFigures, "figures")
@@ -124,19 +130,40 @@ def _newest_checkpoint(config: Any, name: str) -> Path | None:
 def expand_bases(args: Sequence[str]) -> list[str]:
     """Put the files that a configuration names under `base:` before it, so that it only says what differs.
 
-    Paths under `base:` are relative to the file that names them. Later files win; lists are replaced, not joined.
+    Paths under `base:` are relative to the file that names them. Later files win; lists are replaced, not joined. With
+    `--schedule NAME` every file X.yaml is followed by X.NAME.yaml where there is one.
+
+    Raises:
+        UsageError: If a file is missing, builds on itself, or no file has a variant of the schedule's name.
     """
+    schedule = _value(args, "--schedule") or "fast"
     expanded: list[str] = []
+    variants = 0
     rest = iter(args)
     for arg in rest:
         flag, _, inline = arg.partition("=")
-        if flag in ("-c", "--config"):
-            value = inline or next(rest, "")
-            for path in [*_bases(Path(value), ()), value]:
-                expanded += ["-c", str(path)]
-        else:
+        if flag not in ("-c", "--config"):
             expanded.append(arg)
+            continue
+        path = Path(inline or next(rest, ""))
+        for found in [*_bases(path, ()), path]:
+            variant = found.with_suffix(f".{schedule}.yaml")
+            variants += variant.is_file()
+            for file in (found, *([variant] if variant.is_file() else [])):
+                expanded += ["-c", str(file)]
+    if schedule != "fast" and not variants:
+        raise UsageError(f"--schedule {schedule}: none of the given configurations has one.")
     return expanded
+
+
+def _value(args: Sequence[str], flag: str) -> str | None:
+    """What `flag VALUE` or `flag=VALUE` gives."""
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg == flag:
+            return following
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
+    return None
 
 
 def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
@@ -167,7 +194,7 @@ def run(args: Sequence[str]) -> NernlitCLI:
         # Evaluation must count every image exactly once; our loaders share images out themselves.
         trainer_defaults={
             "use_distributed_sampler": False,
-            "callbacks": [Timer(), Summary()],
+            "callbacks": [Timer(), Summary(), RoundCheckpoint()],
         },
         parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in _TRAINER_COMMANDS}},
         args=expand_bases(args),

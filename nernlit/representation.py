@@ -7,18 +7,19 @@ Shapes: N kernels, K kernel side that the predictor gives (at least the layout's
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from nernlit.errors import CheckpointError, LayoutError
 from nernlit.kernels import LayerFilter, LayerPreset, Layout, OrderName, addresses, packed_bits
-from nernlit.originals import Original
+from nernlit.originals import Original, leave_out_of_checkpoints
 from nernlit.predictors import Predictor
 
-#: Kernels predicted at a time when no gradient is wanted; bounds the memory of a decode.
+#: Kernels predicted at a time; bounds the memory of a table's activations.
 _CHUNK = 65_536
 
 
@@ -76,7 +77,7 @@ class Representation(nn.Module):
         standardise: bool = True,
     ) -> None:
         super().__init__()
-        self.original = original.requires_grad_(False).eval()
+        self.original = original.freeze()
         self.predictor = predictor
         self.layout = Layout.of(original.net, layers)
         self.order: OrderName = order
@@ -100,17 +101,20 @@ class Representation(nn.Module):
         self.register_buffer("addresses", address_N3.int())
         self.register_buffer("target", target, persistent=False)
         self.register_buffer("layer_masks", masks, persistent=False)
-        self.register_state_dict_post_hook(_leave_out_original)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_put_in_original)  # type: ignore[no-untyped-call]
+        leave_out_of_checkpoints(self, "original")
 
     def kernels(self, indices: Tensor | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
 
-        Where no gradient is wanted the work is done in chunks, so that memory does not grow with the hidden width.
+        Large tables are predicted in chunks. With gradients, a chunk's activations are computed again in the backward
+        pass, so that memory does not grow with their number.
         """
         rows = self.addresses if indices is None else self.addresses[indices]
-        if torch.is_grad_enabled() or len(rows) <= _CHUNK:
+        if len(rows) <= _CHUNK:
             predicted: Tensor = self.predictor(rows)
+        elif torch.is_grad_enabled():
+            parts = [checkpoint(self.predictor, chunk, use_reentrant=False) for chunk in rows.split(_CHUNK)]
+            predicted = torch.cat(parts)
         else:
             predicted = torch.cat([self.predictor(chunk) for chunk in rows.split(_CHUNK)])
         return predicted * self.scale
@@ -166,12 +170,6 @@ class Representation(nn.Module):
             cr_stored=(4 * params + order_bytes + kept_bytes) / all_bytes,
         )
 
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for the predictor alone: the original's BatchNorm statistics never move."""
-        super().train(mode)
-        self.original.eval()
-        return self
-
     def get_extra_state(self) -> dict[str, str]:
         return {"original": self.original.fingerprint()}
 
@@ -182,13 +180,3 @@ class Representation(nn.Module):
                 f"the checkpoint was fitted to another original (SHA-256 {state['original'][:12]}..., this one's is "
                 f"{own[:12]}...); pass the weights that it was fitted to (--model.representation.original.checkpoint)."
             )
-
-
-def _leave_out_original(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
-    for key in [key for key in state if key.startswith(f"{prefix}original.")]:
-        del state[key]
-
-
-def _put_in_original(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    if isinstance(module, Representation):
-        state.update(module.original.state_dict(prefix=f"{prefix}original."))

@@ -91,6 +91,18 @@ def write_cifar10(root: Path, each: int = 10) -> Path:
     return root
 
 
+def write_stl10(root: Path, each: int = 20) -> Path:
+    """The published layout of STL-10 with `each` images a split."""
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    (folder / "class_names.txt").write_text("\n".join(f"class{i}" for i in range(10)))
+    for split in ("train", "test"):
+        generator.integers(0, 256, (each, 3, 96, 96), dtype=np.uint8).tofile(folder / f"{split}_X.bin")
+        (np.arange(each) % 10 + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
+    return root
+
+
 class PowerCut(L.Callback):
     """Ends a run without warning before the given batch, as a killed process would."""
 
@@ -100,6 +112,12 @@ class PowerCut(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, _: int) -> None:
         if trainer.fit_loop.total_batch_idx == self.before_batch:
             raise ConnectionAbortedError("power cut")
+
+
+def quiet_trainer(**options: object) -> L.Trainer:
+    """A trainer that writes nothing and shows nothing."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return L.Trainer(**{**quiet, "enable_model_summary": False, **options})  # type: ignore[arg-type]
 
 
 #: A fit of two epochs of five steps with a tiny predictor, on the command line.

@@ -63,3 +63,22 @@ def tradeoff_figure(cr_paper: Sequence[float], accuracy: Sequence[float], origin
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
     return figure
+
+
+def rounds_figure(accuracy: Sequence[float], rmse: Sequence[float], original: float) -> Figure:
+    """Accuracy (%) and distance from the original over progressive rounds (arXiv 2407.00356, Fig. 3)."""
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    left = figure.subplots()
+    numbers = range(1, len(accuracy) + 1)
+    left.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=f"original {100 * original:.2f}%")
+    left.plot(numbers, [100 * value for value in accuracy], "o-", color="tab:blue", label="accuracy")
+    left.set_xticks(list(numbers))
+    left.set_xlabel("round")
+    left.set_ylabel("validation accuracy (%)")
+    left.grid(alpha=0.3)
+    right = left.twinx()
+    right.plot(numbers, rmse, "s:", color="tab:orange", label="distance from the original")
+    right.set_ylabel("RMSE (weight units)")
+    right.set_ylim(bottom=0)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return figure

@@ -1,6 +1,6 @@
 """Writing what `predict` gives: the reconstructed network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -9,6 +9,20 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from safetensors.torch import save
+from torch import Tensor
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or not there at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+
+
+def write_weights(path: Path, timm_name: str, state: Mapping[str, Tensor]) -> None:
+    """Write a network's state dict as safetensors, with its timm name in the file's metadata."""
+    write_atomically(path, save({k: v.cpu().contiguous() for k, v in state.items()}, {"timm_name": timm_name}))
 
 
 @final
@@ -33,10 +47,7 @@ class WeightsWriter(BasePredictionWriter):
     ) -> None:
         name, state = predictions[0]
         path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "reconstructed.safetensors")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.part")
-        unfinished.write_bytes(save({k: v.cpu().contiguous() for k, v in state.items()}, {"timm_name": name}))
-        unfinished.replace(path)
+        write_weights(path, name, state)
         classes = getattr(pl_module, "num_classes", None)
         Console().print(
             f'wrote {path}\nload it: timm.create_model("{name}", num_classes={classes}, checkpoint_path="{path}")',

@@ -1,16 +1,20 @@
 """The contract of every scheme: a module that trains a representation and fills one method, `loss_terms`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import Parameter
 
-from nernlit.losses import reconstruction_rmse, variance_explained
+from nernlit.kernels import Sampling
+from nernlit.losses import reconstruction_mse, reconstruction_rmse, variance_explained
 from nernlit.modules.classifier import ClassifierModule
 from nernlit.representation import Representation
+
+ReconstructionLoss = Literal["mse", "rmse"]
 
 
 class ReconstructionModule(ClassifierModule):
@@ -32,7 +36,43 @@ class ReconstructionModule(ClassifierModule):
         representation.original.require_weights()
         self.representation = representation
         self.seed = torch.initial_seed()
+        self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
         self._original_results: dict[str, dict[str, Tensor]] = {}
+
+    def remember(self, described: Mapping[str, Any] | None) -> None:
+        """Keep in this module's checkpoints how a representation that came out of another checkpoint is built.
+
+        They then stand alone: the other file is not needed again.
+        """
+        if described is not None and self.hparams:
+            self.hparams.update(representation=dict(described), init_from=None)
+
+    def sampled_rows(self, sampling: Sampling, shared: bool = False) -> Tensor:
+        """The rows of the kernel table that this step looks at: this process's share, or the same ones on all."""
+        place = (0, 1) if shared else (self.trainer.global_rank, self.trainer.world_size)
+        return sampling.indices(self.norms_N, self.seed, self.trainer.fit_loop.total_batch_idx, *place).to(self.device)
+
+    def reconstruction_term(self, rows: Tensor, loss: ReconstructionLoss) -> Tensor:
+        """The reconstruction error of these rows, in units of the representation's scale."""
+        predicted_NKK, target_NKK = self.representation.kernels(rows), self.representation.target[rows]
+        return self.sampled_error(predicted_NKK, target_NKK, self.representation.mask(rows), loss)
+
+    def sampled_error(
+        self, predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None, loss: ReconstructionLoss
+    ) -> Tensor:
+        """The error of sampled kernels in units of the representation's scale, joined over processes."""
+        scale = self.representation.scale
+        mse = reconstruction_mse(predicted_NKK / scale, target_NKK / scale, mask_NKK)
+        power = reconstruction_mse(torch.zeros_like(target_NKK), target_NKK / scale, mask_NKK)
+        self.log("train/variance_explained", 1 - mse.detach() / power, prog_bar=True)
+        if loss == "mse":
+            return mse
+        if self.trainer.world_size > 1:
+            # The mean of the processes' roots is not the root of their mean.
+            gathered = self.all_gather(mse, sync_grads=True)
+            assert isinstance(gathered, Tensor)
+            mse = gathered.mean()
+        return mse.sqrt()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, C) of the reconstructed CNN for pixels in [0, 1]."""
@@ -60,10 +100,16 @@ class ReconstructionModule(ClassifierModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seed = checkpoint["sampling_seed"]
 
+    def tables(self) -> dict[str, Tensor]:
+        """The kernel tables (N, K, K) that an evaluation measures: the suffix of its metrics' names -> table."""
+        return {"": self.representation.kernels()}
+
     def classifiers(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        self._predicted_NKK = self.representation.kernels()
-        weights = self.representation.layout.weights(self._predicted_NKK)
-        measured: dict[str, Callable[[Tensor], Tensor]] = {"": lambda images: self.representation(images, weights)}
+        self._tables = self.tables()
+        weights = {suffix: self.representation.layout.weights(table) for suffix, table in self._tables.items()}
+        measured: dict[str, Callable[[Tensor], Tensor]] = {
+            suffix: partial(self.representation, weights=entries) for suffix, entries in weights.items()
+        }
         if self._stage not in self._original_results:
             measured["_original"] = self.representation.original
         return measured
@@ -79,11 +125,11 @@ class ReconstructionModule(ClassifierModule):
         if of_original and not self.trainer.sanity_checking:
             self._original_results[stage] = of_original
         everything |= self._original_results.get(stage, {})
-        pair = self._predicted_NKK, self.representation.target
+        pair = self._tables[""], self.representation.target
         mask = self.representation.mask()
         everything["recon_rmse"] = reconstruction_rmse(*pair, mask)
         everything["variance_explained"] = variance_explained(*pair, mask)
-        del self._predicted_NKK  # as large as the network
+        del self._tables  # as large as the network
         super().log_results(stage, everything)
 
     def on_fit_start(self) -> None:

@@ -142,19 +142,31 @@ class ClassifierModule(L.LightningModule, ABC):
         for name, value in results.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True)
 
+    def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
+        """What makes the optimiser and its schedule."""
+        return self.make_optimizer, self.make_scheduler
+
+    def planned_steps(self) -> int:
+        """Steps that the optimiser will make.
+
+        Raises:
+            UsageError: If nothing ends the run.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UsageError("the run has no end, so its schedule has none; pass --trainer.max_epochs or max_steps.")
+        return int(steps)
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(list(self.trained_parameters()))
-        scheduler = self.make_scheduler(optimizer) if self.make_scheduler else None
+        make_optimizer, make_scheduler = self.makers()
+        optimizer = make_optimizer(list(self.trained_parameters()))
+        scheduler = make_scheduler(optimizer) if make_scheduler else None
         made: list[object] = [optimizer, scheduler]
         planners = [thing for thing in made if isinstance(thing, NeedsTotalSteps)]
         if planners:
-            steps = self.trainer.estimated_stepping_batches
-            if steps == float("inf"):
-                raise UsageError(
-                    "the run has no end, so its schedule has none; pass --trainer.max_epochs or max_steps."
-                )
+            steps = self.planned_steps()
             for thing in planners:
-                thing.set_total_steps(int(steps))
+                thing.set_total_steps(steps)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -2,6 +2,17 @@
 
 from nernlit.originals.checkpoint import load_strictly, read_state_dict
 from nernlit.originals.cifar_resnet import CifarResNet
+from nernlit.originals.frozen import leave_out_of_checkpoints
 from nernlit.originals.original import Original, fingerprint
+from nernlit.originals.taps import NERN_TAPS, FeatureTaps
 
-__all__ = ["CifarResNet", "Original", "fingerprint", "load_strictly", "read_state_dict"]
+__all__ = [
+    "NERN_TAPS",
+    "CifarResNet",
+    "FeatureTaps",
+    "Original",
+    "fingerprint",
+    "leave_out_of_checkpoints",
+    "load_strictly",
+    "read_state_dict",
+]

@@ -41,8 +41,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
+        self.act1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.act2 = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Sequential()
         if stride != 1 or inputs != outputs:
             if shortcut == "A":
@@ -53,8 +55,8 @@ class BasicBlock(nn.Module):
                 )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BCHW = functional.relu(self.bn1(self.conv1(x_BCHW)))
-        return functional.relu(self.bn2(self.conv2(y_BCHW)) + self.shortcut(x_BCHW))
+        y_BCHW = self.act1(self.bn1(self.conv1(x_BCHW)))
+        return self.act2(self.bn2(self.conv2(y_BCHW)) + self.shortcut(x_BCHW))  # type: ignore[no-any-return]
 
 
 @final
@@ -82,6 +84,7 @@ class CifarResNet(nn.Module):
         self.num_features = widths[-1]
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
+        self.act1 = nn.ReLU(inplace=True)
         self.layer1 = self._stage(blocks, widths[0], widths[0], 1, shortcut)
         self.layer2 = self._stage(blocks, widths[0], widths[1], 2, shortcut)
         self.layer3 = self._stage(blocks, widths[1], widths[2], 2, shortcut)
@@ -103,7 +106,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(self.num_features, num_classes)
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = functional.relu(self.bn1(self.conv1(x_BCHW)))
+        x_BCHW = self.act1(self.bn1(self.conv1(x_BCHW)))
         return self.layer3(self.layer2(self.layer1(x_BCHW)))  # type: ignore[no-any-return]
 
     def forward_head(self, x_BCHW: Tensor, pre_logits: bool = False) -> Tensor:

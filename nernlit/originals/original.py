@@ -84,6 +84,7 @@ class Original(nn.Module):
                     f"pass {channels} numbers (--model.representation.original.{what})."
                 )
         self.net = net
+        self._frozen = False
         self.name = name
         self.weights_from = weights
         self.num_classes = int(net.num_classes)  # type: ignore[arg-type]
@@ -96,15 +97,25 @@ class Original(nn.Module):
         logits: Tensor = self.net((images_BCHW - self.mean) / self.std)
         return logits
 
-    def require_weights(self) -> None:
+    def freeze(self) -> Self:
+        """No gradients, and evaluation mode whatever happens: BatchNorm statistics never move."""
+        self._frozen = True
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, unless it is frozen."""
+        return super().train(mode and not self._frozen)
+
+    def require_weights(self, role: str = "original") -> None:
         """Refuse a network that was never trained.
 
         Raises:
             UsageError: If neither a checkpoint nor pretrained weights were given.
         """
         if self.weights_from is None:
+            flag = {"original": "representation.original", "teacher": "teacher"}[role]
             raise UsageError(
-                f"the original {self.name!r} has random weights; pass --model.representation.original.checkpoint FILE "
+                f"the {role} {self.name!r} has random weights; pass --model.{flag}.checkpoint FILE "
                 "(or pretrained: true where timm knows some). `lightning fit` with an OriginalModule config trains one."
             )
 

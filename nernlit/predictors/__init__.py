@@ -3,5 +3,6 @@
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.encoding import FourierEncoding
 from nernlit.predictors.mlp import MLP
+from nernlit.predictors.trials import Trials
 
-__all__ = ["MLP", "FourierEncoding", "Predictor"]
+__all__ = ["MLP", "FourierEncoding", "Predictor", "Trials"]

@@ -1,6 +1,5 @@
 from collections.abc import Iterator
 
-import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -12,16 +11,11 @@ from nernlit.modules import ReconOnly
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from tests.fakes import UntouchableCNN, tiny_representation
+from tests.fakes import UntouchableCNN, quiet_trainer, tiny_representation
 
 
 def _adam(params: Iterator[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=1e-2)
-
-
-def _trainer(**options: object) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    return L.Trainer(**{**quiet, "enable_model_summary": False, **options})  # type: ignore[arg-type]
 
 
 def _steps(count: int) -> DataLoader[int]:
@@ -31,14 +25,14 @@ def _steps(count: int) -> DataLoader[int]:
 def test_a_training_step_never_runs_the_cnn() -> None:
     original = Original.of(UntouchableCNN(), 10, [0.5], [0.5])
     module = ReconOnly(Representation(original, MLP(8, levels=4)), _adam, sampling=Uniform(8))
-    _trainer(max_steps=3).fit(module, _steps(3))
+    quiet_trainer(max_steps=3).fit(module, _steps(3))
 
 
 def test_a_step_predicts_only_the_kernels_that_it_sampled() -> None:
     representation = tiny_representation()
     asked = []
     representation.predictor.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
-    _trainer(max_steps=4).fit(ReconOnly(representation, _adam, sampling=Uniform(7)), _steps(4))
+    quiet_trainer(max_steps=4).fit(ReconOnly(representation, _adam, sampling=Uniform(7)), _steps(4))
     assert asked == [7] * 4
 
 
@@ -49,7 +43,7 @@ def test_the_loss_is_the_error_in_units_of_the_scale(loss: str) -> None:
     mask = representation.mask()
     errors = ((representation.kernels() - representation.target) / representation.scale)[mask]
     expected = errors.square().mean().detach()
-    trainer = _trainer(max_steps=1)
+    trainer = quiet_trainer(max_steps=1)
     trainer.fit(module, _steps(1))
     reported = trainer.callback_metrics["train/recon"]
     assert float(reported) == pytest.approx(float(expected if loss == "mse" else expected.sqrt()), rel=1e-5)
@@ -59,7 +53,7 @@ def test_validation_reports_both_networks_on_the_same_images() -> None:
     representation = Representation(Original("digits_resnet8", pretrained=True), MLP(8))
     module = ReconOnly(representation, _adam)
     data = DigitsDataModule(train_on="none", steps_per_epoch=2)
-    trainer = _trainer(max_epochs=2)
+    trainer = quiet_trainer(max_epochs=2)
     trainer.fit(module, datamodule=data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     source = data.sources["val"]
@@ -82,7 +76,7 @@ def test_an_evaluation_predicts_every_kernel_once() -> None:
     asked = []
     representation.predictor.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
     data = DigitsDataModule(train_on="none", eval_batch_size=10)
-    _trainer().validate(ReconOnly(representation, _adam), datamodule=data, verbose=False)
+    quiet_trainer().validate(ReconOnly(representation, _adam), datamodule=data, verbose=False)
     assert asked == [representation.layout.num_kernels]
 
 
@@ -90,7 +84,7 @@ def test_the_original_is_measured_once() -> None:
     representation = Representation(Original("digits_resnet8", pretrained=True), MLP(8))
     seen = []
     representation.original.register_forward_hook(lambda *_: seen.append(1))
-    trainer = _trainer(max_epochs=3, num_sanity_val_steps=0)
+    trainer = quiet_trainer(max_epochs=3, num_sanity_val_steps=0)
     trainer.fit(ReconOnly(representation, _adam), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=1))
     reconstructed_runs, original_runs = 3, 1
     assert len(seen) == reconstructed_runs + original_runs
@@ -104,7 +98,7 @@ def test_data_with_other_classes_and_untrained_originals_are_refused() -> None:
     original.weights_from = "a test"
     module = ReconOnly(Representation(original, MLP(8)), _adam)
     with pytest.raises(DataError, match="DigitsDataModule has 10 classes, but the original has 7"):
-        _trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(train_on="none"))
+        quiet_trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(train_on="none"))
 
 
 def test_endless_runs_with_a_schedule_are_refused() -> None:
@@ -112,4 +106,4 @@ def test_endless_runs_with_a_schedule_are_refused() -> None:
 
     module = ReconOnly(tiny_representation(), _adam, WarmupCosine)
     with pytest.raises(UsageError, match="the run has no end, so its schedule has none"):
-        _trainer(max_epochs=-1).fit(module, _steps(1))
+        quiet_trainer(max_epochs=-1).fit(module, _steps(1))

@@ -1,0 +1,73 @@
+"""What Progressive leaves behind, round by round."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from nernlit.analysis import rounds_figure
+from nernlit.callbacks.writer import write_atomically, write_weights
+
+
+@final
+class RoundCheckpoint(Checkpoint):
+    """End the rounds of a Progressive fit.
+
+    At a round's last validation it writes into the run's folder `rounds/`: `round-RR.ckpt` (the winner as a Recon-only
+    checkpoint), `round-RR.safetensors` (its reconstructed CNN; any configuration takes it as `original.checkpoint`) and
+    `rounds.json` (every round so far). It draws accuracy and error over the rounds for TensorBoard, and ends the fit
+    after the first round that did not improve. With other schemes it does nothing.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A chain that ended early and is resumed has ended.
+        if getattr(pl_module, "round_is_over", False) and not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.training or not getattr(pl_module, "round_is_over", False):
+            return
+        self._write(trainer, pl_module)
+        if not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]  # a Progressive
+            trainer.should_stop = True
+
+    @rank_zero_only
+    def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "rounds"
+        stem = folder / f"round-{pl_module.round:02d}"
+        name, state = pl_module.network()
+        write_weights(stem.with_suffix(".safetensors"), name, state)
+        saved = io.BytesIO()
+        torch.save(self._as_recon_only(trainer, pl_module), saved)
+        write_atomically(stem.with_suffix(".ckpt"), saved.getvalue())
+        records = [asdict(record) for record in pl_module.ended]
+        write_atomically(folder / "rounds.json", (json.dumps(records, indent=1) + "\n").encode())
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                original = float(trainer.callback_metrics["val/acc_original"])
+                figure = rounds_figure(
+                    [record["val_acc"] for record in records], [record["recon_rmse"] for record in records], original
+                )
+                logger.experiment.add_figure("rounds", figure, pl_module.round)
+
+    @staticmethod
+    def _as_recon_only(trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+        state = pl_module.representation.state_dict(prefix="representation.")
+        hyper = dict(pl_module.hparams)
+        kept = ("representation", "optimizer", "scheduler", "sampling", "loss", "_instantiator")
+        described = {key: hyper[key] for key in kept if key in hyper}
+        return {
+            "pytorch-lightning_version": L.__version__,
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "state_dict": state,
+            "sampling_seed": pl_module.seed,
+            **({"hyper_parameters": {"_class_path": "nernlit.modules.ReconOnly", **described}} if described else {}),
+        }

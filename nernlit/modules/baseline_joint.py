@@ -1,0 +1,94 @@
+"""Baseline-joint (NeRN, arXiv 2212.13554; arXiv 2407.00356, eq. 1): reconstruction and distillation at once.
+
+L = L_recon + alpha * L_FMD + beta * L_KD, with alpha = `feature_weight` and beta = `kd_weight`. Every option's default
+is NeRN's for CIFAR-10.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from nernlit.errors import UsageError
+from nernlit.kernels import MagnitudeMix, Sampling
+from nernlit.losses import reconstruction_rmse
+from nernlit.modules.classifier import ImageBatch
+from nernlit.modules.distilling import DistillingModule, Precision
+from nernlit.originals import NERN_TAPS, Original
+from nernlit.representation import Representation
+
+
+@final
+class BaselineJoint(DistillingModule):
+    """All terms of eq. 1 in every step, L_recon in weight units.
+
+    The whole network is predicted for the forward pass; with `gradients: sampled` only the sampled kernels carry
+    gradients, from all terms. Several processes share the kernels of a step and split its images.
+
+    Args:
+        representation: What is trained.
+        optimizer: Makes the optimiser from the predictor's parameters.
+        scheduler: Makes the schedule from the optimiser.
+        sampling: Which kernels carry gradients.
+        gradients: `sampled` (NeRN's), or `all` (ours): every kernel carries gradients.
+        warmup_steps: Steps of Recon-only before images are looked at.
+        recon_weight: Of the root mean squared reconstruction error.
+        feature_weight: alpha, of the feature maps' distance to the original's.
+        kd_weight: beta, of the divergence from the teacher.
+        kd_inside_log: Added to probabilities inside that divergence's logarithms.
+        temperature: Of both softmaxes.
+        teacher: Whose logits are learned: any classifier of the same classes; the original by default.
+        taps: Modules whose feature maps are compared; see `FeatureTaps`.
+        precision: Of the CNNs in training steps, `bf16` or `fp32`.
+    """
+
+    def __init__(
+        self,
+        representation: Representation,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        sampling: Sampling | None = None,
+        gradients: Literal["sampled", "all"] = "sampled",
+        warmup_steps: int = 0,
+        recon_weight: float = 1.0,
+        feature_weight: float = 1e-4,
+        kd_weight: float = 1e-4,
+        kd_inside_log: float = 1e-4,
+        temperature: float = 1.0,
+        teacher: Original | None = None,
+        taps: Sequence[str] = NERN_TAPS,
+        precision: Precision = "fp32",
+    ) -> None:
+        if not recon_weight and (not (kd_weight or feature_weight) or warmup_steps):
+            raise UsageError(
+                f"recon_weight=0, feature_weight={feature_weight}, kd_weight={kd_weight}, warmup_steps={warmup_steps}: "
+                "some step has nothing to learn; give a term of it a weight."
+            )
+        super().__init__(representation, optimizer, scheduler, teacher, taps, precision)
+        self.sampling = sampling or MagnitudeMix()
+        self.gradients = gradients
+        self.warmup_steps = warmup_steps
+        self.recon_weight, self.feature_weight, self.kd_weight = recon_weight, feature_weight, kd_weight
+        self.kd_options = {"temperature": temperature, "inside_log": kd_inside_log}
+
+    def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
+        if self.trainer.global_step < self.warmup_steps or not (self.feature_weight or self.kd_weight):
+            in_units_of_scale = self.reconstruction_term(self.sampled_rows(self.sampling), "rmse")
+            return {"recon": self.recon_weight * self.representation.scale * in_units_of_scale}
+        table_NKK = self._table()
+        terms, _ = self.student_terms(batch, table_NKK, self.kd_weight, self.feature_weight, **self.kd_options)
+        if self.recon_weight:
+            rmse = reconstruction_rmse(table_NKK, self.representation.target, self.representation.mask())
+            terms["recon"] = self.recon_weight * rmse
+        return terms
+
+    def _table(self) -> Tensor:
+        """All predicted kernels (N, K, K), those that this step samples with gradients."""
+        if self.gradients == "all":
+            return self.representation.kernels()
+        with torch.no_grad():
+            table_NKK = self.representation.kernels()
+        rows = self.sampled_rows(self.sampling, shared=True).unique()  # drawn twice, it still is one kernel
+        return table_NKK.index_copy(0, rows, self.representation.kernels(rows))

@@ -1,0 +1,114 @@
+"""What the schemes that look at images share: a teacher, the student's forward pass, distillation terms."""
+
+from abc import ABC
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from nernlit.errors import DataError, UsageError
+from nernlit.losses import feature_map_loss, kd_loss
+from nernlit.modules.base import ReconstructionModule
+from nernlit.modules.classifier import ImageBatch
+from nernlit.originals import NERN_TAPS, FeatureTaps, Original, leave_out_of_checkpoints
+from nernlit.representation import Representation
+
+Precision = Literal["fp32", "bf16"]
+
+
+class DistillingModule(ReconstructionModule, ABC):
+    """A scheme that compares the reconstructed CNN's answers with a teacher's.
+
+    Args:
+        representation: What is trained.
+        optimizer: Makes the optimiser from the predictor's parameters.
+        scheduler: Makes the schedule from the optimiser.
+        teacher: Whose logits are learned: any classifier of the same classes; the original by default.
+        taps: Modules whose feature maps are compared; see `FeatureTaps`.
+        precision: Of the predictor and the CNNs in steps that look at images: `bf16` runs them under autocast.
+            Parameters, losses and every evaluation stay in fp32.
+    """
+
+    def __init__(
+        self,
+        representation: Representation,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        teacher: Original | None = None,
+        taps: Sequence[str] = NERN_TAPS,
+        precision: Precision = "bf16",
+    ) -> None:
+        super().__init__(representation, optimizer, scheduler)
+        self.precision = precision
+        self.taps = taps
+        self.own_teacher = teacher
+        if teacher is not None:
+            teacher.require_weights("teacher")
+            if teacher.num_classes != self.num_classes:
+                raise UsageError(
+                    f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the original "
+                    f"{representation.original.name!r} has {self.num_classes}; both must know the same classes."
+                )
+            teacher.freeze()
+            leave_out_of_checkpoints(self, "own_teacher")
+
+    @property
+    def teacher(self) -> Original:
+        """Whose logits are learned."""
+        return self.own_teacher or self.representation.original
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and getattr(data, "train_on", None) == "none":
+            raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
+
+    def student_terms(
+        self, batch: ImageBatch, table_NKK: Tensor, kd_weight: float, feature_weight: float, **kd_options: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The weighted distillation terms of a predicted table, and the student's logits (B, C).
+
+        A term whose weight is zero costs nothing.
+        """
+        images_BCHW = _checked_images(batch)
+        original, teacher = self.representation.original, self.teacher
+        weights = self.representation.layout.weights(table_NKK)
+        terms: dict[str, Tensor] = {}
+        if feature_weight:
+            tapped = FeatureTaps(original.net, self.taps)
+            with tapped.collect() as student_maps:
+                student_BC = self._run(lambda images: self.representation(images, weights), images_BCHW)
+            with tapped.collect() as original_maps, torch.no_grad():
+                original_BC = self._run(original, images_BCHW)
+            terms["features"] = feature_weight * feature_map_loss(student_maps, original_maps)
+        else:
+            student_BC = self._run(lambda images: self.representation(images, weights), images_BCHW)
+        if kd_weight:
+            if feature_weight and teacher is original:
+                teacher_BC = original_BC
+            else:
+                with torch.inference_mode():
+                    teacher_BC = self._run(teacher, images_BCHW)
+                teacher_BC = teacher_BC.clone()  # autograd cannot keep inference tensors
+            terms["kd"] = kd_weight * kd_loss(student_BC, teacher_BC, **kd_options)
+        return terms, student_BC
+
+    def _run(self, cnn: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
+        """Logits (B, C) in fp32; NHWC in memory, which convolutions like best on CPUs and GPUs alike."""
+        with self.autocast():
+            return cnn(images_BCHW.contiguous(memory_format=torch.channels_last)).float()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a step's predictor and CNNs."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def _checked_images(batch: Any) -> Tensor:
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        raise DataError(f"a training batch is {type(batch).__name__}; expected (images, labels).")
+    return batch[0]

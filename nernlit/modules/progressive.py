@@ -1,0 +1,189 @@
+"""Progressive (arXiv 2407.00356, section 3.2): every round fits what the round before reconstructed.
+
+A round runs several trials that differ by seed only; the one with the best validation accuracy is the round's winner,
+and its kernels are the next round's target. All rounds are stages of one fit.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn import Parameter
+
+from nernlit.checkpoint import load_representation
+from nernlit.errors import UsageError
+from nernlit.kernels import Sampling, Uniform
+from nernlit.losses import reconstruction_rmse
+from nernlit.modules.base import ReconstructionLoss
+from nernlit.modules.stages import StagedModule
+from nernlit.predictors import Trials
+from nernlit.representation import Representation
+
+
+@dataclass(frozen=True)
+class Round:
+    """How a round ended.
+
+    Attributes:
+        round: Its number, from 1.
+        trial: The winner's number, from 0.
+        val_acc: The winner's validation accuracy.
+        val_acc_trials: Everybody's.
+        recon_rmse: The winner's distance from the original, in weight units.
+        round_rmse: Its distance from the round's own target.
+        improved: Whether it is better than the round before by `min_delta`.
+    """
+
+    round: int
+    trial: int
+    val_acc: float
+    val_acc_trials: list[float]
+    recon_rmse: float
+    round_rmse: float
+    improved: bool
+
+
+@final
+class Progressive(StagedModule):
+    """Rounds of Recon-only, each fitting the last one's winner. The representation always is the leading trial.
+
+    A round has `max_epochs / rounds` epochs and ends with a validation.
+
+    Args:
+        representation: What is trained; its predictor is the form of all trials. None takes the one of `init_from`.
+        optimizer: Makes each round's optimiser from the parameters of all trials.
+        scheduler: Makes each round's schedule.
+        init_from: Checkpoint of an earlier fit whose reconstructed kernels are round 1's target; the original's by
+            default.
+        rounds: Rounds at most.
+        trials: Trials a round.
+        min_delta: What a round's validation accuracy must gain on the round before; the chain ends with the first
+            round that does not. None never ends it early.
+        sampling: Which kernels a step looks at, the same ones for all trials.
+        loss: `mse` (ours) or `rmse` (NeRN's).
+    """
+
+    def __init__(
+        self,
+        representation: Representation | None = None,
+        *,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        init_from: str | None = None,
+        rounds: int = 5,
+        trials: int = 3,
+        min_delta: float | None = 0.0,
+        sampling: Sampling | None = None,
+        loss: ReconstructionLoss = "mse",
+    ) -> None:
+        if rounds < 1 or trials < 1:
+            raise UsageError(f"rounds={rounds}, trials={trials}; expected at least 1 of both.")
+        representation, described = load_representation(init_from, representation)
+        super().__init__(representation, optimizer, scheduler)
+        self.remember(described)
+        self.rounds, self.trials, self.min_delta = rounds, trials, min_delta
+        self.sampling = sampling or Uniform()
+        self.loss = loss
+        self.ended: list[Round] = []
+        self.trial_predictors = Trials(representation.predictor, trials)
+        # Copied from the leading trial, never trained itself: processes would wait for its gradients.
+        representation.predictor.requires_grad_(False)
+        target_NKK = representation.target if init_from is None else self._cropped(representation.kernels().detach())
+        self.register_buffer("round_target", target_NKK.clone())
+        self._start_trials()
+
+    round_target: Tensor
+
+    def trained_parameters(self) -> Iterable[Parameter]:
+        return self.trial_predictors.parameters()
+
+    @property
+    def round(self) -> int:
+        """The running round, from 1."""
+        return self.stage + 1
+
+    @property
+    def round_is_over(self) -> bool:
+        """Whether the running round has made its last step."""
+        return self.trainer.global_step == self.round * self._round_steps
+
+    @property
+    def _round_steps(self) -> int:
+        epochs = self.trainer.max_epochs or 0
+        every = self.trainer.check_val_every_n_epoch or 1
+        if epochs % self.rounds or (epochs // self.rounds) % every:
+            raise UsageError(
+                f"max_epochs={epochs}, rounds={self.rounds}, check_val_every_n_epoch={every}: a round must have "
+                "a whole number of epochs and end with a validation; "
+                "pass epochs that rounds * check_val_every_n_epoch divides."
+            )
+        return epochs // self.rounds * int(self.trainer.num_training_batches)
+
+    def stage_starts(self) -> Sequence[int]:
+        return [number * self._round_steps for number in range(1, self.rounds)]
+
+    def start_stage(self) -> None:
+        self.round_target.copy_(self._cropped(self.representation.kernels().detach()))
+        self.norms_N = self.round_target.flatten(1).norm(dim=1).cpu()
+        self._start_trials()
+
+    def _start_trials(self) -> None:
+        first = self.seed + self.stage * self.trials
+        self.trial_predictors.reset(*((first + trial) % 2**63 for trial in range(self.trials)))
+
+    def _cropped(self, table_NKK: Tensor) -> Tensor:
+        """The table without what lies outside smaller kernels' crops, as a target has it."""
+        layout = self.representation.layout
+        return layout.table(layout.weights(table_NKK), table_NKK.shape[-1])
+
+    def loss_terms(self, batch: Any) -> dict[str, Tensor]:
+        rows = self.sampled_rows(self.sampling)
+        representation = self.representation
+        predicted_TNKK = self.trial_predictors(representation.addresses[rows]) * representation.scale
+        target_NKK, mask_NKK = self.round_target[rows], representation.mask(rows)
+        errors = [self.sampled_error(predicted, target_NKK, mask_NKK, self.loss) for predicted in predicted_TNKK]
+        error = torch.stack(errors).sum()  # a sum, so that every trial has the gradient that it would have alone
+        self.log(f"train/recon_round_{self.round}", error.detach() / self.trials)
+        return {"recon": error}
+
+    def tables(self) -> dict[str, Tensor]:
+        if self.trainer.state.fn != "fit":
+            return super().tables()
+        rows, scale = self.representation.addresses, self.representation.scale
+        return {f"_trial_{number}": trial(rows) * scale for number, trial in enumerate(self.trial_predictors.each)}
+
+    def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
+        if self.trainer.state.fn != "fit":
+            super().log_results(stage, results)
+            return
+        mask = self.representation.mask()
+        tables = list(self._tables.values())
+        accs = [float(results[f"acc_trial_{trial}"]) for trial in range(self.trials)]
+        rmses = [float(reconstruction_rmse(table, self.round_target, mask)) for table in tables]
+        leader = max(range(self.trials), key=lambda trial: (accs[trial], -rmses[trial]))
+        self.representation.predictor.load_state_dict(self.trial_predictors.each[leader].state_dict())
+        self._tables[""] = tables[leader]
+        everything = dict(results)
+        everything |= {name: results[f"{name}_trial_{leader}"] for name in ("acc", "acc_top5")}
+        everything[f"acc_round_{self.round}"] = everything["acc"]
+        everything["round_rmse"] = torch.tensor(rmses[leader])
+        if not self.trainer.sanity_checking:
+            before = self.ended[self.round - 2].val_acc if self.round > 1 else float("-inf")
+            improved = self.min_delta is None or accs[leader] > before + self.min_delta
+            distance = float(reconstruction_rmse(tables[leader], self.representation.target, mask))
+            # Every validation replaces the running round's record; its last one stays.
+            record = Round(self.round, leader, accs[leader], accs, distance, rmses[leader], improved)
+            self.ended[self.round - 1 :] = [record]
+        super().log_results(stage, everything)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["rounds"] = [asdict(ended) for ended in self.ended]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.ended = [Round(**ended) for ended in checkpoint["rounds"]]
+        self.norms_N = checkpoint["state_dict"]["round_target"].flatten(1).norm(dim=1)

@@ -1,0 +1,64 @@
+"""Feature taps: what flows through named modules of a network, without touching the network's code."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import final
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nernlit.errors import UsageError
+
+#: NeRN's choice in networks of basic blocks (arXiv 2212.13554): every BatchNorm's output, and every block's sum before
+#: its ReLU. Bottleneck blocks call that ReLU `act3`.
+NERN_TAPS = ("*bn?", "*.act2:input")
+
+
+@final
+class FeatureTaps:
+    """Collects the outputs (or, with `:input` behind the pattern, the first inputs) of modules by name.
+
+    What is collected is cloned: a ReLU that works in place does not change it.
+
+    Args:
+        net: The network.
+        patterns: Shell patterns of module names.
+
+    Raises:
+        UsageError: If a pattern matches no module.
+    """
+
+    def __init__(self, net: nn.Module, patterns: Sequence[str] = NERN_TAPS) -> None:
+        self.taps: dict[str, tuple[nn.Module, bool]] = {}
+        for pattern in patterns:
+            name_pattern, _, side = pattern.partition(":")
+            found = {f"{n}:{side}" if side else n: m for n, m in net.named_modules() if fnmatchcase(n, name_pattern)}
+            if not found or side not in ("", "input"):
+                some = ", ".join(name for name, _ in list(net.named_modules())[1:6])
+                raise UsageError(
+                    f"the tap {pattern!r} matches no module of {type(net).__name__} (first: {some}); "
+                    "expected patterns of module names, with `:input` behind them for what goes in."
+                )
+            self.taps |= {name: (module, side == "input") for name, module in found.items()}
+
+    @contextmanager
+    def collect(self) -> Iterator[dict[str, Tensor]]:
+        """Fill the given dictionary, tap's name -> map (B, C, H, W), while the network runs inside the `with`."""
+        maps: dict[str, Tensor] = {}
+        handles = [self._hook(name, module, of_input, maps) for name, (module, of_input) in self.taps.items()]
+        try:
+            yield maps
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    def _hook(name: str, module: nn.Module, of_input: bool, maps: dict[str, Tensor]) -> RemovableHandle:
+        def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            maps[name] = inputs[0].clone()
+
+        def keep_output(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            maps[name] = output.clone()
+
+        return module.register_forward_pre_hook(keep_input) if of_input else module.register_forward_hook(keep_output)

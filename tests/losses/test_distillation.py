@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from nernlit.losses import feature_map_loss, kd_loss
+
+
+def _softmax(values: list[float]) -> list[float]:
+    powers = [math.exp(value) for value in values]
+    return [power / sum(powers) for power in powers]
+
+
+@pytest.mark.parametrize(("temperature", "inside_log"), [(1.0, 0.0), (4.0, 0.0), (1.0, 1e-4)])
+def test_kd_matches_the_definition_number_by_number(temperature: float, inside_log: float) -> None:
+    student, teacher = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    total = 0.0
+    for row_s, row_t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p = _softmax([value / temperature for value in row_t])
+        q = _softmax([value / temperature for value in row_s])
+        total += sum(a * math.log((a + inside_log) / (b + inside_log)) for a, b in zip(p, q, strict=True))
+    expected = total / 5 * temperature**2
+    assert float(kd_loss(student, teacher, temperature, inside_log)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_kd_is_zero_for_equal_logits_and_blind_to_a_shift() -> None:
+    logits = torch.randn(4, 3)
+    assert float(kd_loss(logits + 2.5, logits)) == pytest.approx(0, abs=1e-6)
+    other = torch.randn(4, 3)
+    assert float(kd_loss(other + 7, logits)) == pytest.approx(float(kd_loss(other, logits)), rel=1e-4)
+
+
+def test_feature_maps_match_the_definition_number_by_number() -> None:
+    student = {"a": torch.randn(3, 2, 4, 4), "b": torch.randn(3, 5)}
+    original = {"a": torch.randn(3, 2, 4, 4), "b": torch.randn(3, 5)}
+    total = 0.0
+    for name in student:
+        for s, o in zip(student[name].flatten(1).tolist(), original[name].flatten(1).tolist(), strict=True):
+            norm_s, norm_o = math.sqrt(sum(v * v for v in s)) + 1e-3, math.sqrt(sum(v * v for v in o)) + 1e-3
+            total += sum((a / norm_s - b / norm_o) ** 2 for a, b in zip(s, o, strict=True))
+    assert float(feature_map_loss(student, original)) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_feature_maps_are_compared_by_direction() -> None:
+    maps = {"a": torch.randn(2, 3, 4, 4)}
+    scaled = {"a": 5 * maps["a"]}
+    assert float(feature_map_loss(scaled, maps)) == pytest.approx(0, abs=1e-6)
+    dead = {"a": torch.zeros(2, 3, 4, 4, requires_grad=True)}
+    feature_map_loss(dead, maps).backward()
+    assert dead["a"].grad is not None
+    assert torch.isfinite(dead["a"].grad).all()
+
+
+def test_what_does_not_match_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"student \(2, 3\), teacher \(2, 4\): expected equal shapes"):
+        kd_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="taps a, b are in one of the two only"):
+        feature_map_loss({"a": torch.zeros(1, 1)}, {"b": torch.zeros(1, 1)})
+    with pytest.raises(ValueError, match=r"tap 'a': student \(1, 1\), original \(1, 2\)"):
+        feature_map_loss({"a": torch.zeros(1, 1)}, {"a": torch.zeros(1, 2)})
