@@ -74,7 +74,9 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
             f"--model.teacher={json.dumps({**teacher, 'checkpoint': str(fakes[dataset] / 'teacher.safetensors')})}"
         )
     if words[-1] == "progressive":
-        args.append("--model.init_from=null")
+        args = [arg for arg in args if "representation" not in arg]
+        teacher_run = _one_step(config.with_stem(config.stem.removesuffix("_progressive")), fakes).trainer.log_dir
+        args.append(f"--model.init_from={teacher_run}/checkpoints/last.ckpt")
     if dataset == "imagenet":
         args += ["--data.image_size=32", "--data.num_workers=0"]
     return run(["fit", "-c", str(config), *args, *more])

@@ -24,7 +24,7 @@ class RepresentationFigures(L.Callback):
         self._validations = 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.training:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validations += 1
         if self.every_n_validations and self._validations % self.every_n_validations == 0:

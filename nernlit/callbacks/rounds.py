@@ -32,7 +32,7 @@ class RoundCheckpoint(Checkpoint):
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.training or not getattr(pl_module, "round_is_over", False):
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not getattr(pl_module, "round_is_over", False):
             return
         self._write(trainer, pl_module)
         if not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]  # a Progressive

@@ -32,7 +32,12 @@ class Summary(L.Callback):
         if isinstance(representation, Representation):
             metrics["size/cr_paper"] = representation.sizes().cr_paper
         shown = {name: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
-        final = {name: value for name, value in metrics.items() if name.startswith((f"{stage}/", "size/"))}
+        # Curves of single rounds and trials have ended where they have; the hparams tab compares runs.
+        final = {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith((f"{stage}/", "size/")) and not any(word in name for word in ("_round_", "_trial_"))
+        }
         if not shown:
             return
         console = Console()

@@ -137,6 +137,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         source, trainer = self.sources[split], self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         numbers = BatchNumbers(len(source), batch_size, training, self.seed, rank, world_size)
+        if trainer is not None:
+            numbers.epoch_of = lambda: trainer.current_epoch
         workers = 0 if source is source.in_memory() else self.num_workers
         return DataLoader(source, batch_size=None, sampler=numbers, num_workers=workers)
 
@@ -144,7 +146,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         trainer = self.trainer
         training = trainer is not None and trainer.training
         if training and self.train_on != "images":
-            return self._noise(batch) if self.train_on == "noise" else batch
+            return self._noise() if self.train_on == "noise" else batch
         if not isinstance(batch, tuple | list):
             return batch
         images_BCHW, labels_B = batch
@@ -158,12 +160,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         return torch.Generator().manual_seed((self.seed + 7_919 * (step + 1)) % 2**63)
 
-    def _noise(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def _noise(self) -> tuple[Tensor, Tensor]:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
         channels, height, width = self.sources["val"][[0]][0].shape[1:]
         unit = torch.rand(self.batch_size, channels, height, width, generator=self._step_generator())
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         pixels = (2 * unit - 1) * self.noise_range * std + mean
-        return pixels.to(batch.device), torch.full((self.batch_size,), -1, device=batch.device)
+        return pixels.to(device), torch.full((self.batch_size,), -1, device=device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed}

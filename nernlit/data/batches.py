@@ -1,6 +1,6 @@
 """Batches of numbers: seeded by the epoch, shared out over processes, nothing padded or repeated in evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
@@ -26,13 +26,11 @@ class BatchNumbers(Sampler[list[int]]):
     def __init__(
         self, size: int, batch_size: int, training: bool, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.size, self.training, self.seed, self.epoch = size, training, seed, 0
+        self.size, self.training, self.seed = size, training, seed
+        #: Tells the epoch's number. Not `set_epoch`: with max_steps and after a resumption Lightning is one off there.
+        self.epoch_of: Callable[[], int] = lambda: 0
         self.batch_size = min(batch_size, max(1, size // world_size)) if training else batch_size
         self.rank, self.world_size = rank, world_size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before every epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         if self.training:
@@ -42,7 +40,7 @@ class BatchNumbers(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         if self.training:
-            generator = torch.Generator().manual_seed((self.seed + self.epoch * 1_000_003) % 2**63)
+            generator = torch.Generator().manual_seed((self.seed + self.epoch_of() * 1_000_003) % 2**63)
             numbers = torch.randperm(self.size, generator=generator)
         else:
             numbers = torch.arange(self.size)

@@ -6,27 +6,45 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nernlit.cli import run
 from tests.fakes import CONFIGS, QUICK
+from tests.modules.test_decoupled_distill import QUICK_DECOUPLED
+from tests.modules.test_progressive import QUICK_PROGRESSIVE
 
 MODEL = "--model.init_args"
 OPTIMISERS = {
     "muon": [],
-    "lookahead_radam": ["-c", str(CONFIGS / "base" / "paper.yaml"), *QUICK[2:]],
+    "lookahead_radam": ["--schedule=paper", *QUICK[2:]],
     "ranger21": [
         f"{MODEL}.optimizer=nernlit.optimisers.ranger21.Ranger21",
         f"{MODEL}.optimizer.init_args.lr=0.005",
         f"{MODEL}.scheduler=null",
     ],
+    "decoupled": QUICK_DECOUPLED,
+    "progressive": QUICK_PROGRESSIVE,
     "original": ["-c", str(CONFIGS / "digits_original.yaml"), *QUICK[2:4], *QUICK[5:]],
 }
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimiser: str) -> None:
-    start = QUICK if optimiser != "original" else []
-    line = ["fit", *start, *OPTIMISERS[optimiser], "--trainer.max_epochs=3"]
+#: Before which batch the power goes: in the middle of an epoch that is not the first, in every phase or round.
+CASES = [("muon", 7), ("lookahead_radam", 7), ("ranger21", 7), ("original", 25)]
+CASES += [
+    ("decoupled", 2),
+    ("decoupled", 3),
+    ("decoupled", 5),
+    ("progressive", 3),
+    ("progressive", 6),
+    ("progressive", 9),
+]
+
+
+@pytest.mark.parametrize(("optimiser", "kill_at"), CASES)
+def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimiser: str, kill_at: int) -> None:
+    line = ["fit", *OPTIMISERS[optimiser]]
+    if OPTIMISERS[optimiser][:1] != ["-c"]:
+        line = ["fit", *QUICK, *OPTIMISERS[optimiser]]
+    if optimiser not in ("decoupled", "progressive"):
+        line.append("--trainer.max_epochs=3")
     whole, killed = "--trainer.logger.init_args.save_dir=whole", "--trainer.logger.init_args.save_dir=killed"
     run([*line, whole])
-    kill_at = 25 if optimiser == "original" else 7  # in the middle of the second epoch
     with pytest.raises(ConnectionAbortedError):
         run([*line, killed, "--trainer.callbacks=tests.fakes.PowerCut", f"--trainer.callbacks.before_batch={kill_at}"])
     run([*line, killed, "--ckpt_path=last"])
