@@ -15,8 +15,8 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-demo: $(BIN)/.installed  ## fit the digits CNN at several widths, print a table, draw accuracy against size
-	$(BIN)/nernlit sweep -c configs/digits_h64.yaml --hidden 64 96 128 --out runs/demo
+demo: $(BIN)/.installed  ## fit the digits CNN at several widths and with two schemes, print a table, draw accuracy against size
+	$(BIN)/nernlit sweep --configs configs/digits_h64.yaml configs/digits_h64_decoupled.yaml --hidden 64 128 --out runs/demo
 
 test: $(BIN)/.installed  ## install what is missing and pass the tests
 	$(BIN)/pytest

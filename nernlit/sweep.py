@@ -1,4 +1,4 @@
-"""`nernlit sweep`: fit one configuration at several hidden widths and seeds, test each, and tabulate.
+"""`nernlit sweep`: fit configurations at several hidden widths and seeds, test each, and tabulate.
 
 A fit that is already in the table is not run again, so that an interrupted sweep goes on where it stopped.
 """
@@ -10,21 +10,24 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from lightning.pytorch.callbacks import Callback, Timer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
 
-from nernlit.analysis import tradeoff_figure
+from nernlit.analysis import paired_difference, tradeoff_figure
 from nernlit.cli import NernlitCLI, run
 from nernlit.modules import ReconstructionModule
 
 _COLUMNS = {
     "cr_paper": ("CR", "{:.1%}"),
-    "acc_original": ("orig. acc", "{:.2%}"),
-    "acc": ("recon. acc", "{:.2%}"),
+    "acc": ("acc", "{:.2%}"),
+    "difference": ("- original", "{:+.2%}"),
     "recon_rmse": ("RMSE", "{:.5f}"),
-    "variance_explained": ("expl. var.", "{:.2%}"),
+    "variance_explained": ("expl. var.", "{:.1%}"),
     "fit_seconds": ("fit s", "{:.0f}"),
     "steps_per_second": ("steps/s", "{:.1f}"),
     "peak_memory_mib": ("peak MiB", "{:.0f}"),
@@ -37,7 +40,8 @@ def main(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="nernlit sweep", description=__doc__, epilog="All other options are those of `nernlit fit`."
     )
-    parser.add_argument("--hidden", type=int, nargs="+", required=True, help="hidden widths")
+    parser.add_argument("--configs", nargs="+", required=True, help="configurations to compare")
+    parser.add_argument("--hidden", type=int, nargs="+", help="hidden widths (default: the configuration's own)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one fit a width and seed (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figure")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
@@ -47,18 +51,23 @@ def main(args: Sequence[str]) -> None:
     rows = _read(table)
     settings = " ".join(fit_args)
     chosen = []
-    for hidden in options.hidden:
-        for seed in options.seeds:
-            key = {"hidden": str(hidden), "seed": str(seed), "select": options.select, "settings": settings}
-            row = next((row for row in rows if key.items() <= row.items()), None)
-            if row is None:
-                row = {**key, **_fit(hidden, seed, options.select, options.out, fit_args)}
-                rows.append(row)
-                _write(table, rows)
-            chosen.append(row)
+    for config in options.configs:
+        for hidden in options.hidden or [None]:
+            for seed in options.seeds:
+                key = {"config": Path(config).stem, "seed": str(seed), "select": options.select, "settings": settings}
+                key |= {"asked_hidden": str(hidden or "")}
+                row = next((row for row in rows if key.items() <= row.items()), None)
+                if row is None:
+                    row = {**key, **_fit(config, hidden, seed, options.select, options.out, fit_args)}
+                    rows.append(row)
+                    _write(table, rows)
+                chosen.append(row)
+    names = dict.fromkeys(str(row["config"]) for row in chosen)
     figure = tradeoff_figure(
-        [float(row["cr_paper"]) for row in chosen],
-        [float(row["acc"]) for row in chosen],
+        {
+            name: [(float(row["cr_paper"]), float(row["acc"])) for row in chosen if row["config"] == name]
+            for name in names
+        },
         float(chosen[0]["acc_original"]),
         "accuracy against size",
     )
@@ -69,19 +78,12 @@ def main(args: Sequence[str]) -> None:
     console.print(f"TensorBoard: tensorboard --logdir {options.out}", soft_wrap=True, highlight=False)
 
 
-def _fit(hidden: int, seed: int, select: str, out: Path, fit_args: Sequence[str]) -> Row:
+def _fit(config: str, hidden: int | None, seed: int, select: str, out: Path, fit_args: Sequence[str]) -> Row:
     logger = "--trainer.logger.init_args"
-    cli = run(
-        [
-            "fit",
-            *fit_args,
-            f"--model.init_args.representation.predictor.init_args.hidden={hidden}",
-            f"--seed_everything={seed}",
-            f"{logger}.save_dir={out}",
-            f"{logger}.name=h{hidden}_seed{seed}",
-        ]
-    )
-    return _measure(cli, select)
+    width = [f"--model.init_args.representation.predictor.init_args.hidden={hidden}"] if hidden else []
+    name = "_".join([Path(config).stem, *([f"h{hidden}"] if hidden else []), f"seed{seed}"])
+    named = [f"--seed_everything={seed}", f"{logger}.save_dir={out}", f"{logger}.name={name}"]
+    return _measure(run(["fit", "-c", config, *fit_args, *width, *named]), select)
 
 
 def _measure(cli: NernlitCLI, select: str) -> Row:
@@ -91,16 +93,44 @@ def _measure(cli: NernlitCLI, select: str) -> Row:
     timer = next(callback for callback in callbacks if isinstance(callback, Timer))
     seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
     steps = trainer.global_step
-    checkpoint = Path(str(trainer.log_dir), "checkpoints", f"{select}.ckpt")
-    trainer.test(module, cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    folder = Path(str(trainer.log_dir))
+    trainer.test(module, cli.datamodule, ckpt_path=str(folder / "checkpoints" / f"{select}.ckpt"), verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    answers = _answers(module, cli)
+    save_file(answers, folder / "test_correct.safetensors")
+    difference = paired_difference(answers["reconstructed"], answers["original"])
     return {
+        "hidden": _hidden(module),
+        "folder": str(folder),
         "cr_paper": module.representation.sizes().cr_paper,
         **{name: metrics[f"test/{name}"] for name in ("acc_original", "acc", "recon_rmse", "variance_explained")},
+        "difference": difference.difference,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "p_value": difference.p_value,
         "fit_seconds": seconds,
         "steps_per_second": steps / max(seconds - validating, 1e-9),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mib": peak,
     }
+
+
+def _hidden(module: ReconstructionModule) -> str:
+    arguments = module.hparams["representation"]["predictor"].get("init_args", {})
+    return str(arguments.get("hidden", ""))
+
+
+@torch.no_grad()
+def _answers(module: ReconstructionModule, cli: NernlitCLI) -> dict[str, Tensor]:
+    """Which test images both networks classify correctly, in the dataset's order: what paired tests need."""
+    representation, device = module.representation, module.representation.target.device
+    weights = representation.weights()
+    correct: dict[str, list[Tensor]] = {"reconstructed": [], "original": []}
+    for batch in cli.datamodule.test_dataloader():
+        images, labels = (part.to(device) for part in cli.datamodule.on_after_batch_transfer(batch, 0))
+        correct["reconstructed"].append(representation(images, weights).argmax(1) == labels)
+        correct["original"].append(representation.original(images).argmax(1) == labels)
+    return {name: torch.cat(parts).cpu() for name, parts in correct.items()}
 
 
 def _read(path: Path) -> list[Row]:
@@ -120,18 +150,20 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _summary(rows: Sequence[Row]) -> Table:
-    """A line a width: the mean over seeds, with the standard deviation where there are several."""
-    table = Table(title="test", title_justify="left", box=box.SIMPLE_HEAD)
+    """A line a configuration and width: the mean over seeds, with the standard deviation where there are several."""
+    original = float(rows[0]["acc_original"])
+    table = Table(title=f"test (original {original:.2%})", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("configuration")
     table.add_column("H", justify="right")
     for title, _ in _COLUMNS.values():
         table.add_column(title, justify="right")
-    for hidden in dict.fromkeys(row["hidden"] for row in rows):
+    for config, hidden in dict.fromkeys((row["config"], row["hidden"]) for row in rows):
         cells = []
         for name, (_, form) in _COLUMNS.items():
-            values = [float(row[name]) for row in rows if row["hidden"] == hidden]
+            values = [float(row[name]) for row in rows if (row["config"], row["hidden"]) == (config, hidden)]
             cell = form.format(statistics.fmean(values))
-            if len(values) > 1 and name in ("acc", "recon_rmse", "variance_explained"):
+            if len(values) > 1 and name in ("acc", "recon_rmse"):
                 cell += f" ± {form.format(statistics.stdev(values))}"
             cells.append(cell)
-        table.add_row(str(hidden), *cells)
+        table.add_row(str(config), str(hidden), *cells)
     return table

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import yaml
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nernlit.cli import NernlitCLI, expand_bases, main, run
@@ -19,7 +20,7 @@ ORIGINALS = {
     "cifar10": ("cifar_resnet20", 10),
     "cifar100": ("cifar_resnet20", 100),
     "stl10": ("cifar_resnet20", 10),
-    "imagenet": ("resnet18", 1000),
+    "imagenet": ("test_resnet", 1000),
 }
 
 
@@ -61,7 +62,7 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
             args.append(f"--model.representation.original.checkpoint={weights}")
     if "original" not in words:
         args.append("--model.representation.predictor.hidden=8")
-    if words[-1] in ("original", "decoupled", "teacher", "noise", "baseline"):
+    if words[-1] in ("original", "decoupled", "teacher", "noise", "baseline", "distill"):
         args.append("--data.batch_size=2")
     if words[-1] in ("decoupled", "teacher", "noise") and "baseline" not in words:
         args += ["--model.recon_steps=1", "--trainer.max_steps=2"]
@@ -71,12 +72,13 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
         # A small one: the shipped ResNet50 costs seconds.
         teacher: dict[str, object] = {"name": "cifar_resnet20", "num_classes": ORIGINALS[dataset][1]}
         args.append(
-            f"--model.teacher={json.dumps({**teacher, 'checkpoint': str(fakes[dataset] / 'teacher.safetensors')})}"
+            f"--model.teacher={json.dumps({**teacher, 'checkpoint': str(fakes[dataset] / 'original.safetensors')})}"
         )
-    if words[-1] == "progressive":
+    if words[-1] in ("progressive", "distill"):
         args = [arg for arg in args if "representation" not in arg]
-        teacher_run = _one_step(config.with_stem(config.stem.removesuffix("_progressive")), fakes).trainer.log_dir
-        args.append(f"--model.init_from={teacher_run}/checkpoints/last.ckpt")
+        first = config.stem.removesuffix("_progressive") if words[-1] == "progressive" else f"{dataset}_h140"
+        first_run = _one_step(config.with_stem(first), fakes).trainer.log_dir
+        args.append(f"--model.init_from={first_run}/checkpoints/last.ckpt")
     if dataset == "imagenet":
         args += ["--data.image_size=32", "--data.num_workers=0"]
     return run(["fit", "-c", str(config), *args, *more])
@@ -103,8 +105,9 @@ def test_configurations_name_a_known_network_and_say_their_width() -> None:
             args = expand_bases(["-c", str(config)])
             contents = [yaml.safe_load(Path(path).read_text()) for path in args if path != "-c"]
             arguments = [content.get("model", {}).get("init_args", {}) for content in contents]
-            predictors = [tree.get("representation", {}).get("predictor", {}) for tree in arguments]
-            names = [tree.get("representation", {}).get("original", {}).get("name") for tree in arguments]
+            trees = [tree.get("representation") or {} for tree in arguments]
+            predictors = [tree.get("predictor", {}) for tree in trees]
+            names = [tree.get("original", {}).get("name") for tree in trees]
             assert timm.is_model(next(name for name in reversed(names) if name)), config.name
             widths = [tree["init_args"]["hidden"] for tree in predictors if "hidden" in tree.get("init_args", {})]
             assert widths[-1] == int(match[1]), config.name
@@ -266,8 +269,8 @@ def test_print_config_prints_what_would_run(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_sweep_tabulates_and_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["sweep", "--hidden", "4", "8", "--out", "swept", *QUICK]
-    main([*line[:2], "4", *line[4:]])
+    line = ["sweep", "--configs", QUICK[1], "--hidden", "4", "8", "--out", "swept", *QUICK[2:]]
+    main([arg for arg in line if arg != "8"])
     first = Path("swept/sweep.csv").read_text()
     main(line)
     with Path("swept/sweep.csv").open() as file:
@@ -275,6 +278,11 @@ def test_a_sweep_tabulates_and_goes_on_where_it_stopped(capsys: pytest.CaptureFi
     assert [row["hidden"] for row in rows] == ["4", "8"]
     assert Path("swept/sweep.csv").read_text().startswith(first)
     assert all(0 <= float(row["acc"]) <= 1 and float(row["acc_original"]) > 0.9 for row in rows)
+    for row in rows:
+        answers = load_file(Path(row["folder"]) / "test_correct.safetensors")
+        assert float(answers["reconstructed"].double().mean()) == pytest.approx(float(row["acc"]))
+        assert float(answers["original"].double().mean()) == pytest.approx(float(row["acc_original"]))
+        assert float(row["difference"]) == pytest.approx(float(row["acc"]) - float(row["acc_original"]))
     assert float(rows[0]["cr_paper"]) < float(rows[1]["cr_paper"])
     assert Path("swept/sweep.png").stat().st_size > 1000
     assert "table: swept/sweep.csv" in capsys.readouterr().out

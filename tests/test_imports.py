@@ -18,7 +18,8 @@ ALLOWED = {
     "optimisers": _PLAIN,
     "representation": {*_PLAIN, "kernels", "predictors", "originals", "losses"},
     "analysis": {*_PLAIN, "kernels", "predictors", "originals", "losses", "representation"},
-    "modules": {*_PLAIN, "kernels", "predictors", "originals", "losses", "optimisers", "representation"},
+    "checkpoint": {*_PLAIN, "representation"},
+    "modules": {"checkpoint", *_PLAIN, "kernels", "predictors", "originals", "losses", "optimisers", "representation"},
     "data": _PLAIN,
     "callbacks": {*_PLAIN, "analysis", "representation"},
     "cli": {*_PLAIN, "kernels", "predictors", "optimisers", "modules", "data", "callbacks", "sweep"},
@@ -34,6 +35,7 @@ WITHOUT_LIGHTNING = {
     "losses",
     "optimisers",
     "representation",
+    "checkpoint",
     "analysis",
 }
 

@@ -1,6 +1,6 @@
 """Figures of a representation, as matplotlib figures that no window shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -48,14 +48,13 @@ def kernel_figure(representation: Representation, count: int = 10) -> Figure:
     return figure
 
 
-def tradeoff_figure(cr_paper: Sequence[float], accuracy: Sequence[float], original: float, title: str) -> Figure:
-    """Accuracy (%) against CR (%): one point a run, the original as a line."""
+def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original: float, title: str) -> Figure:
+    """Accuracy (%) against CR (%): configuration's name -> (CR, accuracy) of its runs; the original as a line."""
     figure = Figure(figsize=(6.0, 3.8), layout="constrained")
     axis = figure.subplots()
     axis.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=f"original {100 * original:.2f}%")
-    axis.plot(
-        [100 * cr for cr in cr_paper], [100 * value for value in accuracy], "o", color="tab:blue", label="Recon-only"
-    )
+    for name, points in runs.items():
+        axis.plot([100 * cr for cr, _ in points], [100 * accuracy for _, accuracy in points], "o", label=name)
     axis.axvline(100, color="grey", linestyle=":", linewidth=1)
     axis.set_xlabel("CR: predictor parameters / predicted weights (%)")
     axis.set_ylabel("test accuracy (%)")

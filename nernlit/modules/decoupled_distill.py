@@ -96,6 +96,15 @@ class DecoupledDistill(StagedModule, DistillingModule):
     def stage_starts(self) -> Sequence[int]:
         return [self.recon_steps] if self.recon_steps else []
 
+    def configure_optimizers(self) -> Any:
+        total = self.trainer.estimated_stepping_batches
+        if total <= self.recon_steps:
+            raise UsageError(
+                f"the run ends after {total} steps, within phase 1 (recon_steps={self.recon_steps}); "
+                "pass a larger --trainer.max_epochs, or fewer --model.recon_steps."
+            )
+        return super().configure_optimizers()
+
     def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         return (self.make_recon_optimizer, self.make_recon_scheduler) if self.reconstructs else super().makers()
 

@@ -5,8 +5,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from nernlit.modules.base import ReconstructionModule
 
 
@@ -30,11 +28,6 @@ class StagedModule(ReconstructionModule, ABC):
         """Steps of the stage."""
         total = super().planned_steps()
         starts = [0, *self.stage_starts()]
-        if starts[-1] >= total:
-            rank_zero_warn(
-                f"the run ends after {total} steps, before its last stage, which begins at step {starts[-1]}; "
-                "a larger --trainer.max_epochs (or max_steps) reaches it."
-            )
         ends = [*starts[1:], max(total, starts[-1] + 1)]
         return ends[self.stage] - starts[self.stage]
 

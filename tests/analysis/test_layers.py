@@ -1,6 +1,6 @@
 import pytest
 
-from nernlit.analysis import kernel_figure, layer_error_figure, layer_errors, tradeoff_figure
+from nernlit.analysis import kernel_figure, layer_error_figure, layer_errors, rounds_figure, tradeoff_figure
 from tests.fakes import tiny_representation
 
 
@@ -19,5 +19,9 @@ def test_figures_show_every_layer_and_both_networks() -> None:
     bars = layer_error_figure(layer_errors(representation))
     assert [len(axis.patches) for axis in bars.axes] == [4, 4]
     assert len(kernel_figure(representation, count=3).axes) == 6
-    tradeoff = tradeoff_figure([0.3, 1.2], [0.5, 0.9], 0.92, "title")
+    tradeoff = tradeoff_figure({"one": [(0.3, 0.5), (1.2, 0.9)], "other": [(0.3, 0.7)]}, 0.92, "title")
     assert tradeoff.axes[0].lines[1].get_xydata().tolist() == [[30, 50], [120, 90]]
+    assert tradeoff.axes[0].lines[2].get_xydata().tolist() == [[30, 70]]
+    rounds = rounds_figure([0.91, 0.92], [0.001, 0.002], 0.9)
+    assert rounds.axes[0].lines[1].get_xydata().tolist() == [[1, 91], [2, 92]]
+    assert rounds.axes[1].lines[0].get_xydata().tolist() == [[1, 0.001], [2, 0.002]]

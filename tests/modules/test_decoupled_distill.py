@@ -165,6 +165,10 @@ def test_there_must_be_a_phase_1_and_something_to_learn() -> None:
         quiet_trainer(max_steps=1).fit(
             DecoupledDistill(_representation(), optimizer=_adam), datamodule=DigitsDataModule()
         )
+    with pytest.raises(UsageError, match=r"the run ends after 4 steps, within phase 1 \(recon_steps=4\)"):
+        quiet_trainer(max_steps=4).fit(
+            DecoupledDistill(_representation(), optimizer=_adam, recon_steps=4), datamodule=DigitsDataModule()
+        )
     with pytest.raises(UsageError, match="are all 0; nothing is left to learn"):
         DecoupledDistill(_representation(), optimizer=_adam, recon_steps=1, kd_weight=0.0)
     with pytest.raises(UsageError, match="neither a representation nor a checkpoint"):

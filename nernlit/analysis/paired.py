@@ -1,0 +1,46 @@
+"""Comparing two classifiers on the same images."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Accuracy of one classifier minus accuracy of another, on the same images.
+
+    Attributes:
+        difference: In shares of the images.
+        low: Lower end of the 95% interval (normal approximation of the paired difference).
+        high: Its upper end.
+        p_value: Exact McNemar test: how likely so uneven a split of the images that only one of the two got right is if
+            both are equally good.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_difference(correct: Tensor, reference: Tensor) -> PairedDifference:
+    """How much better `correct` is than `reference`, both (N,) booleans over the same N images.
+
+    Raises:
+        ValueError: If the shapes differ or there is no image.
+
+    >>> paired_difference(torch.tensor([1, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 0]).bool()).difference
+    0.5
+    """
+    if correct.shape != reference.shape or not correct.numel():
+        raise ValueError(f"{tuple(correct.shape)} and {tuple(reference.shape)} answers: expected as many, and some.")
+    count = correct.numel()
+    gained = int(torch.count_nonzero(correct & ~reference))
+    lost = int(torch.count_nonzero(~correct & reference))
+    difference = (gained - lost) / count
+    error = math.sqrt(max(gained + lost - (gained - lost) ** 2 / count, 0)) / count
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return PairedDifference(difference, difference - 1.96 * error, difference + 1.96 * error, p_value)

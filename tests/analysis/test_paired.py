@@ -1,0 +1,40 @@
+from itertools import product
+from math import comb
+
+import pytest
+import torch
+
+from nernlit.analysis import paired_difference
+
+
+def test_the_p_value_is_the_exact_binomial_tail() -> None:
+    one = torch.tensor([True] * 9 + [False] * 2 + [True] * 30)
+    other = torch.tensor([False] * 9 + [True] * 2 + [True] * 30)
+    tail = sum(comb(11, k) for k in range(9, 12)) / 2**11
+    result = paired_difference(one, other)
+    assert result.p_value == pytest.approx(2 * tail)
+    assert result.difference == pytest.approx(7 / 41)
+    assert result.low < result.difference < result.high
+
+
+def test_the_interval_is_that_of_the_mean_of_paired_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 500, generator=generator) > 0.3
+    gaps = one.double() - other.double()
+    half = 1.96 * float(gaps.std(correction=0)) / 500**0.5
+    result = paired_difference(one, other)
+    assert result.difference == pytest.approx(float(gaps.mean()))
+    assert (result.low, result.high) == pytest.approx((float(gaps.mean()) - half, float(gaps.mean()) + half))
+
+
+def test_swapping_the_two_turns_the_sign() -> None:
+    for bits in product([False, True], repeat=4):
+        one, other = torch.tensor(bits[:2] * 3), torch.tensor(bits[2:] * 3)
+        forth, back = paired_difference(one, other), paired_difference(other, one)
+        assert forth.difference == -back.difference
+        assert forth.p_value == back.p_value
+
+
+def test_answers_to_other_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\) answers: expected as many"):
+        paired_difference(torch.ones(2).bool(), torch.ones(3).bool())
