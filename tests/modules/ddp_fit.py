@@ -1,6 +1,6 @@
 """A program for the tests: fit and test on the digits with some processes, and save the outcome.
 
-Arguments: processes, kernels a step and process, loss, file to write.
+Arguments: processes, batch size a process (of kernels, and of images), scheme, file to write.
 """
 
 import sys
@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from nernlit.data import DigitsDataModule
 from nernlit.kernels import Uniform
-from nernlit.modules import ReconOnly
+from nernlit.modules import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
+from nernlit.modules.distilling import DistillingModule
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
@@ -28,9 +29,11 @@ class Record(L.Callback):
         self.outcome["start"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, ReconOnly)
+        assert isinstance(pl_module, ReconstructionModule)
         rank, world_size = trainer.global_rank, trainer.world_size
-        self.outcome["sampled"] = pl_module.sampling.indices(pl_module.norms_N, pl_module.seed, 0, rank, world_size)
+        self.outcome["sampled"] = Uniform(int(sys.argv[2])).indices(
+            pl_module.norms_N, pl_module.seed, 0, rank, world_size
+        )
         self.outcome["end"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
         self.outcome["val"] = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
         torch.save(self.outcome, f"{sys.argv[4]}.{rank}")
@@ -40,22 +43,40 @@ def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1)
 
 
+def build(scheme: str, batch_size: int) -> ReconstructionModule:
+    representation = Representation(Original("digits_resnet8", pretrained=True), MLP(16), order="none")
+    sampling = Uniform(batch_size)
+    if scheme == "decoupled":
+        return DecoupledDistill(
+            representation, optimizer=sgd, recon_steps=2, recon_sampling=sampling, precision="fp32", temperature=4.0
+        )
+    if scheme == "joint":
+        # Processes share the kernels of a step, so that their number is not a process's but the step's.
+        return BaselineJoint(representation, sgd, sampling=Uniform(64), feature_weight=1e-2, kd_weight=1.0)
+    if scheme == "progressive":
+        return Progressive(representation, optimizer=sgd, sampling=sampling, rounds=1, trials=2)
+    return ReconOnly(representation, sgd, sampling=sampling, loss=scheme)  # type: ignore[arg-type]
+
+
 def main() -> None:
     processes, batch_size = int(sys.argv[1]), int(sys.argv[2])
     L.seed_everything(3, verbose=False)
-    module = ReconOnly(
-        Representation(Original("digits_resnet8", pretrained=True), MLP(16), order="none"),
-        sgd,
-        sampling=Uniform(batch_size),
-        loss=sys.argv[3],  # type: ignore[arg-type]
-    )
+    module = build(sys.argv[3], batch_size)
     # 1,437 * 0.0216 = 31 images: odd, so that a padding sampler would count one of them twice.
-    data = DigitsDataModule(train_on="none", steps_per_epoch=5, val_share=0.0216, eval_batch_size=7)
+    on_images = isinstance(module, DistillingModule)
+    data = DigitsDataModule(
+        batch_size=batch_size,
+        train_on="images" if on_images else "none",
+        steps_per_epoch=5,
+        val_share=0.0216,
+        eval_batch_size=7,
+    )
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
         strategy="ddp_spawn" if processes > 1 else "auto",
         max_epochs=1,
+        limit_train_batches=5,
         use_distributed_sampler=False,
         logger=False,
         enable_progress_bar=False,
