@@ -25,12 +25,10 @@ from nernlit.modules import ReconstructionModule
 _COLUMNS = {
     "cr_paper": ("CR", "{:.1%}"),
     "acc": ("acc", "{:.2%}"),
-    "difference": ("- original", "{:+.2%}"),
-    "recon_rmse": ("RMSE", "{:.5f}"),
-    "variance_explained": ("expl. var.", "{:.1%}"),
+    "difference": ("- orig.", "{:+.2%}"),
+    "recon_rmse": ("RMSE", "{:.4f}"),
     "fit_seconds": ("fit s", "{:.0f}"),
-    "steps_per_second": ("steps/s", "{:.1f}"),
-    "peak_memory_mib": ("peak MiB", "{:.0f}"),
+    "peak_memory_mib": ("MiB", "{:.0f}"),
 }
 Row = dict[str, float | str]
 
@@ -152,18 +150,19 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 def _summary(rows: Sequence[Row]) -> Table:
     """A line a configuration and width: the mean over seeds, with the standard deviation where there are several."""
     original = float(rows[0]["acc_original"])
-    table = Table(title=f"test (original {original:.2%})", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("configuration")
-    table.add_column("H", justify="right")
-    for title, _ in _COLUMNS.values():
-        table.add_column(title, justify="right")
+    table = Table(
+        title=f"test (original {original:.2%})", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("configuration", overflow="fold")
+    for title in ("H", *(title for title, _ in _COLUMNS.values())):
+        table.add_column(title, justify="right", no_wrap=True)
     for config, hidden in dict.fromkeys((row["config"], row["hidden"]) for row in rows):
         cells = []
         for name, (_, form) in _COLUMNS.items():
             values = [float(row[name]) for row in rows if (row["config"], row["hidden"]) == (config, hidden)]
             cell = form.format(statistics.fmean(values))
             if len(values) > 1 and name in ("acc", "recon_rmse"):
-                cell += f" ± {form.format(statistics.stdev(values))}"
+                cell += f" ±{form.format(statistics.stdev(values))}"
             cells.append(cell)
         table.add_row(str(config), str(hidden), *cells)
     return table
