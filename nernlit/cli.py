@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ArgumentError as ParserError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -19,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported so that YAML can name their classes without a module path.
 from nernlit import kernels, optimisers, predictors  # noqa: F401
+from nernlit.base_files import expand_bases
 from nernlit.callbacks import BestCheckpoint, RepresentationFigures, RoundCheckpoint, Summary, WeightsWriter
 from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, NernlitError, UsageError
@@ -125,60 +125,6 @@ def _run_folder(config: Any) -> Path:
 def _newest_checkpoint(config: Any, name: str) -> Path | None:
     found = list(_run_folder(config).glob(f"version_*/checkpoints/{name}"))
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def expand_bases(args: Sequence[str]) -> list[str]:
-    """Put the files that a configuration names under `base:` before it, so that it only says what differs.
-
-    Paths under `base:` are relative to the file that names them. Later files win; lists are replaced, not joined. With
-    `--schedule NAME` every file X.yaml is followed by X.NAME.yaml where there is one.
-
-    Raises:
-        UsageError: If a file is missing, builds on itself, or no file has a variant of the schedule's name.
-    """
-    schedule = _value(args, "--schedule") or "fast"
-    expanded: list[str] = []
-    variants = 0
-    rest = iter(args)
-    for arg in rest:
-        flag, _, inline = arg.partition("=")
-        if flag not in ("-c", "--config"):
-            expanded.append(arg)
-            continue
-        path = Path(inline or next(rest, ""))
-        for found in [*_bases(path, ()), path]:
-            variant = found.with_suffix(f".{schedule}.yaml")
-            variants += variant.is_file()
-            for file in (found, *([variant] if variant.is_file() else [])):
-                expanded += ["-c", str(file)]
-    if schedule != "fast" and not variants:
-        raise UsageError(f"--schedule {schedule}: none of the given configurations has one.")
-    return expanded
-
-
-def _value(args: Sequence[str], flag: str) -> str | None:
-    """What `flag VALUE` or `flag=VALUE` gives."""
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
-        if arg == flag:
-            return following
-        if arg.startswith(f"{flag}="):
-            return arg.partition("=")[2]
-    return None
-
-
-def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
-    """All files that a configuration builds on, the deepest first."""
-    if path in above:
-        raise UsageError(f"{path} builds on itself: {' -> '.join(map(str, above))}.")
-    if not path.is_file():
-        raise UsageError(f"no configuration file {path}; the shipped ones are in the repository's configs/.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    named = content.get("base") or [] if isinstance(content, dict) else []
-    below = [path.parent / name for name in named]
-    return [found for base in below for found in [*_bases(base, (*above, path)), base]]
 
 
 def run(args: Sequence[str]) -> NernlitCLI:

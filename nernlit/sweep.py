@@ -154,14 +154,14 @@ def _summary(rows: Sequence[Row]) -> Table:
         title=f"test (original {original:.2%})", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     table.add_column("configuration", overflow="fold")
-    for title in ("H", *(title for title, _ in _COLUMNS.values())):
-        table.add_column(title, justify="right", no_wrap=True)
+    for column in ("H", *(column for column, _ in _COLUMNS.values())):
+        table.add_column(column, justify="right", no_wrap=True)
     for config, hidden in dict.fromkeys((row["config"], row["hidden"]) for row in rows):
         cells = []
         for name, (_, form) in _COLUMNS.items():
             values = [float(row[name]) for row in rows if (row["config"], row["hidden"]) == (config, hidden)]
             cell = form.format(statistics.fmean(values))
-            if len(values) > 1 and name in ("acc", "recon_rmse"):
+            if len(values) > 1 and name == "acc":
                 cell += f" ±{form.format(statistics.stdev(values))}"
             cells.append(cell)
         table.add_row(str(config), str(hidden), *cells)

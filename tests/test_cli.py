@@ -1,5 +1,4 @@
 import csv
-import json
 import re
 from pathlib import Path
 
@@ -10,18 +9,9 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nernlit.cli import NernlitCLI, expand_bases, main, run
+from nernlit.cli import main, run
 from nernlit.errors import UsageError
-from tests.fakes import CONFIGS, QUICK, write_image_folder, write_stl10, write_weights
-
-SHIPPED = sorted(CONFIGS.glob("*.yaml"))
-#: What stands for the originals here: small ones, since a ResNet56 costs seconds a run.
-ORIGINALS = {
-    "cifar10": ("cifar_resnet20", 10),
-    "cifar100": ("cifar_resnet20", 100),
-    "stl10": ("cifar_resnet20", 10),
-    "imagenet": ("test_resnet", 1000),
-}
+from tests.fakes import CONFIGS, QUICK
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -32,112 +22,6 @@ def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     message = capsys.readouterr().err
     assert "Traceback" not in message
     return message
-
-
-@pytest.fixture(scope="session")
-def fakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where the fake data and weights of every dataset lie."""
-    places = {}
-    for dataset, (name, classes) in ORIGINALS.items():
-        folder = places[dataset] = tmp_path_factory.mktemp(dataset)
-        if dataset == "stl10":
-            write_stl10(folder)
-        else:
-            write_image_folder(folder, classes, 2)
-        write_weights(name, folder / "original.safetensors", num_classes=classes)
-    return places
-
-
-def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
-    """A step of a shipped configuration (of each phase where there are two) on a tiny predictor and tiny fakes."""
-    args = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0"]
-    args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--data.val_share=0.5"]
-    dataset, *words = config.stem.split("_")
-    if dataset in ORIGINALS:
-        args.append(f"--data.root={fakes[dataset]}")
-        if "original" not in words:
-            name, weights = ORIGINALS[dataset][0], fakes[dataset] / "original.safetensors"
-            args.append(f"--model.representation.original.name={name}")
-            args += ["--model.representation.original.pretrained=false", "--model.representation.order=none"]
-            args.append(f"--model.representation.original.checkpoint={weights}")
-    if "original" not in words:
-        args.append("--model.representation.predictor.hidden=8")
-    if words[-1] in ("original", "decoupled", "teacher", "noise", "baseline", "distill"):
-        args.append("--data.batch_size=2")
-    if words[-1] in ("decoupled", "teacher", "noise") and "baseline" not in words:
-        args += ["--model.recon_steps=1", "--trainer.max_steps=2"]
-    if words[-1] == "baseline" or "baseline" in words:
-        args.append("--model.warmup_steps=0")
-    if words[-1] == "teacher":
-        # A small one: the shipped ResNet50 costs seconds.
-        teacher: dict[str, object] = {"name": "cifar_resnet20", "num_classes": ORIGINALS[dataset][1]}
-        args.append(
-            f"--model.teacher={json.dumps({**teacher, 'checkpoint': str(fakes[dataset] / 'original.safetensors')})}"
-        )
-    if words[-1] in ("progressive", "distill"):
-        args = [arg for arg in args if "representation" not in arg]
-        first = config.stem.removesuffix("_progressive") if words[-1] == "progressive" else f"{dataset}_h140"
-        first_run = _one_step(config.with_stem(first), fakes).trainer.log_dir
-        args.append(f"--model.init_from={first_run}/checkpoints/last.ckpt")
-    if dataset == "imagenet":
-        args += ["--data.image_size=32", "--data.num_workers=0"]
-    return run(["fit", "-c", str(config), *args, *more])
-
-
-@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_configuration_runs_a_step(config: Path, fakes: dict[str, Path]) -> None:
-    trainer = _one_step(config, fakes).trainer
-    assert trainer.global_step == trainer.max_steps
-    assert torch.isfinite(trainer.callback_metrics["train/loss"])
-
-
-@pytest.mark.parametrize("scheme", ["h140", "h140_baseline", "h140_decoupled", "h140_teacher", "h140_noise", "h300"])
-def test_the_papers_schedule_runs_a_step(scheme: str, fakes: dict[str, Path]) -> None:
-    cli = _one_step(CONFIGS / f"cifar10_{scheme}.yaml", fakes, "--schedule=paper")
-    assert type(cli.trainer.optimizers[0]).__name__ == "Ranger"
-    assert cli.model.representation.scale == 1
-    assert cli.config["fit"]["schedule"] == "paper"
-
-
-def test_configurations_name_a_known_network_and_say_their_width() -> None:
-    for config in SHIPPED:
-        if match := re.search(r"_h(\d+)", config.stem):
-            args = expand_bases(["-c", str(config)])
-            contents = [yaml.safe_load(Path(path).read_text()) for path in args if path != "-c"]
-            arguments = [content.get("model", {}).get("init_args", {}) for content in contents]
-            trees = [tree.get("representation") or {} for tree in arguments]
-            predictors = [tree.get("predictor", {}) for tree in trees]
-            names = [tree.get("original", {}).get("name") for tree in trees]
-            assert timm.is_model(next(name for name in reversed(names) if name)), config.name
-            widths = [tree["init_args"]["hidden"] for tree in predictors if "hidden" in tree.get("init_args", {})]
-            assert widths[-1] == int(match[1]), config.name
-
-
-def test_a_schedule_that_nothing_has_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 1}\n")
-    assert "none of the given configurations has one" in _refused(
-        capsys, "fit", "-c", str(tmp_path / "mine.yaml"), "--schedule", "paper"
-    )
-
-
-def test_configurations_say_only_what_differs_from_their_bases() -> None:
-    for config in SHIPPED:
-        content = yaml.safe_load(config.read_text())
-        assert content["base"], f"{config.name} has no base"
-        assert content["trainer"]["logger"]["init_args"]["name"] == config.stem
-
-
-def test_bases_come_before_the_file_that_names_them(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("base: [sub/b.yaml]\n")
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "b.yaml").write_text("base: [c.yaml]\n")
-    (tmp_path / "sub" / "c.yaml").write_text("seed_everything: 1\n")
-    args = expand_bases(["fit", f"--config={tmp_path / 'a.yaml'}", "--x"])
-    names = [Path(arg).name for arg in args]
-    assert names == ["fit", "-c", "c.yaml", "-c", "b.yaml", "-c", "a.yaml", "--x"]
-    (tmp_path / "sub" / "c.yaml").write_text("base: [b.yaml]\n")
-    with pytest.raises(UsageError, match="builds on itself"):
-        expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])
 
 
 def test_fit_validate_test_and_predict_follow_each_other(capsys: pytest.CaptureFixture[str]) -> None:
