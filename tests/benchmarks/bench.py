@@ -23,8 +23,10 @@ from nernlit.data.batches import BatchNumbers
 from nernlit.data.sources import TensorImages
 from nernlit.kernels import Uniform, addresses
 from nernlit.losses import reconstruction_mse
+from nernlit.modules import DecoupledDistill
+from nernlit.modules.distilling import Precision
 from nernlit.originals import Original
-from nernlit.predictors import MLP
+from nernlit.predictors import MLP, Trials
 from nernlit.representation import Representation
 
 BATCH = 4096
@@ -45,27 +47,72 @@ def matrix_product_rate() -> float:
     return 2 * 2048**3 / seconds(lambda: left @ right)[0]
 
 
-def recon_step(hidden: int) -> tuple[Callable[[], None], int]:
-    """A Recon-only step (sample, predict, compare, backward, Muon) on ResNet20, and its operations in linear layers."""
+def recon_step(hidden: int, trials: int = 1) -> tuple[Callable[[], None], int]:
+    """A step of Recon-only, or of a progressive round, on ResNet20, and its operations in linear layers.
+
+    Sample, predict, compare, backward, Muon.
+    """
     representation = Representation(_random_resnet20(), MLP(hidden, activation="gelu", base=0.9))
-    optimizer = timm.optim.Muon(representation.predictor.parameters(), lr=0.02, momentum=0.9, nesterov=True)
+    predictors = Trials(representation.predictor, trials)
+    predictors.reset(*range(trials))
+    optimizer = timm.optim.Muon(predictors.parameters(), lr=0.02, momentum=0.9, nesterov=True)
     sampling, norms, step = Uniform(BATCH), representation.target.flatten(1).norm(dim=1), 0
 
     def work() -> None:
         nonlocal step
         step += 1
         rows = sampling.indices(norms, 0, step)
-        loss = reconstruction_mse(representation.kernels(rows), representation.target[rows])
+        predicted = predictors(representation.addresses[rows]) * representation.scale
+        loss = reconstruction_mse(predicted, representation.target[rows].expand_as(predicted))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return work, 6 * BATCH * representation.predictor.num_params
+    return work, 6 * BATCH * representation.predictor.num_params * trials
 
 
 def _random_resnet20() -> Original:
     torch.manual_seed(0)
-    return Original("cifar_resnet20")
+    original = Original("cifar_resnet20")
+    original.weights_from = "random numbers, for timing"
+    return original
+
+
+def distillation(hidden: int, precision: Precision, images: int = 256) -> dict[str, Callable[[], None]]:
+    """A distillation step on ResNet20 and the parts that it cannot do without, each alone."""
+    module = DecoupledDistill(
+        Representation(_random_resnet20(), MLP(hidden, activation="gelu", base=0.9)),
+        optimizer=torch.optim.Adam,
+        recon_steps=1,
+        precision=precision,
+    )
+    module.stage = 1
+    optimizer = torch.optim.Adam(module.trained_parameters(), lr=1e-3)
+    batch = torch.rand(images, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.zeros(images).long()
+    representation = module.representation
+    weights = {key: value.detach().requires_grad_() for key, value in representation.weights().items()}
+
+    def step() -> None:
+        loss = torch.stack(list(module.loss_terms(batch).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def teacher() -> None:
+        with torch.inference_mode(), module.autocast():
+            representation.original(batch[0])
+
+    def student() -> None:
+        with module.autocast():
+            logits = representation(batch[0], weights)
+        logits.float().square().sum().backward()
+
+    def table() -> None:
+        with module.autocast():
+            kernels = representation.kernels()
+        kernels.square().sum().backward()
+
+    return {"step": step, "teacher": teacher, "student": student, "table": table}
 
 
 def loader() -> Callable[[], None]:
@@ -119,6 +166,24 @@ def main() -> None:
             "ms": 1e3 * median,
             "spread_ms": 1e3 * spread,
             "share_of_matrix_product_rate": operations / median / rate,
+        }
+    for hidden in (64, 300):
+        (one, _), (three, _) = recon_step(hidden), recon_step(hidden, trials=3)
+        single, (median, spread) = seconds(one)[0], seconds(three)
+        figures[f"three trials in one step, H={hidden}"] = {
+            "ms": 1e3 * median,
+            "spread_ms": 1e3 * spread,
+            "of_one_trial": median / single,
+        }
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        parts = {name: seconds(work) for name, work in distillation(140, precision).items()}
+        (median, spread), alone = parts["step"], parts["teacher"][0] + parts["student"][0]
+        figures[f"distillation step, ResNet20, H=140, 256 images, {precision}"] = {
+            "ms": 1e3 * median,
+            "spread_ms": 1e3 * spread,
+            "of_both_cnns_alone": median / alone,
+            "table_ms": 1e3 * parts["table"][0],
         }
     representation = Representation(_random_resnet20(), MLP(180))
     with torch.no_grad():
