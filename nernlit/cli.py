@@ -1,5 +1,7 @@
 """The command line: LightningCLI wired to our base classes, and commands that run it several times."""
 
+import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -181,6 +183,7 @@ def main(args: Sequence[str] | None = None) -> None:
     debug = "--debug" in given or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
     given = [arg for arg in given if arg != "--debug"]
     _hush()
+    _keep_freed_memory()
     try:
         if given[:1] == ["sweep"]:
             from nernlit.sweep import main as sweep
@@ -194,6 +197,19 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"nernlit: error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc not to give every large block back to the kernel when it is freed.
+
+    A step allocates the same blocks again, and the kernel clears each page of them: a tenth of a distillation step's
+    time on two cores. Other C libraries go on as they are.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_trim_threshold, -1)  # never
 
 
 def _for_the_user(error: BaseException) -> str | None:

@@ -29,7 +29,7 @@ def kd_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0, in
         raise ValueError(
             f"student {tuple(student_BC.shape)}, teacher {tuple(teacher_BC.shape)}: expected equal shapes."
         )
-    student_BC, teacher_BC = student_BC.float() / temperature, teacher_BC.float() / temperature
+    student_BC, teacher_BC = _at_least_fp32(student_BC) / temperature, _at_least_fp32(teacher_BC) / temperature
     share_BC = softmax(teacher_BC, 1)
     if inside_log:
         gap_BC = (share_BC + inside_log).log() - (softmax(student_BC, 1) + inside_log).log()
@@ -71,6 +71,10 @@ def feature_map_loss(student: Mapping[str, Tensor], original: Mapping[str, Tenso
 
 
 def _unit(map_B: Tensor, epsilon: float) -> Tensor:
-    flat_BF = map_B.float().flatten(1)
+    flat_BF = _at_least_fp32(map_B).flatten(1)
     norms_B1: Tensor = flat_BF.norm(dim=1, keepdim=True)
     return flat_BF / (norms_B1 + epsilon)
+
+
+def _at_least_fp32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

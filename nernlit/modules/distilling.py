@@ -1,7 +1,7 @@
 """What the schemes that look at images share: a teacher, the student's forward pass, distillation terms."""
 
 from abc import ABC
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from nernlit.errors import DataError, UsageError
 from nernlit.losses import feature_map_loss, kd_loss
 from nernlit.modules.base import ReconstructionModule
 from nernlit.modules.classifier import ImageBatch
-from nernlit.originals import NERN_TAPS, FeatureTaps, Original, leave_out_of_checkpoints
+from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original, leave_out_of_checkpoints
 from nernlit.representation import Representation
 
 Precision = Literal["fp32", "bf16"]
@@ -45,6 +45,7 @@ class DistillingModule(ReconstructionModule, ABC):
         self.precision = precision
         self.taps = taps
         self.own_teacher = teacher
+        self._folded_pair: tuple[Folded, Folded] | None = None
         if teacher is not None:
             teacher.require_weights("teacher")
             if teacher.num_classes != self.num_classes:
@@ -55,13 +56,9 @@ class DistillingModule(ReconstructionModule, ABC):
             teacher.freeze()
             leave_out_of_checkpoints(self, "own_teacher")
 
-    @property
-    def teacher(self) -> Original:
-        """Whose logits are learned."""
-        return self.own_teacher or self.representation.original
-
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self._folded_pair = None
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and getattr(data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
@@ -74,20 +71,20 @@ class DistillingModule(ReconstructionModule, ABC):
         A term whose weight is zero costs nothing.
         """
         images_BCHW = _checked_images(batch)
-        original, teacher = self.representation.original, self.teacher
         weights = self.representation.layout.weights(table_NKK)
+        student, teacher = self._folded(images_BCHW[:2], bool(feature_weight))
         terms: dict[str, Tensor] = {}
         if feature_weight:
-            tapped = FeatureTaps(original.net, self.taps)
+            tapped = FeatureTaps(student.net, self.taps)
             with tapped.collect() as student_maps:
-                student_BC = self._run(lambda images: self.representation(images, weights), images_BCHW)
+                student_BC = self._run(student, images_BCHW, weights)
             with tapped.collect() as original_maps, torch.no_grad():
-                original_BC = self._run(original, images_BCHW)
+                original_BC = self._run(student, images_BCHW)
             terms["features"] = feature_weight * feature_map_loss(student_maps, original_maps)
         else:
-            student_BC = self._run(lambda images: self.representation(images, weights), images_BCHW)
+            student_BC = self._run(student, images_BCHW, weights)
         if kd_weight:
-            if feature_weight and teacher is original:
+            if feature_weight and teacher is student:
                 teacher_BC = original_BC
             else:
                 with torch.inference_mode():
@@ -96,10 +93,20 @@ class DistillingModule(ReconstructionModule, ABC):
             terms["kd"] = kd_weight * kd_loss(student_BC, teacher_BC, **kd_options)
         return terms, student_BC
 
-    def _run(self, cnn: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
-        """Logits (B, C) in fp32; NHWC in memory, which convolutions like best on CPUs and GPUs alike."""
+    def _folded(self, images_BCHW: Tensor, tapped: bool) -> tuple[Folded, Folded]:
+        """The original, which is the student when it gets other weights, and the teacher. Folded at their first use."""
+        if self._folded_pair is None:
+            original = self.representation.original
+            read = FeatureTaps(original.net, self.taps).taps if tapped else ()
+            student = Folded(original, images_BCHW, read)
+            own = self.own_teacher
+            self._folded_pair = student, student if own is None else Folded(own, images_BCHW)
+        return self._folded_pair
+
+    def _run(self, cnn: Folded, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (B, C); NHWC in memory, which convolutions like best on CPUs and GPUs alike."""
         with self.autocast():
-            return cnn(images_BCHW.contiguous(memory_format=torch.channels_last)).float()
+            return cnn(images_BCHW.contiguous(memory_format=torch.channels_last), weights)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of a step's predictor and CNNs."""

@@ -2,6 +2,7 @@
 
 from nernlit.originals.checkpoint import load_strictly, read_state_dict
 from nernlit.originals.cifar_resnet import CifarResNet
+from nernlit.originals.folding import Folded
 from nernlit.originals.frozen import leave_out_of_checkpoints
 from nernlit.originals.original import Original, fingerprint
 from nernlit.originals.taps import NERN_TAPS, FeatureTaps
@@ -10,6 +11,7 @@ __all__ = [
     "NERN_TAPS",
     "CifarResNet",
     "FeatureTaps",
+    "Folded",
     "Original",
     "fingerprint",
     "leave_out_of_checkpoints",

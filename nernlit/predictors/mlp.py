@@ -75,8 +75,10 @@ class MLP(Predictor):
             )
         tables = (self.encoded_layer, self.encoded_filter, self.encoded_channel)
         parts = self.first.weight.chunk(3, dim=1)
-        hidden_NH = self.first.bias.expand(len(addresses_N3), -1)
-        for index, (table, part) in enumerate(zip(tables, parts, strict=True)):
-            hidden_NH = hidden_NH + functional.embedding(addresses_N3[:, index], functional.linear(table, part))
-        flat: Tensor = self.rest(hidden_NH)
-        return flat.view(-1, self.kernel_size, self.kernel_size).to(torch.float32)
+        biases = (self.first.bias, None, None)
+        rows_NH = [
+            functional.embedding(addresses_N3[:, index], functional.linear(table, part, bias))
+            for index, (table, part, bias) in enumerate(zip(tables, parts, biases, strict=True))
+        ]
+        flat: Tensor = self.rest(rows_NH[0] + rows_NH[1] + rows_NH[2])
+        return flat.view(-1, self.kernel_size, self.kernel_size).to(torch.promote_types(flat.dtype, torch.float32))
