@@ -51,6 +51,19 @@ def test_feature_maps_are_compared_by_direction() -> None:
     assert torch.isfinite(dead["a"].grad).all()
 
 
+@pytest.mark.parametrize("images", [1, 37])
+def test_feature_maps_gradient_is_that_of_the_definition(images: int) -> None:
+    def slow(student: torch.Tensor) -> torch.Tensor:
+        s, o = (x / (x.norm(dim=1, keepdim=True) + 1e-3) for x in (student.flatten(1), original.flatten(1)))
+        return (s - o).square().sum() / images
+
+    original = torch.randn(images, 3, 4, 4, dtype=torch.float64)
+    student = torch.randn(images, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(slow(student), student)
+    (gradient,) = torch.autograd.grad(feature_map_loss({"a": student}, {"a": original}, epsilon=1e-3), student)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_what_does_not_match_is_refused() -> None:
     with pytest.raises(ValueError, match=r"student \(2, 3\), teacher \(2, 4\): expected equal shapes"):
         kd_loss(torch.zeros(2, 3), torch.zeros(2, 4))
