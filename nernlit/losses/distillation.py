@@ -68,7 +68,10 @@ def feature_map_loss(student: Mapping[str, Tensor], original: Mapping[str, Tenso
                 f"tap {name!r}: student {tuple(map_B.shape)}, original {tuple(original[name].shape)}; "
                 "expected equal shapes."
             )
-        terms.append(_UnitDistance.apply(map_B.flatten(1), original[name].flatten(1), epsilon).mean())
+        pair = (map_B, original[name])
+        if map_B.dim() == 4 and map_B.is_contiguous(memory_format=torch.channels_last):
+            pair = (map_B.permute(0, 2, 3, 1), original[name].permute(0, 2, 3, 1))  # rows without a copy
+        terms.append(_UnitDistance.apply(*(x.flatten(1) for x in pair), epsilon).mean())
     return torch.stack(terms).sum()
 
 
@@ -76,35 +79,37 @@ class _UnitDistance(torch.autograd.Function):
     """|a / (|a| + epsilon) - b / (|b| + epsilon)|^2 of every row; gradients to a alone.
 
     A network's maps are hundreds of megabytes, and autograd would walk over them three times as often. Here the forward
-    pass keeps no more than a and b, and the gradient is a sum of the two with one factor each a row.
+    pass keeps no more than a and b, and the gradient is a sum of the two with one factor each a row. Rows are converted
+    first: products of mixed types are not vectorised.
     """
 
     @staticmethod
     def forward(ctx: Any, a_BF: Tensor, b_BF: Tensor, epsilon: float) -> Tensor:
-        kind = torch.promote_types(a_BF.dtype, torch.float32)
-        norm_a_B1 = torch.linalg.vector_norm(a_BF, dim=1, keepdim=True, dtype=kind)
-        norm_b_B1 = torch.linalg.vector_norm(b_BF, dim=1, keepdim=True, dtype=kind)
-        unit_a_B1, unit_b_B1 = 1 / (norm_a_B1 + epsilon), 1 / (norm_b_B1 + epsilon)
-        distance_B1 = torch.cat(
-            [
-                torch.linalg.vector_norm(a * s - b * t, dim=1, keepdim=True)
-                for a, s, b, t in zip(*(x.split(_ROWS) for x in (a_BF, unit_a_B1, b_BF, unit_b_B1)), strict=True)
-            ]
-        ).square()
-        ctx.save_for_backward(a_BF, b_BF, norm_a_B1, norm_b_B1, unit_a_B1, unit_b_B1, distance_B1)
-        return distance_B1.squeeze(1)
+        rows = []
+        for a, b in zip(*(map(_at_least_fp32, x.split(_ROWS)) for x in (a_BF, b_BF)), strict=True):
+            norm_a, norm_b = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b))
+            difference = torch.mul(a, 1 / (norm_a + epsilon)).addcmul_(b, 1 / (norm_b + epsilon), value=-1)
+            rows.append(torch.cat([norm_a, norm_b, torch.linalg.vector_norm(difference, dim=1, keepdim=True)], 1))
+        norm_a_B1, norm_b_B1, distance_B1 = torch.cat(rows).split(1, dim=1)
+        ctx.epsilon = epsilon
+        ctx.save_for_backward(a_BF, b_BF, norm_a_B1, norm_b_B1, distance_B1)
+        return distance_B1.square().squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None]:
-        a_BF, b_BF, norm_a_B1, norm_b_B1, unit_a_B1, unit_b_B1, distance_B1 = ctx.saved_tensors
+        a_BF, b_BF, norm_a_B1, norm_b_B1, distance_B1 = ctx.saved_tensors
+        unit_a_B1, unit_b_B1 = 1 / (norm_a_B1 + ctx.epsilon), 1 / (norm_b_B1 + ctx.epsilon)
         # With x and y the divided rows: |x - y|^2 = |x|^2 + |y|^2 - 2 xy.
         own_B1 = (norm_a_B1 * unit_a_B1).square()
-        product_B1 = (own_B1 + (norm_b_B1 * unit_b_B1).square() - distance_B1) / 2
+        product_B1 = (own_B1 + (norm_b_B1 * unit_b_B1).square() - distance_B1.square()) / 2
         along_B1 = torch.where(norm_a_B1 > 0, unit_a_B1 * (own_B1 - product_B1) / norm_a_B1, 0)
         factor_a_B1 = 2 * grad_B[:, None] * (unit_a_B1.square() - along_B1)
         factor_b_B1 = -2 * grad_B[:, None] * unit_a_B1 * unit_b_B1
-        rows = zip(*(x.split(_ROWS) for x in (a_BF, factor_a_B1, b_BF, factor_b_B1)), strict=True)
-        return torch.cat([(a * s + b * t).to(a.dtype) for a, s, b, t in rows]), None, None
+        gradient_BF = torch.empty_like(a_BF)
+        rows = zip(*(x.split(_ROWS) for x in (gradient_BF, a_BF, factor_a_B1, b_BF, factor_b_B1)), strict=True)
+        for gradient, a, s, b, t in rows:
+            gradient.copy_(torch.mul(_at_least_fp32(a), s).addcmul_(_at_least_fp32(b), t))
+        return gradient_BF, None, None
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:
