@@ -5,6 +5,7 @@ A fit that is already in the table is not run again, so that an interrupted swee
 
 import argparse
 import csv
+import io
 import resource
 import statistics
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from nernlit.analysis import paired_difference, tradeoff_figure
 from nernlit.cli import NernlitCLI, run
+from nernlit.files import write_atomically
 from nernlit.modules import ReconstructionModule
 
 _COLUMNS = {
@@ -139,12 +141,11 @@ def _read(path: Path) -> list[Row]:
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def _summary(rows: Sequence[Row]) -> Table:

@@ -8,9 +8,10 @@ import nernlit
 ROOT = Path(nernlit.__file__).parent
 
 #: Part of the package -> the parts that it may import.
-_PLAIN = {"errors"}
+_PLAIN = {"errors", "files"}
 ALLOWED = {
     "errors": set(),
+    "files": set(),
     "kernels": _PLAIN,
     "predictors": _PLAIN,
     "originals": _PLAIN,
@@ -30,6 +31,7 @@ ALLOWED = {
 }
 WITHOUT_LIGHTNING = {
     "errors",
+    "files",
     "kernels",
     "predictors",
     "originals",

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.analysis import rounds_figure
-from nernlit.callbacks.writer import write_atomically, write_weights
+from nernlit.callbacks.writer import write_weights
+from nernlit.files import write_atomically
 
 
 @final

@@ -11,13 +11,7 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+from nernlit.files import write_atomically
 
 
 def write_weights(path: Path, timm_name: str, state: Mapping[str, Tensor]) -> None:

@@ -4,17 +4,32 @@ The original's weights never move. An order only changes which (filter, channel)
 the order instead of its index, so that neighbouring addresses hold similar kernels.
 """
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
+from platformdirs import user_cache_path
+from rich.console import Console
+from rich.progress import Progress
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from nernlit.files import write_atomically
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, positions
+
+_CACHED_FROM = 100_000  # kernels; the order of fewer is found in a second or two
+_ALGORITHM = "1"  # to be counted up when an order comes out differently
 
 
 def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> Tensor:
     """The address of every kernel, (N, 3) int64: layer number, filter position, channel position.
+
+    Orders of large networks are kept in the user's cache folder, under a hash of the weights.
 
     Args:
         layout: Which kernels, and in which rows.
@@ -25,8 +40,38 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
     >>> addresses(layout, {"w": torch.ones(2, 2, 1, 1)}, "none").tolist()
     [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     """
-    rows = []
-    for number, layer in enumerate(layout.layers):
-        places_OI2 = positions(state[layer.key].detach().cpu(), order)
-        rows.append(torch.cat([torch.full((layer.kernels, 1), number), places_OI2.view(-1, 2)], dim=1))
-    return torch.cat(rows)
+    weights = [state[layer.key].detach().cpu() for layer in layout.layers]
+    if order == "none" or layout.num_kernels < _CACHED_FROM:
+        return _computed(weights, order)
+    file = _cache_file(weights, order)
+    with contextlib.suppress(OSError, SafetensorError, KeyError):
+        return load(file.read_bytes())["addresses"].long()
+    table_N3 = _computed(weights, order)
+    with contextlib.suppress(OSError):  # a home that cannot be written to costs time only
+        write_atomically(file, save({"addresses": table_N3.int()}))
+    return table_N3
+
+
+def _cache_file(weights: Sequence[Tensor], order: OrderName) -> Path:
+    content = hashlib.sha256(f"{order} {_ALGORITHM} {[tuple(weight.shape) for weight in weights]}".encode())
+    for weight in weights:
+        content.update(weight.float().contiguous().numpy().data)
+    return user_cache_path("nernlit") / "orders" / f"{content.hexdigest()}.safetensors"
+
+
+def _computed(weights: Sequence[Tensor], order: OrderName) -> Tensor:
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with bar, ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        task = bar.add_task(f"{order} order", total=sum(weight[:, :, 0, 0].numel() for weight in weights))
+
+        def rows(number: int) -> Tensor:
+            weight = weights[number]
+            places_OI2 = positions(weight, order)
+            bar.advance(task, places_OI2.shape[:2].numel())
+            return torch.cat([torch.full((len(places_OI2.flatten(0, 1)), 1), number), places_OI2.flatten(0, 1)], dim=1)
+
+        # The largest layer first: no thread is left alone with it at the end.
+        largest_first = sorted(range(len(weights)), key=lambda number: -weights[number].numel())
+        done = dict(zip(largest_first, threads.map(rows, largest_first), strict=True))
+    return torch.cat([done[number] for number in range(len(weights))])

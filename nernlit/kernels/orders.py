@@ -20,9 +20,6 @@ from nernlit.kernels.layout import Layout
 
 OrderName = Literal["none", "in_filter", "cross_filter"]
 
-#: Rows of dead items are dropped once they are this share of those that are scanned.
-_COMPACT_AT = 0.5
-
 
 def inverse(permutation: Tensor) -> Tensor:
     """The inverse of permutations along the last dimension: position of every item.
@@ -44,34 +41,15 @@ def greedy_order(items_BMD: Tensor, similarity: Literal["cosine", "distance"] = 
     >>> greedy_order(torch.tensor([[[1.0, 0.0], [-1.0, 0.1], [1.0, 0.2]]])).tolist()
     [[0, 2, 1]]
     """
-    items = items_BMD.double()
+    from nernlit.kernels.greedy import greedy_walk  # its compiler takes half a second to import
+
+    items_BMD = items_BMD.double()
     if similarity == "cosine":
-        items = _unit(items)
-    batch, count, _ = items.shape
-    # -|x - y|^2 = 2xy - |x|^2 - |y|^2, and |y|^2 of the current item is the same for all candidates.
-    penalty = items.square().sum(-1) if similarity == "distance" else None
-    order = torch.zeros(batch, count, dtype=torch.long)
-    labels = torch.arange(count).expand(batch, count)
-    which = torch.arange(batch)
-    current = items[:, 0]
-    dead = torch.zeros(batch, count, dtype=torch.bool)
-    dead[:, 0] = True
-    dropped = 0
-    for step in range(1, count):
-        # Every problem loses one item a step, so the living ones always fill a rectangle.
-        if step - dropped > _COMPACT_AT * items.shape[1]:
-            keep = (~dead).nonzero()[:, 1].view(batch, -1)
-            items = items.gather(1, keep[..., None].expand(-1, -1, items.shape[-1]))
-            labels, dead = labels.gather(1, keep), torch.zeros_like(keep, dtype=torch.bool)
-            penalty = penalty.gather(1, keep) if penalty is not None else None
-            dropped = step
-        score = torch.bmm(items, current[..., None]).squeeze(-1)
-        if penalty is not None:
-            score = 2 * score - penalty
-        best = score.masked_fill_(dead, -math.inf).argmax(1)
-        order[:, step], current = labels[which, best], items[which, best]
-        dead[which, best] = True
-    return order
+        items_BMD = _unit(items_BMD)
+    # -|x - y|^2 = 2xy - |x|^2 - |y|^2, and |x|^2 of the current item is the same for all candidates.
+    penalty_BM = items_BMD.square().sum(-1) if similarity == "distance" else torch.zeros(items_BMD.shape[:2])
+    problems = zip(items_BMD.numpy(), penalty_BM.double().numpy(), strict=True)
+    return torch.stack([torch.from_numpy(greedy_walk(items, penalty)) for items, penalty in problems])
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -113,4 +113,5 @@ class _UnitDistance(torch.autograd.Function):
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    converted: Tensor = values.to(torch.promote_types(values.dtype, torch.float32))
+    return converted

@@ -1,4 +1,5 @@
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -38,6 +39,26 @@ def test_neighbours_in_the_order_are_more_alike_than_before() -> None:
 def test_equal_similarities_and_zero_kernels_take_the_lower_index() -> None:
     items = torch.zeros(1, 5, 9)
     assert greedy_order(items).tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "distance"])
+@pytest.mark.parametrize("features", [1, 2, 9])
+def test_a_tree_gives_the_walk_of_a_scan(similarity: Literal["cosine", "distance"], features: int) -> None:
+    """With more items than are scanned at once; among them zeros and equal ones."""
+    items = torch.randn(3_000, features, generator=torch.Generator().manual_seed(features), dtype=torch.float64)
+    items[1_000:1_100] = 0
+    items[1_100:1_400] = items[:300]
+    if similarity == "cosine":
+        # Of the same length to the bit, so that equal directions are equal numbers in every order of summation.
+        items = items.sign() if features == 1 else items / items.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    alive = torch.ones(len(items), dtype=torch.bool)
+    expected = [0]
+    for _ in range(len(items) - 1):
+        alive[expected[-1]] = False
+        current = items[expected[-1]]
+        score = (items * current).sum(1) if similarity == "cosine" else -(items - current).square().sum(1)
+        expected.append(int(score.masked_fill(~alive, -math.inf).argmax()))
+    assert greedy_order(items[None], similarity)[0].tolist() == expected
 
 
 def test_inverse_of_an_inverse_is_the_permutation() -> None:

@@ -1,0 +1,149 @@
+"""The exact greedy nearest-neighbour walk in O(M log M) memory accesses or so, instead of O(M^2).
+
+Items stand in a k-d tree whose nodes count those that the walk has not used yet. From the current item the search goes
+up the tree and enters a neighbouring branch only if its bounding box could hold something more similar than the best so
+far, so the answer is the one that a scan of everything would give.
+
+Shapes: M items, D features. The tree is a complete binary tree of 2L nodes in an array: node n has the children 2n and
+2n + 1, the root is 1, and the L leaves come last.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_LEAF = 64  # items that are compared without asking for their bounds
+_SCAN = 1024  # with fewer items a tree costs more than it saves
+_SLACK = 1e-12  # rounding in a bound must not lose an item that is exactly as similar as the best
+
+
+def greedy_walk(items_MD: Floats, penalty_M: Floats) -> Integers:
+    """The walk (M,) from item 0 that always goes on to the unused y with the largest 2xy - penalty(y).
+
+    Equal ones: the lower number. With unit vectors and no penalty this is the largest cosine; with |y|^2 as the
+    penalty, the smallest distance.
+
+    >>> greedy_walk(np.array([[0.0], [3.0], [1.0]]), np.array([0.0, 9.0, 1.0])).tolist()
+    [0, 2, 1]
+    """
+    levels = 0
+    while len(items_MD) > _SCAN and len(items_MD) >> levels > _LEAF:
+        levels += 1
+    leaves = _split(items_MD, np.arange(len(items_MD)), levels)
+    starts = np.cumsum([0, *map(len, leaves[:-1])])
+    numbers_M = np.concatenate(leaves)
+    points_MD = items_MD[numbers_M]
+    reach_M = np.square(points_MD).sum(1) - penalty_M[numbers_M]
+    low, high, reach = (
+        _nodes(function, values, starts)
+        for function, values in ((np.minimum, points_MD), (np.maximum, points_MD), (np.maximum, reach_M))
+    )
+    count = _nodes(np.add, np.ones(len(items_MD), np.int64), starts)
+    walked: Integers = _walk(points_MD.T.copy(), penalty_M[numbers_M], numbers_M, starts, low, high, reach, count)
+    return walked
+
+
+def _split(items_MD: Floats, numbers: Integers, levels: int) -> list[Integers]:
+    """The leaves, each with its items' numbers: halves of halves along the widest feature."""
+    if levels == 0:
+        return [numbers]
+    values_MD = items_MD[numbers]
+    widest = np.ptp(values_MD, axis=0).argmax()
+    middle = len(numbers) // 2
+    halves = np.argpartition(values_MD[:, widest], middle)
+    left, right = numbers[halves[:middle]], numbers[halves[middle:]]
+    return _split(items_MD, left, levels - 1) + _split(items_MD, right, levels - 1)
+
+
+def _nodes(function: Any, values: NDArray[Any], starts: Integers) -> NDArray[Any]:
+    """A reduction of every node's items; entry 0 is unused."""
+    levels = [function.reduceat(values, starts, axis=0)]
+    while len(levels[0]) > 1:
+        levels.insert(0, function(levels[0][::2], levels[0][1::2]))
+    return np.concatenate([levels[0][:1], *levels])
+
+
+@numba.njit(cache=True, nogil=True)
+def _walk(
+    points_DM: Floats,
+    penalty_M: Floats,
+    numbers_M: Integers,
+    starts: Integers,
+    low: Floats,
+    high: Floats,
+    reach: Floats,
+    count: Integers,
+) -> Integers:
+    features, items = points_DM.shape
+    leaves = len(starts)
+    place, leaf_of = np.empty(items, np.int64), np.empty(items, np.int64)
+    for leaf in range(leaves):
+        for i in range(starts[leaf], starts[leaf] + count[leaves + leaf]):
+            place[numbers_M[i]] = i
+            leaf_of[numbers_M[i]] = leaf
+    walked, unused = np.empty(items, np.int64), np.ones(items, np.bool_)
+    point, score = np.empty(features), np.empty(count.max())
+    stack = np.empty(64, np.int64)
+    current = lowest = 0
+    alike_to_zero = not penalty_M.any()
+    for step in range(items):
+        walked[step] = current
+        unused[current] = False
+        i, own = place[current], leaves + leaf_of[current]
+        point[:] = points_DM[:, i]
+        power = (point * point).sum()
+        # The leaf's last item moves into the gap.
+        last = starts[own - leaves] + count[own] - 1
+        points_DM[:, i], penalty_M[i], numbers_M[i] = points_DM[:, last], penalty_M[last], numbers_M[last]
+        place[numbers_M[i]] = i
+        node = own
+        while node > 0:
+            count[node] -= 1
+            node >>= 1
+        if step == items - 1:
+            break
+        if power == 0 and alike_to_zero:
+            while not unused[lowest]:
+                lowest += 1
+            current = lowest
+            continue
+        best, current = -np.inf, -1
+        node, stack[0], top = own, own, 1
+        while True:
+            while top > 0:
+                top -= 1
+                branch = stack[top]
+                if count[branch] == 0:
+                    continue
+                # 2xy - penalty = |x|^2 + (|y|^2 - penalty) - |x - y|^2, and |x - y| is no less than the way to the box.
+                spare = power + reach[branch] - best + _SLACK
+                for d in range(features):
+                    outside = max(low[branch, d] - point[d], point[d] - high[branch, d], 0.0)
+                    spare -= outside * outside
+                    if spare < 0:
+                        break
+                if spare < 0:
+                    continue
+                if branch < leaves:
+                    stack[top], stack[top + 1] = 2 * branch, 2 * branch + 1
+                    top += 2
+                    continue
+                first, length = starts[branch - leaves], count[branch]
+                score[:length] = 0
+                for d in range(features):
+                    for i in range(length):
+                        score[i] += point[d] * points_DM[d, first + i]
+                for i in range(length):
+                    value = 2 * score[i] - penalty_M[first + i]
+                    if value > best or (value == best and numbers_M[first + i] < current):
+                        best, current = value, numbers_M[first + i]
+            if node == 1:
+                break
+            stack[0], top = node ^ 1, 1
+            node >>= 1
+    return walked
