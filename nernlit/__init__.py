@@ -8,10 +8,29 @@ trained on; Lightning runs it.
 torch.Size([2, 10])
 """
 
-from nernlit.kernels import LayerFilter, Layout
-from nernlit.originals import Original
-from nernlit.predictors import MLP, FourierEncoding, Predictor
-from nernlit.representation import Representation, Sizes
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nernlit.kernels import LayerFilter, Layout
+    from nernlit.originals import Original
+    from nernlit.predictors import MLP, FourierEncoding, Predictor
+    from nernlit.representation import Representation, Sizes
 
 __all__ = ["MLP", "FourierEncoding", "LayerFilter", "Layout", "Original", "Predictor", "Representation", "Sizes"]
 __version__ = "0.1.0"
+
+_NAMES = {
+    "kernels": ["LayerFilter", "Layout"],
+    "originals": ["Original"],
+    "predictors": ["MLP", "FourierEncoding", "Predictor"],
+    "representation": ["Representation", "Sizes"],
+}
+_HOME = {name: part for part, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import nernlit` alone does not wait for PyTorch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

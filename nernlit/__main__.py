@@ -1,6 +1,37 @@
-"""The console entry: kept thin, because classes defined here would be `__main__.X` and unusable from YAML."""
+"""The console entry: kept thin, because classes defined here would be `__main__.X` and unusable from YAML.
 
-from nernlit.cli import main
+The overview needs neither PyTorch nor Lightning, whose import takes seconds.
+"""
+
+import sys
+
+HELP = """usage: nernlit COMMAND -c CONFIG [options]      (also `lightning ...` and `python -m nernlit ...`)
+
+Store a trained CNN as a small coordinate network.
+
+commands:
+  fit         train what the configuration describes; --ckpt_path last goes on with the newest run
+  validate    measure a checkpoint on the validation images
+  test        measure a checkpoint on the test images
+  predict     write a checkpoint's reconstructed CNN as safetensors
+  sweep       fit configurations at several widths and seeds, test each, tabulate and compare
+
+  -c CONFIG   YAML files, merged in order; configs/ holds one for every cell of the paper's tables
+  --debug     show the traceback of an error
+
+`nernlit COMMAND --help` lists a command's options, `nernlit COMMAND -c CONFIG --print_config` shows their values.
+"""
+
+
+def main() -> None:
+    """Entry of `lightning`, `nernlit` and `python -m nernlit`."""
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        print(HELP, end="")
+        raise SystemExit(0 if sys.argv[1:] else 2)
+    from nernlit.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

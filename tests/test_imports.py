@@ -1,9 +1,14 @@
 """Who may import whom: the order of the house, checked on the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 import nernlit
+from nernlit.__main__ import HELP
 
 ROOT = Path(nernlit.__file__).parent
 
@@ -71,3 +76,17 @@ def test_there_is_no_lightning_below_the_modules() -> None:
     for part, imported in _parts().items():
         if part in WITHOUT_LIGHTNING:
             assert not [name for name in imported if name.split(".")[0] == "lightning"], f"nernlit.{part}"
+
+
+def test_the_package_and_its_overview_do_not_wait_for_torch() -> None:
+    code = "import sys, nernlit.__main__; sys.argv[1:] = ['--help']; nernlit.__main__.main()"
+    checked = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    done = subprocess.run([sys.executable, "-c", checked], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{HELP}False\n"
+
+
+def test_every_public_name_is_found_on_first_use() -> None:
+    for name in nernlit.__all__:
+        assert getattr(nernlit, name).__name__ == name
+    with pytest.raises(AttributeError, match="'nernlit' has no attribute 'Predicter'"):
+        nernlit.Predicter  # noqa: B018

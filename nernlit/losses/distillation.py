@@ -93,7 +93,8 @@ class _UnitDistance(torch.autograd.Function):
         norm_a_B1, norm_b_B1, distance_B1 = torch.cat(rows).split(1, dim=1)
         ctx.epsilon = epsilon
         ctx.save_for_backward(a_BF, b_BF, norm_a_B1, norm_b_B1, distance_B1)
-        return distance_B1.square().squeeze(1)
+        squared_B: Tensor = distance_B1.square().squeeze(1)
+        return squared_B
 
     @staticmethod
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None]:
