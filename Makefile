@@ -36,7 +36,7 @@ format: $(BIN)/.installed  ## bring the code into shape
 	$(BIN)/ruff check --fix .
 
 bench: $(BIN)/.installed  ## time the parts on this machine
-	$(BIN)/python tests/benchmarks/bench.py
+	$(BIN)/python -m tests.benchmarks.bench
 
 clean:  ## remove the environment and the runs
 	rm -rf .venv runs

@@ -1,0 +1,174 @@
+"""What is timed: functions that make a piece of work ready and return it as a function without arguments."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import timm.optim
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from nernlit.data.augment import pad_crop_flip
+from nernlit.data.batches import BatchNumbers
+from nernlit.data.sources import TensorImages
+from nernlit.kernels import Uniform
+from nernlit.losses import reconstruction_mse
+from nernlit.modules import BaselineJoint, DecoupledDistill
+from nernlit.modules.distilling import DistillingModule, Precision
+from nernlit.originals import Original
+from nernlit.predictors import MLP, Trials
+from nernlit.representation import Representation
+
+Work = Callable[[], object]
+IMAGES = 256
+
+
+def random_original(name: str) -> Original:
+    """A network with random weights, which takes as long as a trained one."""
+    torch.manual_seed(0)
+    original = Original(name)
+    original.weights_from = "random numbers, for timing"
+    return original
+
+
+def representation(name: str, hidden: int) -> Representation:
+    return Representation(random_original(name), MLP(hidden, activation="gelu", base=0.9), order="none")
+
+
+def recon_step(hidden: int, batch: int = 4096, trials: int = 1) -> tuple[Work, int]:
+    """A step of Recon-only, or of a progressive round, on ResNet20, and its operations in linear layers.
+
+    Sample, predict, compare, backward, Muon.
+    """
+    whole = representation("cifar_resnet20", hidden)
+    predictors = Trials(whole.predictor, trials)
+    predictors.reset(*range(trials))
+    optimizer = timm.optim.Muon(predictors.parameters(), lr=0.02, momentum=0.9, nesterov=True)
+    sampling, norms, step = Uniform(batch), whole.target.flatten(1).norm(dim=1), 0
+
+    def work() -> None:
+        nonlocal step
+        step += 1
+        rows = sampling.indices(norms, 0, step)
+        predicted = predictors(whole.addresses[rows]) * whole.scale
+        loss = reconstruction_mse(predicted, whole.target[rows].expand_as(predicted))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return work, 6 * batch * whole.predictor.num_params * trials
+
+
+def image_steps(hidden: int, precision: Precision) -> dict[str, Work]:
+    """Steps on ResNet20 that look at images, and the parts that they cannot do without, each alone."""
+    whole = representation("cifar_resnet20", hidden)
+    distill = DecoupledDistill(whole, optimizer=torch.optim.Adam, recon_steps=1, precision=precision)
+    distill.stage = 1
+    joint = BaselineJoint(whole, optimizer=torch.optim.Adam, precision=precision)
+    place = SimpleNamespace(total_batch_idx=0)
+    joint._trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, fit_loop=place)
+    optimizer = torch.optim.Adam(whole.predictor.parameters(), lr=1e-3)
+    pixels = torch.rand(IMAGES, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    weights = {key: value.detach().requires_grad_() for key, value in whole.weights().items()}
+
+    def step(module: DistillingModule) -> None:
+        loss = torch.stack(list(module.loss_terms((pixels, torch.zeros(IMAGES).long())).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def teacher() -> None:
+        with torch.inference_mode(), distill.autocast():
+            whole.original(pixels)
+
+    def student() -> None:
+        with distill.autocast():
+            logits = whole(pixels, weights)
+        logits.float().square().sum().backward()
+
+    def table() -> None:
+        with distill.autocast():
+            kernels = whole.kernels()
+        kernels.square().sum().backward()
+
+    return {
+        "distillation": lambda: step(distill),
+        "joint": lambda: step(joint),
+        "teacher": teacher,
+        "student": student,
+        "table": table,
+    }
+
+
+def decode(name: str, hidden: int) -> Work:
+    whole = representation(name, hidden)
+
+    def work() -> dict[str, Tensor]:
+        with torch.no_grad():
+            return whole.weights()
+
+    return work
+
+
+def evaluation(images: int = 2_048, batch: int = 512) -> tuple[Work, Work]:
+    """The reconstructed ResNet20 and the original on some images, as validation runs them; and the two CNNs alone."""
+    whole = representation("cifar_resnet20", 180)
+    batches = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8).split(batch)
+
+    def work() -> None:
+        with torch.inference_mode():
+            weights = whole.weights()
+            for pixels in batches:
+                floats = pixels.float().div(255)
+                whole(floats, weights).argmax(1)
+                whole.original(floats).argmax(1)
+
+    ready = [pixels.float().div(255) for pixels in batches]
+
+    def alone() -> None:
+        with torch.inference_mode():
+            for _ in range(2):
+                for pixels in ready:
+                    whole.original(pixels)
+
+    return work, alone
+
+
+def loader() -> Work:
+    """An epoch of 10,000 CIFAR-sized images in batches of 256: shuffled, cropped, mirrored, as floats."""
+    source = TensorImages(torch.randint(256, (10_000, 3, 32, 32), dtype=torch.uint8), torch.zeros(10_000))
+    numbers = BatchNumbers(len(source), 256, training=True)
+    generator = torch.Generator()
+
+    def work() -> None:
+        for batch in numbers:
+            images, _ = source[batch]
+            pad_crop_flip(images, 4, True, generator).float().div(255)
+
+    return work
+
+
+def torchvision_loader() -> Work:
+    """The same work the published way: torchvision's transforms on one image after another, 1,000 images."""
+    transform = v2.Compose(
+        [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    )
+    images = [Image.fromarray(pixels) for pixels in torch.randint(256, (1_000, 32, 32, 3), dtype=torch.uint8).numpy()]
+
+    class Published(Dataset[Tensor]):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int) -> Tensor:
+            transformed: Tensor = transform(images[index])
+            return transformed
+
+    batches = DataLoader(Published(), batch_size=256, shuffle=True)
+
+    def work() -> None:
+        for _ in batches:
+            pass
+
+    return work
