@@ -1,6 +1,7 @@
 """The contract of every scheme: a module that trains a representation and fills one method, `loss_terms`."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from nernlit.modules.classifier import ClassifierModule
 from nernlit.representation import Representation
 
 ReconstructionLoss = Literal["mse", "rmse"]
+Precision = Literal["fp32", "bf16"]
 
 
 class ReconstructionModule(ClassifierModule):
@@ -27,12 +29,19 @@ class ReconstructionModule(ClassifierModule):
         representation: What is trained.
         optimizer: Makes the optimiser from the predictor's parameters.
         scheduler: Makes the schedule from the optimiser.
+        precision: Of the predictor, and of the CNNs, in training steps: `bf16` runs them under autocast. Parameters,
+            losses and every evaluation stay in fp32.
     """
 
     def __init__(
-        self, representation: Representation, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None
+        self,
+        representation: Representation,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__(representation.original, optimizer, scheduler)
+        self.precision = precision
         representation.original.require_weights()
         self.representation = representation
         self.seed = torch.initial_seed()
@@ -54,8 +63,16 @@ class ReconstructionModule(ClassifierModule):
 
     def reconstruction_term(self, rows: Tensor, loss: ReconstructionLoss) -> Tensor:
         """The reconstruction error of these rows, in units of the representation's scale."""
-        predicted_NKK, target_NKK = self.representation.kernels(rows), self.representation.target[rows]
-        return self.sampled_error(predicted_NKK, target_NKK, self.representation.mask(rows), loss)
+        with self.autocast():
+            predicted_NKK = self.representation.kernels(rows)
+        target_NKK, mask_NKK = self.representation.target[rows], self.representation.mask(rows)
+        return self.sampled_error(predicted_NKK, target_NKK, mask_NKK, loss)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of training steps."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
     def sampled_error(
         self, predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None, loss: ReconstructionLoss

@@ -14,8 +14,9 @@ from torch import Tensor
 from nernlit.errors import UsageError
 from nernlit.kernels import MagnitudeMix, Sampling
 from nernlit.losses import reconstruction_rmse
+from nernlit.modules.base import Precision
 from nernlit.modules.classifier import ImageBatch
-from nernlit.modules.distilling import DistillingModule, Precision
+from nernlit.modules.distilling import DistillingModule
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
 
@@ -41,7 +42,7 @@ class BaselineJoint(DistillingModule):
         temperature: Of both softmaxes.
         teacher: Whose logits are learned: any classifier of the same classes; the original by default.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
-        precision: Of the CNNs in training steps, `bf16` or `fp32`.
+        precision: Of the predictor and the CNNs in training steps, `bf16` or `fp32`.
     """
 
     def __init__(
@@ -87,8 +88,11 @@ class BaselineJoint(DistillingModule):
     def _table(self) -> Tensor:
         """All predicted kernels (N, K, K), those that this step samples with gradients."""
         if self.gradients == "all":
-            return self.representation.kernels()
-        with torch.no_grad():
+            with self.autocast():
+                return self.representation.kernels()
+        # Two contexts: one remembers the parameters as it converted them, here without gradients.
+        with self.autocast(), torch.no_grad():
             table_NKK = self.representation.kernels()
         rows = self.sampled_rows(self.sampling, shared=True).unique()  # drawn twice, it still is one kernel
-        return table_NKK.index_copy(0, rows, self.representation.kernels(rows))
+        with self.autocast():
+            return table_NKK.index_copy(0, rows, self.representation.kernels(rows))

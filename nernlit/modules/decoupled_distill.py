@@ -15,9 +15,9 @@ from nernlit.checkpoint import load_representation
 from nernlit.errors import UsageError
 from nernlit.kernels import Sampling, Uniform
 from nernlit.losses import reconstruction_mse
-from nernlit.modules.base import ReconstructionLoss
+from nernlit.modules.base import Precision, ReconstructionLoss
 from nernlit.modules.classifier import ImageBatch
-from nernlit.modules.distilling import DistillingModule, Precision
+from nernlit.modules.distilling import DistillingModule
 from nernlit.modules.stages import StagedModule
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
@@ -40,7 +40,7 @@ class DecoupledDistill(StagedModule, DistillingModule):
         recon_weight: Of the mean squared reconstruction error, in units of the representation's scale.
         feature_weight: Of the feature maps' distance to the original's.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
-        precision: Of the predictor and the CNNs in phase 2's training steps, `bf16` or `fp32`.
+        precision: Of the predictor and the CNNs in training steps, `bf16` or `fp32`.
         recon_steps: Optimiser steps of phase 1.
         recon_optimizer: Makes phase 1's optimiser; phase 2's by default.
         recon_scheduler: Makes phase 1's schedule.

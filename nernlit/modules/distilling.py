@@ -2,8 +2,7 @@
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -11,12 +10,10 @@ from torch import Tensor
 
 from nernlit.errors import DataError, UsageError
 from nernlit.losses import feature_map_loss, kd_loss
-from nernlit.modules.base import ReconstructionModule
+from nernlit.modules.base import Precision, ReconstructionModule
 from nernlit.modules.classifier import ImageBatch
 from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original, leave_out_of_checkpoints
 from nernlit.representation import Representation
-
-Precision = Literal["fp32", "bf16"]
 
 
 class DistillingModule(ReconstructionModule, ABC):
@@ -28,8 +25,7 @@ class DistillingModule(ReconstructionModule, ABC):
         scheduler: Makes the schedule from the optimiser.
         teacher: Whose logits are learned: any classifier of the same classes; the original by default.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
-        precision: Of the predictor and the CNNs in steps that look at images: `bf16` runs them under autocast.
-            Parameters, losses and every evaluation stay in fp32.
+        precision: Of the predictor and the CNNs in training steps.
     """
 
     def __init__(
@@ -41,8 +37,7 @@ class DistillingModule(ReconstructionModule, ABC):
         taps: Sequence[str] = NERN_TAPS,
         precision: Precision = "bf16",
     ) -> None:
-        super().__init__(representation, optimizer, scheduler)
-        self.precision = precision
+        super().__init__(representation, optimizer, scheduler, precision)
         self.taps = taps
         self.own_teacher = teacher
         self._folded_pair: tuple[Folded, Folded] | None = None
@@ -107,12 +102,6 @@ class DistillingModule(ReconstructionModule, ABC):
         """Logits (B, C); NHWC in memory, which convolutions like best on CPUs and GPUs alike."""
         with self.autocast():
             return cnn(images_BCHW.contiguous(memory_format=torch.channels_last), weights)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of a step's predictor and CNNs."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
 
 def _checked_images(batch: Any) -> Tensor:

@@ -17,7 +17,7 @@ from nernlit.checkpoint import load_representation
 from nernlit.errors import UsageError
 from nernlit.kernels import Sampling, Uniform
 from nernlit.losses import reconstruction_rmse
-from nernlit.modules.base import ReconstructionLoss
+from nernlit.modules.base import Precision, ReconstructionLoss
 from nernlit.modules.stages import StagedModule
 from nernlit.predictors import Trials
 from nernlit.representation import Representation
@@ -64,6 +64,7 @@ class Progressive(StagedModule):
             round that does not. None never ends it early.
         sampling: Which kernels a step looks at, the same ones for all trials.
         loss: `mse` (ours) or `rmse` (NeRN's).
+        precision: Of the predictors in training steps, `bf16` or `fp32`.
     """
 
     def __init__(
@@ -78,11 +79,12 @@ class Progressive(StagedModule):
         min_delta: float | None = 0.0,
         sampling: Sampling | None = None,
         loss: ReconstructionLoss = "mse",
+        precision: Precision = "fp32",
     ) -> None:
         if rounds < 1 or trials < 1:
             raise UsageError(f"rounds={rounds}, trials={trials}; expected at least 1 of both.")
         representation, described = load_representation(init_from, representation)
-        super().__init__(representation, optimizer, scheduler)
+        super().__init__(representation, optimizer, scheduler, precision)
         self.remember(described)
         self.rounds, self.trials, self.min_delta = rounds, trials, min_delta
         self.sampling = sampling or Uniform()
@@ -142,7 +144,9 @@ class Progressive(StagedModule):
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
         rows = self.sampled_rows(self.sampling)
         representation = self.representation
-        predicted_TNKK = self.trial_predictors(representation.addresses[rows]) * representation.scale
+        with self.autocast():
+            predicted_TNKK = self.trial_predictors(representation.addresses[rows])
+        predicted_TNKK = predicted_TNKK * representation.scale
         target_NKK, mask_NKK = self.round_target[rows], representation.mask(rows)
         errors = [self.sampled_error(predicted, target_NKK, mask_NKK, self.loss) for predicted in predicted_TNKK]
         error = torch.stack(errors).sum()  # a sum, so that every trial has the gradient that it would have alone

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from nernlit.kernels import Sampling, Uniform
-from nernlit.modules.base import ReconstructionLoss, ReconstructionModule
+from nernlit.modules.base import Precision, ReconstructionLoss, ReconstructionModule
 from nernlit.representation import Representation
 
 
@@ -23,6 +23,7 @@ class ReconOnly(ReconstructionModule):
         scheduler: Makes the schedule from the optimiser.
         sampling: Which kernels a step looks at; ours is uniform, NeRN's the `MagnitudeMix`.
         loss: `mse` (ours), or `rmse`, the root that NeRN's code takes.
+        precision: Of the predictor in training steps, `bf16` or `fp32`.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class ReconOnly(ReconstructionModule):
         scheduler: LRSchedulerCallable | None = None,
         sampling: Sampling | None = None,
         loss: ReconstructionLoss = "mse",
+        precision: Precision = "fp32",
     ) -> None:
-        super().__init__(representation, optimizer, scheduler)
+        super().__init__(representation, optimizer, scheduler, precision)
         self.sampling = sampling or Uniform()
         self.loss = loss
 

@@ -20,7 +20,7 @@ from torch.utils.benchmark import Timer
 
 from nernlit.cli import _keep_freed_memory
 from nernlit.kernels.orders import OrderName, positions
-from nernlit.modules.distilling import Precision
+from nernlit.modules.base import Precision
 from tests.benchmarks import works
 from tests.benchmarks.works import Work
 

@@ -16,7 +16,8 @@ from nernlit.data.sources import TensorImages
 from nernlit.kernels import Uniform
 from nernlit.losses import reconstruction_mse
 from nernlit.modules import BaselineJoint, DecoupledDistill
-from nernlit.modules.distilling import DistillingModule, Precision
+from nernlit.modules.base import Precision
+from nernlit.modules.distilling import DistillingModule
 from nernlit.originals import Original
 from nernlit.predictors import MLP, Trials
 from nernlit.representation import Representation
