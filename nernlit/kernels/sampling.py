@@ -89,13 +89,16 @@ class MagnitudeMix(Sampling):
             raise UsageError(f"uniform_share={uniform_share}; expected a probability between 0 and 1.")
         self.uniform_share = uniform_share
         self._uniform = Uniform(batch_size)
+        self._summed: tuple[Tensor, Tensor] | None = None  # norms, and their sums up to each
 
     def joint(self, norms_N: Tensor, seed: int, step: int, count: int) -> Tensor:
         generator = _generator(seed, step, 1)
         if torch.rand((), generator=generator) < self.uniform_share:
             return self._uniform.joint(norms_N, seed, step, count)
         count = min(count, len(norms_N))
-        ends = norms_N.double().cumsum(0)
+        if self._summed is None or self._summed[0] is not norms_N:
+            self._summed = norms_N, norms_N.double().cumsum(0)  # of millions of kernels: not in every step
+        ends = self._summed[1]
         drawn = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
         return torch.searchsorted(ends, drawn, right=True).clamp_max(len(ends) - 1)
 

@@ -1,0 +1,196 @@
+"""The study of Recon-only's optimiser: `python -m tests.benchmarks.study --original cifar_resnet20=FILE`.
+
+Every setting is the default with a few changes, fitted for the same number of steps with each seed. A line of
+`study.jsonl` is one fit: variance explained, and the curve of it against the seconds spent in steps. Fits that the file
+has already are not run again; `curves_*.png` is drawn from all of them. Run it on an otherwise idle machine.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import timm.optim
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from nernlit.cli import _keep_freed_memory
+from nernlit.kernels import MagnitudeMix, OrderName, Sampling, Uniform
+from nernlit.losses import reconstruction_mse, variance_explained
+from nernlit.optimisers import Ranger, WarmupCosine
+from nernlit.originals import Original
+from nernlit.predictors import MLP
+from nernlit.representation import Representation
+
+_POINTS = 20  # of a curve
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The default of the shipped configurations; a study changes a field or two."""
+
+    optimizer: str = "muon"
+    lr: float = 0.02
+    momentum: float = 0.9
+    nesterov: bool = True
+    ns_steps: int = 5
+    warmup_steps: int = 50
+    batch_size: int = 4096
+    sampling: Literal["uniform", "magnitude"] = "uniform"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    loss: Literal["mse", "rmse"] = "mse"
+    standardise: bool = True
+    order: OrderName = "in_filter"
+    activation: str = "gelu"
+    base: float = 0.9
+    levels: int = 40
+
+
+NERN = Setting("ranger", 5e-3, warmup_steps=0, sampling="magnitude", precision="fp32", loss="rmse", standardise=False)
+
+SETTINGS: dict[str, Setting] = {
+    "default": Setting(),
+    "fp32": Setting(precision="fp32"),
+    "NeRN": replace(NERN, activation="relu", base=0.76),
+    "Ranger on standardised weights, MSE": replace(NERN, precision="bf16", loss="mse", standardise=True),
+    "Adam": Setting("adam", 2e-3),
+    "Kron (PSGD)": Setting("kron", 1e-3),
+    "AdaMuon": Setting("adamuon", 3e-3),
+    "momentum 0.95": Setting(momentum=0.95),
+    "no Nesterov": Setting(nesterov=False),
+    "lr 0.01": Setting(lr=0.01),
+    "lr 0.03": Setting(lr=0.03),
+    "3 Newton-Schulz steps": Setting(ns_steps=3),
+    "magnitude mix": Setting(sampling="magnitude"),
+    "batch 2048": Setting(batch_size=2048),
+    "batch 8192": Setting(batch_size=8192),
+    "RMSE loss": Setting(loss="rmse"),
+    "ReLU": Setting(activation="relu"),
+    "SiLU": Setting(activation="silu"),
+    "base 0.76": Setting(base=0.76),
+    "base 0.85": Setting(base=0.85),
+    "base 0.93": Setting(base=0.93),
+    "cross-filter order": Setting(order="cross_filter"),
+    "no order": Setting(order="none"),
+}
+
+
+def _optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
+    options: dict[str, dict[str, Any]] = {
+        "muon": {"momentum": setting.momentum, "nesterov": setting.nesterov, "ns_steps": setting.ns_steps}
+    }
+    if setting.optimizer == "ranger":
+        return Ranger(list(parameters), lr=setting.lr, betas=(0.5, 0.999), weight_decay=1e-3)
+    named = options.get(setting.optimizer, {})
+    return timm.optim.create_optimizer_v2(list(parameters), setting.optimizer, lr=setting.lr, **named)
+
+
+def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting) -> dict[str, Any]:
+    """One fit: variance explained in the end, seconds in steps, and the curve of (seconds, variance explained)."""
+    torch.manual_seed(seed)
+    mlp = MLP(hidden, activation=setting.activation, levels=setting.levels, base=setting.base)  # type: ignore[arg-type]
+    whole = Representation(original, mlp, order=setting.order, standardise=setting.standardise)
+    optimizer = _optimizer(setting, mlp.parameters())
+    schedule = WarmupCosine(optimizer, setting.warmup_steps, total_steps=steps)
+    sampling: Sampling = {"uniform": Uniform, "magnitude": MagnitudeMix}[setting.sampling](setting.batch_size)
+    norms, mask = whole.target.flatten(1).norm(dim=1), whole.mask()
+    seconds, curve = 0.0, []
+    for step in range(steps):
+        began = time.perf_counter()
+        rows = sampling.indices(norms, seed, step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
+            predicted = whole.kernels(rows)
+        error = reconstruction_mse(predicted / whole.scale, whole.target[rows] / whole.scale, whole.mask(rows))
+        optimizer.zero_grad()
+        (error.sqrt() if setting.loss == "rmse" else error).backward()
+        optimizer.step()
+        schedule.step()
+        seconds += time.perf_counter() - began
+        if (step + 1) % max(1, steps // _POINTS) == 0 or step == steps - 1:
+            with torch.no_grad():
+                curve.append((seconds, float(variance_explained(whole.kernels(), whole.target, mask))))
+    return {"variance_explained": curve[-1][1], "seconds": seconds, "curve": curve}
+
+
+def runs(names: list[str], hidden: list[int], seeds: list[int]) -> Iterator[tuple[int, str, int]]:
+    """Seed by seed, so that an interrupted study has every setting once before it has one three times."""
+    yield from ((width, name, seed) for seed in seeds for width in hidden for name in names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--original", required=True, help="NAME=FILE of a trained network")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[180])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    options = parser.parse_args()
+    _keep_freed_memory()
+    network, _, file = options.original.partition("=")
+    original = Original(network, checkpoint=file)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = options.out / "study.jsonl"
+    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    for hidden, name, seed in runs(options.settings, options.hidden, options.seeds):
+        what = {"network": network, "hidden": hidden, "steps": options.steps, "name": name, "seed": seed}
+        if not any(what.items() <= line.items() for line in lines):
+            lines.append(what | fit(original, hidden, options.steps, seed, SETTINGS[name]) | asdict(SETTINGS[name]))
+            with record.open("a") as stream:
+                stream.write(json.dumps(lines[-1]) + "\n")
+    for hidden in options.hidden:
+        same = {"network": network, "hidden": hidden, "steps": options.steps}
+        mine = [line for line in lines if same.items() <= line.items()]
+        Console().print(_table(mine, f"{network}, H={hidden}, {options.steps} steps"))
+        _figure(mine).savefig(options.out / f"curves_{network}_h{hidden}_{options.steps}.png", dpi=120)
+
+
+def _table(lines: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("setting", "variance explained %", "seconds", "seconds to 90%", "fits"):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    for name in dict.fromkeys(line["name"] for line in lines):
+        fits = [line for line in lines if line["name"] == name]
+        explained = [100 * line["variance_explained"] for line in fits]
+        spread = f" ± {statistics.stdev(explained):.2f}" if len(fits) > 1 else ""
+        reached = [next((s for s, share in line["curve"] if share >= 0.9), None) for line in fits]
+        times = [s for s in reached if s is not None]
+        table.add_row(
+            name,
+            f"{statistics.mean(explained):.2f}{spread}",
+            f"{statistics.mean(line['seconds'] for line in fits):.1f}",
+            f"{statistics.mean(times):.1f}" if len(times) == len(fits) else "-",
+            str(len(fits)),
+        )
+    return table
+
+
+def _figure(lines: list[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axis = figure.subplots()
+    for number, name in enumerate(dict.fromkeys(line["name"] for line in lines)):
+        style: Callable[..., Any] = partial(
+            axis.plot, color=f"C{number % 10}", linestyle=("-", "--", ":")[number // 10 % 3]
+        )
+        for seed, line in enumerate(line for line in lines if line["name"] == name):
+            seconds, explained = zip(*line["curve"], strict=True)
+            style(seconds, [100 * share for share in explained], label=name if seed == 0 else None, linewidth=1)
+    axis.set_xlabel("seconds in steps")
+    axis.set_ylabel("variance explained (%)")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=7)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
