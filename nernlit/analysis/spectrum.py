@@ -1,0 +1,66 @@
+"""How a layer's energy is spread over its singular values (arXiv 2407.00356, Fig. 2 and 8).
+
+Shapes: O filters, I channels, kh x kw kernels; a weight is read as a matrix (O, I * kh * kw) with r singular values.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nernlit.representation import Representation
+
+
+@dataclass(frozen=True)
+class LayerEnergy:
+    """One layer's low-frequency energy.
+
+    Attributes:
+        name: Module name.
+        original: Share of the original weight's energy.
+        reconstructed: Share of the reconstructed weight's.
+    """
+
+    name: str
+    original: float
+    reconstructed: float
+
+    @property
+    def difference(self) -> float:
+        """Reconstructed minus original: above 0 where the predictor has smoothed."""
+        return self.reconstructed - self.original
+
+
+@torch.no_grad()
+def low_frequency_energy(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """The share of every weight's energy in the first half of its singular values, sum_{i <= r/2} s_i^2 / sum_i s_i^2.
+
+    Weights (O, I, kh, kw) of one shape are decomposed in one batch, in float64. A weight of zeros has no energy: NaN.
+
+    >>> low_frequency_energy({"w": torch.tensor([[3.0, 0.0], [0.0, 4.0]]).view(2, 2, 1, 1)})
+    {'w': 0.64}
+    """
+    by_shape = defaultdict(list)
+    for key, weight in weights.items():
+        by_shape[len(weight), weight[0].numel()].append(key)
+    shares: dict[str, float] = {}
+    for keys in by_shape.values():
+        matrices = torch.stack([weights[key].flatten(1) for key in keys]).double()
+        energies_LR = torch.linalg.svdvals(matrices).square()
+        low_L = energies_LR[:, : energies_LR.shape[1] // 2].sum(1) / energies_LR.sum(1)
+        shares |= dict(zip(keys, low_L.tolist(), strict=True))
+    return {key: shares[key] for key in weights}
+
+
+@torch.no_grad()
+def layer_energies(representation: Representation) -> list[LayerEnergy]:
+    """The low-frequency energy of every predicted layer, in the network's order."""
+    layout = representation.layout
+    original = low_frequency_energy(layout.weights(representation.target))
+    reconstructed = low_frequency_energy(representation.weights())
+    return [
+        LayerEnergy(layer.key.removesuffix(".weight"), original[layer.key], reconstructed[layer.key])
+        for layer in layout.layers
+    ]
