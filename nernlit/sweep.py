@@ -126,7 +126,7 @@ def _answers(module: ReconstructionModule, cli: NernlitCLI) -> dict[str, Tensor]
     representation, device = module.representation, module.representation.target.device
     weights = representation.weights()
     correct: dict[str, list[Tensor]] = {"reconstructed": [], "original": []}
-    for batch in cli.datamodule.test_dataloader():
+    for batch in cli.datamodule.test_dataloader()[0]:
         images, labels = (part.to(device) for part in cli.datamodule.on_after_batch_transfer(batch, 0))
         correct["reconstructed"].append(representation(images, weights).argmax(1) == labels)
         correct["original"].append(representation.original(images).argmax(1) == labels)

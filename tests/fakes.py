@@ -91,6 +91,15 @@ def write_cifar10(root: Path, each: int = 10) -> Path:
     return root
 
 
+def write_cifar10_c(root: Path, corruptions: tuple[str, ...], each: int = 4) -> Path:
+    """The published layout of CIFAR-10-C with `each` images a severity."""
+    generator = np.random.default_rng(0)
+    for name in corruptions:
+        np.save(root / f"{name}.npy", generator.integers(0, 256, (5 * each, 32, 32, 3), dtype=np.uint8))
+    np.save(root / "labels.npy", np.tile(np.arange(each) % 10, 5))
+    return root
+
+
 def write_stl10(root: Path, each: int = 20) -> Path:
     """The published layout of STL-10 with `each` images a split."""
     folder = root / "stl10_binary"

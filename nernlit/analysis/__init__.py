@@ -1,15 +1,24 @@
-"""Pure functions of a representation that return tables or figures."""
+"""Pure functions of a representation or a classifier that return tables or figures."""
 
-from nernlit.analysis.figures import kernel_figure, layer_error_figure, rounds_figure, tradeoff_figure
+from nernlit.analysis.attacks import Attack, accuracy_under, calibrate
+from nernlit.analysis.figures import energy_figure, kernel_figure, layer_error_figure, rounds_figure, tradeoff_figure
 from nernlit.analysis.layers import LayerError, layer_errors
 from nernlit.analysis.paired import PairedDifference, paired_difference
+from nernlit.analysis.spectrum import LayerEnergy, layer_energies, low_frequency_energy
 
 __all__ = [
+    "Attack",
+    "LayerEnergy",
     "LayerError",
     "PairedDifference",
+    "accuracy_under",
+    "calibrate",
+    "energy_figure",
     "kernel_figure",
+    "layer_energies",
     "layer_error_figure",
     "layer_errors",
+    "low_frequency_energy",
     "paired_difference",
     "rounds_figure",
     "tradeoff_figure",

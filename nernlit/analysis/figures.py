@@ -6,6 +6,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nernlit.analysis.layers import LayerError
+from nernlit.analysis.spectrum import LayerEnergy
 from nernlit.representation import Representation
 
 
@@ -19,6 +20,19 @@ def layer_error_figure(errors: Sequence[LayerError]) -> Figure:
     lower.bar(places, [100 * (1 - error.variance_explained) for error in errors], color="tab:orange")
     lower.set_ylabel("variance not explained (%)")
     lower.set_xticks(places, [error.name for error in errors], rotation=90, fontsize=7)
+    return figure
+
+
+def energy_figure(energies: Sequence[LayerEnergy]) -> Figure:
+    """Bars a layer: low-frequency energy of the reconstructed weight minus the original's, in points."""
+    figure = Figure(figsize=(max(6.0, 0.28 * len(energies)), 3.4), layout="constrained")
+    axis = figure.subplots()
+    differences = [100 * energy.difference for energy in energies]
+    colors = ["tab:green" if difference > 0 else "tab:red" for difference in differences]
+    axis.bar(range(len(energies)), differences, color=colors)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_ylabel("low-frequency energy,\nreconstructed - original (points)")
+    axis.set_xticks(range(len(energies)), [energy.name for energy in energies], rotation=90, fontsize=7)
     return figure
 
 

@@ -1,9 +1,22 @@
 """When to compute and log; the maths is in analysis/."""
 
+from nernlit.callbacks.attacks import AdversarialAccuracy
 from nernlit.callbacks.best import BestCheckpoint
 from nernlit.callbacks.figures import RepresentationFigures
+from nernlit.callbacks.layers import LayerDifference, LowFrequencyEnergy
 from nernlit.callbacks.rounds import RoundCheckpoint
 from nernlit.callbacks.summary import Summary
+from nernlit.callbacks.throughput import Throughput
 from nernlit.callbacks.writer import WeightsWriter
 
-__all__ = ["BestCheckpoint", "RepresentationFigures", "RoundCheckpoint", "Summary", "WeightsWriter"]
+__all__ = [
+    "AdversarialAccuracy",
+    "BestCheckpoint",
+    "LayerDifference",
+    "LowFrequencyEnergy",
+    "RepresentationFigures",
+    "RoundCheckpoint",
+    "Summary",
+    "Throughput",
+    "WeightsWriter",
+]

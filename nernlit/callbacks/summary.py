@@ -63,7 +63,25 @@ def _table(shown: dict[str, float], metrics: dict[str, float], stage: str) -> Ta
     for title, (name, form) in rows.items():
         if name in metrics:
             table.add_row(title, form.format(metrics[name]))
+    for condition, accuracy in _conditions(shown, stage).items():
+        original = shown.get(f"{stage}/acc_{condition}_original")
+        beside = f" (original {original:.2%})" if original is not None else ""
+        table.add_row(f"accuracy, {condition}", f"{accuracy:.2%}{beside}")
     return table
+
+
+def _conditions(shown: dict[str, float], stage: str) -> dict[str, float]:
+    """Accuracy under attacks, and the mean over each further test set; its single conditions are in TensorBoard."""
+    if stage != "test":
+        return {}
+    prefix = f"{stage}/acc_"
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in shown.items()
+        if name.startswith(prefix) and "_top5" not in name and not name.endswith("_original")
+    }
+    found.pop("original", None)
+    return {name: value for name, value in found.items() if not any(name.startswith(f"{other}_") for other in found)}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,13 +4,20 @@ from nernlit.data.base import ImageDataModule
 from nernlit.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from nernlit.data.digits import DigitsDataModule
 from nernlit.data.folder import FolderDataModule
+from nernlit.data.ood import CIFAR10C, CIFAR100C, ImageNetR
 from nernlit.data.stl import STL10DataModule
+from nernlit.data.test_sets import Corrupted, TestSet
 
 __all__ = [
+    "CIFAR10C",
+    "CIFAR100C",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "Corrupted",
     "DigitsDataModule",
     "FolderDataModule",
     "ImageDataModule",
+    "ImageNetR",
     "STL10DataModule",
+    "TestSet",
 ]

@@ -1,7 +1,8 @@
 """The contract of every dataset: names, pixel statistics and `build(split)`; all else is here."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -10,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from nernlit.data.augment import pad_crop_flip
 from nernlit.data.batches import BatchNumbers
-from nernlit.data.sources import ImageSource
+from nernlit.data.sources import ImageSource, TensorImages
+from nernlit.data.test_sets import TestSet
 from nernlit.errors import UsageError
 
 Split = Literal["train", "val", "test"]
@@ -18,6 +20,22 @@ TrainOn = Literal["images", "noise", "none"]
 
 #: A split whose decoded pixels are smaller than this is decoded once and kept.
 _IN_MEMORY_BYTES = 4 * 2**30
+
+
+class TestCondition(NamedTuple):
+    """A condition of a test set.
+
+    Attributes:
+        test_set: The set's name.
+        name: The condition's.
+        classes: The numbers of the classes among which answers are chosen; None for all.
+        source: Its images.
+    """
+
+    test_set: str
+    name: str
+    classes: Tensor | None
+    source: ImageSource
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -34,6 +52,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         pad_crop: Pixels of zero padding from which training images are cut at random; 0 for none.
         flip: Whether half of the training images are mirrored.
         num_workers: Processes that decode images which are too many to keep in memory.
+        test_sets: What `test` measures beside the dataset's own test images; see `nernlit.data.test_sets`.
     """
 
     #: Class names, in the order of the labels; empty until `setup` for datasets that find them on disk.
@@ -53,6 +72,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         pad_crop: int = 0,
         flip: bool = False,
         num_workers: int = 0,
+        test_sets: Sequence[TestSet] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -64,8 +84,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.val_share, self.split_seed = val_share, split_seed
         self.train_on, self.steps_per_epoch, self.noise_range = train_on, steps_per_epoch, noise_range
         self.pad_crop, self.flip, self.num_workers = pad_crop, flip, num_workers
+        self.test_sets = list(test_sets or [])
         self.seed = torch.initial_seed() % 2**63
         self.sources: dict[Split, ImageSource] = {}
+        self.conditions: list[TestCondition] = []
 
     @abstractmethod
     def build(self, split: Split) -> ImageSource | None:
@@ -92,6 +114,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self._setup_training(with_train=stage == "fit" and self.train_on == "images")
         if stage == "test":
             self._keep("test", self._published("test"))
+            clean = self.sources["test"]
+            self.conditions = [
+                TestCondition(test_set.name, name, test_set.classes, source)
+                for test_set in self.test_sets
+                for name, source in test_set.conditions(clean, self.num_classes).items()
+            ]
 
     def _setup_training(self, with_train: bool) -> None:
         val = self.build("val")
@@ -126,20 +154,25 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader("val", self.eval_batch_size, training=False)
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader("test", self.eval_batch_size, training=False)
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """The dataset's own test images first, then those of every condition of `test_sets`."""
+        sources = [self.sources["test"], *(condition.source for condition in self.conditions)]
+        return [self._loader_of(source, self.eval_batch_size, training=False) for source in sources]
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """A single empty batch: what is predicted is the network, not labels of images."""
         return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
 
     def _loader(self, split: Split, batch_size: int, training: bool) -> DataLoader[Any]:
-        source, trainer = self.sources[split], self.trainer
+        return self._loader_of(self.sources[split], batch_size, training)
+
+    def _loader_of(self, source: ImageSource, batch_size: int, training: bool) -> DataLoader[Any]:
+        trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         numbers = BatchNumbers(len(source), batch_size, training, self.seed, rank, world_size)
         if trainer is not None:
             numbers.epoch_of = lambda: trainer.current_epoch
-        workers = 0 if source is source.in_memory() else self.num_workers
+        workers = 0 if isinstance(source, TensorImages) else self.num_workers
         return DataLoader(source, batch_size=None, sampler=numbers, num_workers=workers)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

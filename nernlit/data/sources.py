@@ -12,6 +12,7 @@ from typing import Self, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
@@ -64,6 +65,26 @@ class TensorImages(ImageSource):
 
     def in_memory(self) -> "TensorImages":
         return self
+
+
+@final
+class ArrayImages(ImageSource):
+    """Images in a numpy array (N, H, W, C), which may be mapped from a file: only what is asked for is read."""
+
+    def __init__(self, images_NHWC: NDArray[np.uint8], labels: Tensor) -> None:
+        self.images, self.labels = images_NHWC, labels.long()
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = np.asarray(indices)
+        return torch.from_numpy(np.take(self.images, rows, axis=0)).permute(0, 3, 1, 2), self.labels[
+            torch.from_numpy(rows)
+        ]
+
+    def subset(self, indices: Tensor) -> Self:
+        return type(self)(self.images[indices.numpy()], self.labels[indices])
+
+    def in_memory(self) -> TensorImages:
+        return TensorImages(torch.from_numpy(np.array(self.images)).permute(0, 3, 1, 2).contiguous(), self.labels)
 
 
 @final

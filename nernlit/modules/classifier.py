@@ -4,6 +4,7 @@ Batches are (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); metrics are `
 """
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -66,11 +67,10 @@ class ClassifierModule(L.LightningModule, ABC):
         """The network that the module stands for: its timm name and its state dict."""
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        classes = getattr(data, "num_classes", self.num_classes)
+        classes = getattr(self._data, "num_classes", self.num_classes)
         if classes != self.num_classes:
             raise DataError(
-                f"{type(data).__name__} has {classes} classes, but the original has {self.num_classes}; "
+                f"{type(self._data).__name__} has {classes} classes, but the original has {self.num_classes}; "
                 "use the data it was trained on, or set its num_classes."
             )
 
@@ -90,8 +90,8 @@ class ClassifierModule(L.LightningModule, ABC):
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self._count(batch)
 
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        self._count(batch)
+    def test_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._count(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -106,22 +106,34 @@ class ClassifierModule(L.LightningModule, ABC):
     def start_evaluation(self, stage: str) -> None:
         """Prepare the classifiers of this evaluation."""
         self._classifiers = self.classifiers()
-        for suffix in self._classifiers:
-            for name, top in (("acc", 1), ("acc_top5", min(5, self.num_classes))):
+        # Test sets beside the dataset's own, whatever the data calls them.
+        self._conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
+        tops = {"acc": 1, "acc_top5": min(5, self.num_classes)}
+        tops |= {f"acc{_suffix(condition)}": 1 for condition in self._conditions}
+        for name, top in tops.items():
+            for suffix in self._classifiers:
                 if name + suffix not in self.metrics:
                     metric = MulticlassAccuracy(self.num_classes, top_k=top, average="micro")
                     self.metrics[name + suffix] = metric.to(self.device)
 
-    def _count(self, batch: ImageBatch) -> None:
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
+
+    def _count(self, batch: ImageBatch, dataloader_idx: int = 0) -> None:
         images_BCHW, labels_B = batch
         if images_BCHW.shape[1] != self.in_chans:
             raise DataError(
                 f"images of {images_BCHW.shape[1]} channels, but the original takes {self.in_chans}; "
                 "use the data it was trained on, or set its in_chans."
             )
+        condition = self._conditions[dataloader_idx - 1] if dataloader_idx else None
+        names = [f"acc{_suffix(condition)}"] if condition else ["acc", "acc_top5"]
         for suffix, classify in self._classifiers.items():
             logits_BC = classify(images_BCHW)
-            for name in ("acc", "acc_top5"):
+            if condition is not None and condition.classes is not None:
+                logits_BC = _only(logits_BC, condition.classes)
+            for name in names:
                 self._metric(name + suffix).update(logits_BC, labels_B)
 
     def _metric(self, name: str) -> Metric:
@@ -132,10 +144,19 @@ class ClassifierModule(L.LightningModule, ABC):
     def _report(self, stage: str) -> None:
         results = {}
         for suffix in self._classifiers:
-            for name in (f"acc{suffix}", f"acc_top5{suffix}"):
-                results[name] = self._metric(name).compute()
-                self._metric(name).reset()
+            by_set = defaultdict(list)
+            for condition in self._conditions:
+                value = results[f"acc{_suffix(condition)}{suffix}"] = self._result(f"acc{_suffix(condition)}{suffix}")
+                by_set[condition.test_set].append(value)
+            results |= {f"acc_{name}{suffix}": torch.stack(values).mean() for name, values in by_set.items()}
+            results |= {name: self._result(name) for name in (f"acc{suffix}", f"acc_top5{suffix}")}
         self.log_results(stage, results)
+
+    def _result(self, name: str) -> Tensor:
+        metric = self._metric(name)
+        result: Tensor = metric.compute()
+        metric.reset()
+        return result
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         """Log an evaluation's figures; equal on all processes already."""
@@ -170,3 +191,14 @@ class ClassifierModule(L.LightningModule, ABC):
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _suffix(condition: Any) -> str:
+    return f"_{condition.test_set}_{condition.name}"
+
+
+def _only(logits_BC: Tensor, classes: Tensor) -> Tensor:
+    """The logits, with the classes that do not occur made impossible."""
+    kept_BC = torch.full_like(logits_BC, float("-inf"))
+    kept_BC[:, classes] = logits_BC[:, classes.to(logits_BC.device)]
+    return kept_BC

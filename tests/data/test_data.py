@@ -117,7 +117,7 @@ def test_cifar10_is_read_as_published(tmp_path: Path, monkeypatch: pytest.Monkey
     data.setup("test")
     assert {name: len(source) for name, source in data.sources.items()} == {"train": 45, "val": 5, "test": 10}
     assert data.num_classes == 10
-    assert sorted(_all_labels(data.test_dataloader())) == list(range(10))
+    assert sorted(_all_labels(data.test_dataloader()[0])) == list(range(10))
 
 
 def test_cifar100_is_read_from_image_files(tmp_path: Path) -> None:

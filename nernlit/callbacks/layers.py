@@ -1,0 +1,90 @@
+"""Layer by layer: low-frequency energy and distance from the original, as scalars, a figure and a table on disk."""
+
+import csv
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+
+from nernlit.analysis import energy_figure, layer_energies, layer_error_figure, layer_errors
+from nernlit.files import write_atomically
+from nernlit.representation import Representation
+
+
+class _LayerTable(L.Callback, ABC):
+    """Measures every layer after each validation of a fit, and in `validate` and `test`."""
+
+    name: str
+
+    @abstractmethod
+    def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
+        """The figures of every layer, by the layer's name, and a picture of them."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._measure(trainer, pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measure(trainer, pl_module)
+
+    @rank_zero_only
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        representation = getattr(pl_module, "representation", None)
+        if not isinstance(representation, Representation):
+            return
+        layers, figure = self.measure(representation)
+        scalars = {f"{self.name}/{of}/{layer}": value for layer, row in layers.items() for of, value in row.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(self.name, figure, trainer.global_step)
+        if trainer.log_dir is not None:
+            text = io.StringIO(newline="")
+            table = csv.DictWriter(text, fieldnames=["layer", *next(iter(layers.values()))])
+            table.writeheader()
+            table.writerows({"layer": layer, **row} for layer, row in layers.items())
+            write_atomically(Path(trainer.log_dir, f"{self.name}.csv"), text.getvalue().encode())
+
+
+@final
+class LowFrequencyEnergy(_LayerTable):
+    """The share of each layer's energy in the first half of its singular values (arXiv 2407.00356, Fig. 2 and 8).
+
+    Scalars `low_frequency_energy/{original,reconstructed,difference}/LAYER`, a figure of the differences, and
+    `low_frequency_energy.csv` in the run's folder.
+    """
+
+    name = "low_frequency_energy"
+
+    def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
+        energies = layer_energies(representation)
+        rows = {
+            energy.name: {
+                "original": energy.original,
+                "reconstructed": energy.reconstructed,
+                "difference": energy.difference,
+            }
+            for energy in energies
+        }
+        return rows, energy_figure(energies)
+
+
+@final
+class LayerDifference(_LayerTable):
+    """The distance between each layer's original and reconstructed weight (arXiv 2407.00356, Fig. 4).
+
+    Scalars `layer_difference/{rmse,variance_explained}/LAYER`, a figure, and `layer_difference.csv`.
+    """
+
+    name = "layer_difference"
+
+    def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
+        errors = layer_errors(representation)
+        rows = {error.name: {"rmse": error.rmse, "variance_explained": error.variance_explained} for error in errors}
+        return rows, layer_error_figure(errors)

@@ -1,0 +1,87 @@
+"""How fast a fit is, and how near to what the machine could do."""
+
+import time
+from typing import Any, final
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nernlit.predictors import Predictor
+
+_SIDE = 1024  # of the matrices whose product is timed
+_PRODUCTS = 10
+
+
+@final
+class Throughput(L.Callback):
+    """Log `throughput/steps_per_s`, `kernels_per_s` and `share_of_matrix_products` of training steps.
+
+    The last one is the predictors' arithmetic (2 operations a parameter and kernel, 6 with a backward pass) over what
+    the device makes of square matrix products in the step's precision, measured once before the fit. Time spent in
+    validation does not count.
+
+    Args:
+        every_n_steps: Steps that a figure is the mean of.
+    """
+
+    def __init__(self, every_n_steps: int = 100) -> None:
+        self.every_n_steps = every_n_steps
+        self._handles: list[RemovableHandle] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        kind = torch.bfloat16 if getattr(pl_module, "precision", "fp32") == "bf16" else torch.float32
+        self._rate = _matrix_product_rate(pl_module.device, kind)
+        predictors = [module for module in pl_module.modules() if isinstance(module, Predictor)]
+        self._handles = [predictor.register_forward_pre_hook(self._note) for predictor in predictors]
+        self._start_anew()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._handles:
+            self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._steps, self._kernels, self._operations = 0, 0, 0
+        self._began = time.perf_counter()
+
+    def _note(self, predictor: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(predictor, Predictor)
+        self._kernels += len(inputs[0])
+        self._operations += (6 if torch.is_grad_enabled() else 2) * predictor.num_params * len(inputs[0])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._steps += 1
+        if self._steps < self.every_n_steps:
+            return
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._began
+        for name, value in {
+            "steps_per_s": self._steps / seconds,
+            "kernels_per_s": self._kernels / seconds,
+            "share_of_matrix_products": self._operations / seconds / self._rate,
+        }.items():
+            pl_module.log(f"throughput/{name}", value)
+        self._start_anew()
+
+
+def _matrix_product_rate(device: torch.device, kind: torch.dtype) -> float:
+    """Operations a second."""
+    matrix = torch.ones(_SIDE, _SIDE, device=device, dtype=kind)
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        for _ in range(_PRODUCTS):
+            matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return _PRODUCTS * 2 * _SIDE**3 / min(seconds() for _ in range(3))

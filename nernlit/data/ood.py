@@ -1,0 +1,150 @@
+"""Published test sets of other distributions: CIFAR-10-C, CIFAR-100-C, ImageNet-R."""
+
+from abc import ABC
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data import ImageNetInfo
+
+from nernlit.data.sources import ArrayImages, FileImages, ImageSource, folder_classes, folder_images
+from nernlit.data.test_sets import SEVERITIES, TestSet
+from nernlit.errors import DataError, UsageError
+
+
+class _CifarC(TestSet, ABC):
+    """Hendrycks and Dietterich (arXiv 1903.12261): `<root>/<corruption>.npy` and `labels.npy`.
+
+    Severity s of 1 to 5 is images (s - 1) * 10,000 .. s * 10,000 of a file of 50,000.
+    """
+
+    folder: str
+    expected_classes: int
+    address: str
+
+    #: The benchmark's own fifteen; four more files are published beside them.
+    standard = (
+        *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+        *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    )
+    extra = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+
+    def __init__(
+        self, root: str, corruptions: Sequence[str] | None = None, severities: Sequence[int] = SEVERITIES
+    ) -> None:
+        self.root, self.severities = Path(root), list(severities)
+        self.corruptions = list(corruptions or self.standard)
+        known = self.standard + self.extra
+        unknown = [str(x) for x in self.corruptions if x not in known]
+        unknown += [str(x) for x in self.severities if x not in SEVERITIES]
+        if unknown:
+            raise UsageError(
+                f"{self.folder} has no {', '.join(unknown)}; expected corruptions out of {', '.join(known)} "
+                "and severities from 1 to 5."
+            )
+
+    @property
+    def name(self) -> str:
+        return self.folder.lower().replace("-", "")
+
+    def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
+        if num_classes != self.expected_classes:
+            raise DataError(
+                f"{self.folder} has {self.expected_classes} classes, the data has {num_classes}; use the test set of "
+                "the data that the original was trained on."
+            )
+        labels = self._read("labels")
+        size = len(labels) // len(SEVERITIES)
+        if labels.ndim != 1 or not size or len(labels) % len(SEVERITIES) or labels.max() >= self.expected_classes:
+            raise DataError(
+                f"{self.root}/labels.npy has shape {labels.shape} and labels up to {labels.max(initial=0)}; expected "
+                f"50,000 labels below {self.expected_classes}. {self._remedy}"
+            )
+        found: dict[str, ImageSource] = {}
+        for corruption in self.corruptions:
+            images = self._read(corruption)
+            if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+                raise DataError(
+                    f"{self.root}/{corruption}.npy is {images.dtype} of shape {images.shape}; expected uint8 of "
+                    f"{(len(labels), 32, 32, 3)}. {self._remedy}"
+                )
+            for severity in self.severities:
+                part = slice((severity - 1) * size, severity * size)
+                own = torch.from_numpy(np.array(labels[part]))
+                found[f"{corruption}_{severity}"] = ArrayImages(images[part], own)
+        return found
+
+    @property
+    def _remedy(self) -> str:
+        return f"Unpack {self.folder}.tar ({self.address}) and pass the folder of its .npy files as root."
+
+    def _read(self, name: str) -> NDArray[Any]:
+        file = self.root / f"{name}.npy"
+        try:
+            mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"cannot read {file} ({error}). {self._remedy}") from error
+        return mapped
+
+
+@final
+class CIFAR10C(_CifarC):
+    """CIFAR-10-C as published.
+
+    Args:
+        root: Folder of the .npy files.
+        corruptions: Their names; None takes the benchmark's fifteen.
+        severities: Out of 1 to 5.
+    """
+
+    folder, expected_classes, address = "CIFAR-10-C", 10, "https://zenodo.org/records/2535967"
+
+
+@final
+class CIFAR100C(_CifarC):
+    """CIFAR-100-C as published.
+
+    Args:
+        root: Folder of the .npy files.
+        corruptions: Their names; None takes the benchmark's fifteen.
+        severities: Out of 1 to 5.
+    """
+
+    folder, expected_classes, address = "CIFAR-100-C", 100, "https://zenodo.org/records/3555552"
+
+
+@final
+class ImageNetR(TestSet):
+    """ImageNet-R (Hendrycks et al., arXiv 2006.16241): renditions of 200 of ImageNet's classes, `<root>/<WordNet id>/`.
+
+    Answers are chosen among the 200 classes.
+
+    Args:
+        root: Folder of the 200 class folders.
+        image_size: Side that images are fitted to.
+    """
+
+    name = "imagenet_r"
+
+    def __init__(self, root: str, image_size: int = 224) -> None:
+        self.root, self.image_size = Path(root), image_size
+
+    def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
+        ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text().split()
+        every = ImageNetInfo().label_names()
+        if num_classes != len(every):
+            raise DataError(f"ImageNet-R has 200 of ImageNet's 1,000 classes, the data has {num_classes}.")
+        found = folder_classes(self.root)
+        if found != sorted(ids):
+            raise DataError(
+                f"{self.root} has {len(found)} class folders, {len(set(found) & set(ids))} of them ImageNet-R's 200; "
+                "unpack imagenet-r.tar (https://github.com/hendrycks/imagenet-r) and pass its folder as root."
+            )
+        numbers = torch.tensor([every.index(name) for name in found])
+        self.classes = numbers.sort().values
+        images = folder_images(self.root, found, self.image_size)
+        return {"renditions": FileImages(images.paths, numbers[images.labels], self.image_size)}

@@ -1,0 +1,94 @@
+"""Test sets beside a dataset's own. Those that need no download are here, the published ones in `ood`.
+
+Each gives conditions (`gaussian_noise_3`, ...) and a source of images for each. One `lightning test` measures all of
+them; a set's mean over its conditions is logged under the set's name.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self, final
+
+from torch import Tensor
+
+from nernlit.data.corruptions import CORRUPTIONS, corrupt
+from nernlit.data.sources import ImageSource, TensorImages
+from nernlit.errors import UsageError
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+class TestSet(ABC):
+    """Images of the same classes as a dataset's, drawn or made differently."""
+
+    __test__ = False  # no test of pytest's
+
+    #: Where only some classes occur: their numbers. Answers are then chosen among these.
+    classes: Tensor | None = None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As it stands in metrics' names."""
+
+    @abstractmethod
+    def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
+        """A source of images for every condition.
+
+        Args:
+            clean: The dataset's own test images.
+            num_classes: Of the dataset.
+
+        Raises:
+            DataError: If files are missing or wrong, or belong to other classes.
+        """
+
+
+@final
+class CorruptedImages(ImageSource):
+    """The images of another source, corrupted as they are read."""
+
+    def __init__(self, clean: ImageSource, corruption: str, severity: int, seed: int) -> None:
+        self.clean, self.corruption, self.severity, self.seed = clean, corruption, severity, seed
+        self.labels = clean.labels
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images_BCHW, labels_B = self.clean[indices]
+        return corrupt(images_BCHW, self.corruption, self.severity, self.seed, indices), labels_B
+
+    def subset(self, indices: Tensor) -> Self:
+        raise NotImplementedError("an image's number says how it is corrupted; take the subset first")
+
+    def in_memory(self) -> TensorImages:
+        return TensorImages(self[range(len(self))][0], self.labels)
+
+
+@final
+class Corrupted(TestSet):
+    """The dataset's own test images with corruptions of ours. This is not CIFAR-C: it needs no download.
+
+    Args:
+        corruptions: Names out of `nernlit.data.corruptions.CORRUPTIONS`; None takes all.
+        severities: Out of 1 to 5.
+        seed: Of the noise.
+    """
+
+    name = "corrupted"
+
+    def __init__(
+        self, corruptions: Sequence[str] | None = None, severities: Sequence[int] = SEVERITIES, seed: int = 0
+    ) -> None:
+        self.corruptions, self.severities, self.seed = list(corruptions or CORRUPTIONS), list(severities), seed
+        unknown = [str(x) for x in self.corruptions if x not in CORRUPTIONS]
+        unknown += [str(x) for x in self.severities if x not in SEVERITIES]
+        if unknown:
+            raise UsageError(
+                f"Corrupted has no {', '.join(unknown)}; expected corruptions out of {', '.join(CORRUPTIONS)} "
+                "and severities from 1 to 5."
+            )
+
+    def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
+        return {
+            f"{corruption}_{severity}": CorruptedImages(clean, corruption, severity, self.seed)
+            for corruption in self.corruptions
+            for severity in self.severities
+        }
