@@ -13,7 +13,7 @@ from nernlit.cli import run
 from nernlit.data import DigitsDataModule, TestSet
 from nernlit.data.corruptions import corrupt
 from nernlit.modules import ReconOnly
-from tests.fakes import QUICK, quiet_trainer, tiny_representation
+from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_representation
 
 MORE = """
 data:
@@ -62,6 +62,9 @@ def test_one_run_measures_clean_corrupted_and_attacked_images(capsys: pytest.Cap
         assert f"accuracy, {condition} │ {figures[0]:.2%} (original {figures[1]:.2%})" in shown
     assert "corrupted_contrast" not in shown
     _check_tables(Path(cli.trainer.log_dir), representation)
+    cli = run(["test", *QUICK, "-c", str(CONFIGS / "base" / "robustness.yaml"), "--ckpt_path", "last"])
+    assert len(cli.datamodule.conditions) == 45
+    assert {"test/acc_corrupted", "test/acc_ifgsm_0.25_original"} <= cli.trainer.callback_metrics.keys()
 
 
 def _check_tables(folder: Path, representation: object) -> None:
