@@ -1,0 +1,138 @@
+"""Between and around solutions: interpolation (arXiv 2407.00356, Fig. 9) and planes of the loss (Fig. 6 and 7).
+
+A *point* is a mapping from state-dict keys to weights: a solution. All points of one analysis have the same keys.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+Point = Mapping[str, Tensor]
+Batches = Iterable[tuple[Tensor, Tensor]]
+Classify = Callable[[Tensor, Point], Tensor]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a network at some point of weight space is worth.
+
+    Attributes:
+        loss: Mean cross-entropy.
+        accuracy: Share of the images that it classifies correctly.
+    """
+
+    loss: float
+    accuracy: float
+
+
+@torch.no_grad()
+def quality(classify: Classify, point: Point, batches: Batches) -> Quality:
+    """Loss and accuracy at a point.
+
+    Args:
+        classify: Pixels (B, C, H, W) and a point to logits; a `Representation` is one.
+        point: Where.
+        batches: Pixels and labels.
+
+    Raises:
+        ValueError: If there is no image.
+    """
+    loss, right, count = 0.0, 0, 0
+    for images_BCHW, labels_B in batches:
+        logits_BC = classify(images_BCHW, point)
+        loss += float(cross_entropy(logits_BC, labels_B, reduction="sum"))
+        right += int((logits_BC.argmax(1) == labels_B).sum())
+        count += len(labels_B)
+    if not count:
+        raise ValueError("no images to measure on.")
+    return Quality(loss / count, right / count)
+
+
+def between(start: Point, end: Point, share: float) -> dict[str, Tensor]:
+    """The point (1 - share) * start + share * end; shares below 0 and above 1 lie beyond the two.
+
+    >>> between({"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}, 0.25)
+    {'w': tensor(1.5000)}
+    """
+    return {key: torch.lerp(start[key], end[key], share) for key in start}
+
+
+def distance(start: Point, end: Point) -> float:
+    """The Euclidean distance of two points, over all weights."""
+    return float(torch.stack([(end[key] - start[key]).double().square().sum() for key in start]).sum().sqrt())
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane in weight space: `origin + x * right + y * up`, in units of weights.
+
+    Attributes:
+        origin: The point (0, 0).
+        right: Direction of x.
+        up: Direction of y.
+        marks: The coordinates (x, y) of the points that the plane was laid through.
+    """
+
+    origin: Point
+    right: Point
+    up: Point
+    marks: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
+
+    def at(self, x: float, y: float) -> dict[str, Tensor]:
+        """The point with these coordinates."""
+        return {key: value + x * self.right[key] + y * self.up[key] for key, value in self.origin.items()}
+
+
+def plane_through(first: Point, second: Point, third: Point) -> Plane:
+    """The plane through three solutions, with orthonormal directions; x runs from the first to the second.
+
+    Raises:
+        ValueError: If the three lie on a line.
+    """
+    a, b = ({key: (end[key] - first[key]).double() for key in first} for end in (second, third))
+    length = _norm(a)
+    along = _dot(a, b) / length if length else 0.0
+    rest = {key: b[key] - along * a[key] / (length or 1.0) for key in a}
+    height = _norm(rest)
+    if not length or height < 1e-6 * length:
+        raise ValueError("the three points lie on a line: no plane goes through them alone.")
+    right = {key: (value / length).to(first[key].dtype) for key, value in a.items()}
+    up = {key: (value / height).to(first[key].dtype) for key, value in rest.items()}
+    return Plane(first, right, up, ((0.0, 0.0), (length, 0.0), (along, height)))
+
+
+def random_plane(point: Point, generator: torch.Generator) -> Plane:
+    """A plane of two random directions in which every filter has the norm that it has at the point.
+
+    Filter normalisation (Li et al., arXiv 1712.09913, section 4): landscapes of networks of different scale compare.
+    """
+
+    def direction() -> dict[str, Tensor]:
+        drawn = {}
+        for key, weight in point.items():
+            noise = torch.randn(weight.shape, generator=generator).to(weight)
+            norms = (x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1)) for x in (weight, noise))
+            own, drawn_norm = norms
+            drawn[key] = noise * own / drawn_norm.clamp_min(torch.finfo(weight.dtype).tiny)
+        return drawn
+
+    return Plane(point, direction(), direction())
+
+
+def survey(
+    classify: Classify, plane: Plane, xs: Sequence[float], ys: Sequence[float], batches: Batches
+) -> list[list[Quality]]:
+    """Loss and accuracy on a grid of a plane: a row for every y, a column for every x."""
+    return [[quality(classify, plane.at(x, y), batches) for x in xs] for y in ys]
+
+
+def _dot(a: Point, b: Point) -> float:
+    return float(torch.stack([(a[key] * b[key]).sum() for key in a]).sum())
+
+
+def _norm(a: Point) -> float:
+    return math.sqrt(_dot(a, a))

@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from nernlit.analysis.landscape import between, distance, plane_through, quality, random_plane, survey
+from tests.fakes import tiny_representation
+
+
+def _point(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "a": torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64),
+        "b": torch.randn(2, 4, 1, 1, generator=generator, dtype=torch.float64),
+    }
+
+
+def _flat(point: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.flatten() for value in point.values()])
+
+
+def test_points_between_two_are_where_they_should_be() -> None:
+    start, end = _point(0), _point(1)
+    assert distance(start, end) == pytest.approx(float((_flat(end) - _flat(start)).norm()))
+    for share in (-0.5, 0.0, 0.3, 1.0, 2.0):
+        middle = between(start, end, share)
+        assert torch.allclose(_flat(middle), (1 - share) * _flat(start) + share * _flat(end))
+        assert distance(start, middle) == pytest.approx(abs(share) * distance(start, end))
+
+
+def test_a_plane_goes_through_its_three_points_and_measures_in_weights() -> None:
+    points = [_point(seed) for seed in range(3)]
+    plane = plane_through(*points)
+    for point, mark in zip(points, plane.marks, strict=True):
+        assert torch.allclose(_flat(plane.at(*mark)), _flat(point), atol=1e-12)
+    for i in range(3):
+        for j in range(3):
+            assert math.dist(plane.marks[i], plane.marks[j]) == pytest.approx(distance(points[i], points[j]))
+    with pytest.raises(ValueError, match="lie on a line"):
+        plane_through(points[0], points[1], between(points[0], points[1], 0.4))
+    with pytest.raises(ValueError, match="lie on a line"):
+        plane_through(points[0], points[0], points[1])
+
+
+def test_random_directions_have_the_filters_norms() -> None:
+    point = _point(0)
+    point["a"][1] = 0
+    plane = random_plane(point, torch.Generator().manual_seed(0))
+    for direction in (plane.right, plane.up):
+        for key, weight in point.items():
+            assert torch.allclose(direction[key].flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
+    assert not torch.allclose(plane.right["a"], plane.up["a"])
+
+
+def test_quality_matches_a_network_with_those_weights() -> None:
+    representation = tiny_representation()
+    images, labels = torch.rand(10, 1, 8, 8), torch.arange(10) % 10
+    batches = list(zip(images.split(4), labels.split(4), strict=True))
+    own = representation.layout.weights(representation.target)
+    measured = quality(representation, own, batches)
+    with torch.no_grad():
+        logits = representation.original(images)
+    assert measured.loss == pytest.approx(float(cross_entropy(logits, labels)), rel=1e-5)
+    assert measured.accuracy == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    plane = random_plane(own, torch.Generator().manual_seed(0))
+    grid = survey(representation, plane, [-1.0, 0.0, 1.0], [0.0, 0.5], batches)
+    assert [len(row) for row in grid] == [3, 3]
+    assert grid[0][1] == measured
+    assert grid[1][2] == quality(representation, plane.at(1.0, 0.5), batches)
+    with pytest.raises(ValueError, match="no images"):
+        quality(representation, own, [])
