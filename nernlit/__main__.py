@@ -15,6 +15,7 @@ commands:
   test        measure a checkpoint on the test images
   predict     write a checkpoint's reconstructed CNN as safetensors
   sweep       fit configurations at several widths and seeds, test each, tabulate and compare
+  analyze     spectrum, layers, interpolate, landscape, rounds or smooth: a table and a figure of a finished fit
 
   -c CONFIG   YAML files, merged in order; configs/ holds one for every cell of the paper's tables
   --debug     show the traceback of an error

@@ -9,6 +9,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,10 +186,8 @@ def main(args: Sequence[str] | None = None) -> None:
     _hush()
     _keep_freed_memory()
     try:
-        if given[:1] == ["sweep"]:
-            from nernlit.sweep import main as sweep
-
-            sweep(given[1:])
+        if given[:1] in (["sweep"], ["analyze"]):
+            import_module(f"nernlit.{given[0]}").main(given[1:])
         else:
             run(given)
     except Exception as error:

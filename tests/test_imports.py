@@ -30,7 +30,9 @@ ALLOWED = {
     "callbacks": {*_PLAIN, "analysis", "predictors", "representation"},
     "base_files": _PLAIN,
     "cli": {"base_files", *_PLAIN, "kernels", "predictors", "optimisers", "modules", "data", "callbacks", "sweep"},
+    "runs": {*_PLAIN, "checkpoint", "data", "representation"},
     "sweep": {*_PLAIN, "analysis", "cli", "modules"},
+    "analyze": {*_PLAIN, "analysis", "representation", "runs"},
     "__main__": {"cli"},
     "__init__": {"kernels", "originals", "predictors", "representation"},
 }

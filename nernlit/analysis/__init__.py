@@ -1,7 +1,15 @@
 """Pure functions of a representation or a classifier that return tables or figures."""
 
 from nernlit.analysis.attacks import Attack, accuracy_under, calibrate
-from nernlit.analysis.figures import energy_figure, kernel_figure, layer_error_figure, rounds_figure, tradeoff_figure
+from nernlit.analysis.figures import (
+    energy_figure,
+    interpolation_figure,
+    kernel_figure,
+    landscape_figure,
+    layer_error_figure,
+    rounds_figure,
+    tradeoff_figure,
+)
 from nernlit.analysis.layers import LayerError, layer_errors
 from nernlit.analysis.paired import PairedDifference, paired_difference
 from nernlit.analysis.spectrum import LayerEnergy, layer_energies, low_frequency_energy
@@ -14,7 +22,9 @@ __all__ = [
     "accuracy_under",
     "calibrate",
     "energy_figure",
+    "interpolation_figure",
     "kernel_figure",
+    "landscape_figure",
     "layer_energies",
     "layer_error_figure",
     "layer_errors",

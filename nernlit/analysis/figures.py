@@ -1,10 +1,12 @@
 """Figures of a representation, as matplotlib figures that no window shows."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
 
+from nernlit.analysis.landscape import Quality
 from nernlit.analysis.layers import LayerError
 from nernlit.analysis.spectrum import LayerEnergy
 from nernlit.representation import Representation
@@ -78,7 +80,9 @@ def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original:
     return figure
 
 
-def rounds_figure(accuracy: Sequence[float], rmse: Sequence[float], original: float) -> Figure:
+def rounds_figure(
+    accuracy: Sequence[float], rmse: Sequence[float], original: float, split: str = "validation"
+) -> Figure:
     """Accuracy (%) and distance from the original over progressive rounds (arXiv 2407.00356, Fig. 3)."""
     figure = Figure(figsize=(6.0, 3.8), layout="constrained")
     left = figure.subplots()
@@ -87,11 +91,57 @@ def rounds_figure(accuracy: Sequence[float], rmse: Sequence[float], original: fl
     left.plot(numbers, [100 * value for value in accuracy], "o-", color="tab:blue", label="accuracy")
     left.set_xticks(list(numbers))
     left.set_xlabel("round")
-    left.set_ylabel("validation accuracy (%)")
+    left.set_ylabel(f"{split} accuracy (%)")
     left.grid(alpha=0.3)
     right = left.twinx()
     right.plot(numbers, rmse, "s:", color="tab:orange", label="distance from the original")
     right.set_ylabel("RMSE (weight units)")
     right.set_ylim(bottom=0)
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def interpolation_figure(points: Sequence[Mapping[str, float]], split: str) -> Figure:
+    """Accuracy (%) and distance along (1 - share) original + share reconstructed (arXiv 2407.00356, Fig. 9).
+
+    Args:
+        points: Each with `share`, `accuracy` and `distance`.
+        split: Whose accuracy it is.
+    """
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    left = figure.subplots()
+    shares = [point["share"] for point in points]
+    left.plot(shares, [100 * point["accuracy"] for point in points], "o-", color="tab:blue", label="accuracy")
+    for share, name in ((0, "original"), (1, "reconstructed")):
+        left.axvline(share, color="grey", linestyle=":", linewidth=1)
+        left.annotate(name, (share, 0.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=90)
+    left.set_xlabel("share of the reconstructed weights")
+    left.set_ylabel(f"{split} accuracy (%)")
+    left.set_title("BatchNorm statistics as stored", fontsize=8)
+    left.grid(alpha=0.3)
+    right = left.twinx()
+    distances = [point["distance"] for point in points]
+    right.plot(shares, distances, "s:", color="tab:orange", label="distance from the original")
+    right.set_ylabel("Euclidean distance (weight units)")
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    return figure
+
+
+def landscape_figure(
+    xs: Sequence[float],
+    ys: Sequence[float],
+    grid: Sequence[Sequence[Quality]],
+    marks: Mapping[str, tuple[float, float]],
+    split: str,
+) -> Figure:
+    """Loss, on a logarithmic scale, over a plane of weights, with named points (arXiv 2407.00356, Fig. 6 and 7)."""
+    figure = Figure(figsize=(6.0, 4.8), layout="constrained")
+    axis = figure.subplots()
+    losses = [[math.log10(max(cell.loss, 1e-12)) for cell in line] for line in grid]
+    filled = axis.contourf(xs, ys, losses, levels=24, cmap="viridis")
+    figure.colorbar(filled, label=f"log10 of the {split} loss")
+    for name, (x, y) in marks.items():
+        axis.plot(x, y, "o", color="white", markeredgecolor="black")
+        axis.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color="white")
+    axis.set_title("BatchNorm statistics as stored", fontsize=8)
     return figure
