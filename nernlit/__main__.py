@@ -16,6 +16,7 @@ commands:
   predict     write a checkpoint's reconstructed CNN as safetensors
   sweep       fit configurations at several widths and seeds, test each, tabulate and compare
   analyze     spectrum, layers, interpolate, landscape, rounds or smooth: a table and a figure of a finished fit
+  report      one HTML page about a finished fit, or several side by side
 
   -c CONFIG   YAML files, merged in order; configs/ holds one for every cell of the paper's tables
   --debug     show the traceback of an error

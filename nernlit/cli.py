@@ -186,7 +186,7 @@ def main(args: Sequence[str] | None = None) -> None:
     _hush()
     _keep_freed_memory()
     try:
-        if given[:1] in (["sweep"], ["analyze"]):
+        if given[:1] in (["sweep"], ["analyze"], ["report"]):
             import_module(f"nernlit.{given[0]}").main(given[1:])
         else:
             run(given)

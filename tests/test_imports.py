@@ -33,6 +33,7 @@ ALLOWED = {
     "runs": {*_PLAIN, "checkpoint", "data", "representation"},
     "sweep": {*_PLAIN, "analysis", "cli", "modules"},
     "analyze": {*_PLAIN, "analysis", "representation", "runs"},
+    "report": {*_PLAIN, "analysis", "representation", "runs"},
     "__main__": {"cli"},
     "__init__": {"kernels", "originals", "predictors", "representation"},
 }

@@ -2,6 +2,7 @@
 
 from nernlit.analysis.attacks import Attack, accuracy_under, calibrate
 from nernlit.analysis.figures import (
+    curves_figure,
     energy_figure,
     interpolation_figure,
     kernel_figure,
@@ -21,6 +22,7 @@ __all__ = [
     "PairedDifference",
     "accuracy_under",
     "calibrate",
+    "curves_figure",
     "energy_figure",
     "interpolation_figure",
     "kernel_figure",

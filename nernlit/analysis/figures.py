@@ -145,3 +145,16 @@ def landscape_figure(
         axis.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color="white")
     axis.set_title("BatchNorm statistics as stored", fontsize=8)
     return figure
+
+
+def curves_figure(curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
+    """Logged figures over steps: run's name -> (step, value)."""
+    figure = Figure(figsize=(7.0, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, points in curves.items():
+        axis.plot([step for step, _ in points], [value for _, value in points], label=name, linewidth=1.2)
+    axis.set_xlabel("step")
+    axis.set_title(title)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return figure

@@ -4,11 +4,14 @@ Shapes: B images of uint8 pixels (C, H, W), on the CPU. A corruption of an image
 the image's own generator, and not on the batch around it.
 """
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -43,9 +46,13 @@ def _pixelate(images_BCHW: Tensor, share: float, _: Sequence[torch.Generator]) -
 
 
 def _jpeg(images_BCHW: Tensor, quality: float, _: Sequence[torch.Generator]) -> Tensor:
-    if images_BCHW.shape[1] not in (1, 3):
-        return images_BCHW
-    return torch.stack([functional.jpeg(image, int(quality)) for image in images_BCHW])
+    def coded(image_CHW: Tensor) -> Tensor:
+        file = io.BytesIO()
+        Image.fromarray(image_CHW.permute(1, 2, 0).squeeze(2).numpy()).save(file, "JPEG", quality=int(quality))
+        pixels = np.array(Image.open(file))
+        return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+    return torch.stack([coded(image) for image in images_BCHW])
 
 
 def _adjust(
