@@ -1,6 +1,7 @@
 """Kilobyte-sized networks, datasets and runs for the tests."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -64,12 +65,18 @@ def write_weights(name: str, path: Path, **options: object) -> Path:
     return path
 
 
-def write_image_folder(root: Path, classes: int, each: int, splits: tuple[str, ...] = ("train", "test")) -> Path:
+def write_image_folder(
+    root: Path,
+    classes: int,
+    each: int,
+    splits: tuple[str, ...] = ("train", "test"),
+    names: Sequence[str] | None = None,
+) -> Path:
     """An ImageFolder tree of 32x32 noise."""
     generator = np.random.default_rng(0)
     for split in splits:
         for label in range(classes):
-            folder = root / split / f"class{label:03d}"
+            folder = root / split / (names[label] if names else f"class{label:03d}")
             folder.mkdir(parents=True)
             for number in range(each):
                 pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)

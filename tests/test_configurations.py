@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import yaml
+from timm.data import ImageNetInfo
 
 from nernlit.base_files import expand_bases
 from nernlit.cli import NernlitCLI, run
@@ -33,7 +34,8 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         if dataset == "stl10":
             write_stl10(folder)
         else:
-            write_image_folder(folder, classes, 2)
+            wordnet = ImageNetInfo().label_names() if dataset == "imagenet" else None
+            write_image_folder(folder, classes, 2, ("train", "val") if wordnet else ("train", "test"), wordnet)
         write_weights(name, folder / "original.safetensors", num_classes=classes)
     return places
 
@@ -70,7 +72,7 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
         first_run = _one_step(config.with_stem(first), fakes).trainer.log_dir
         args.append(f"--model.init_from={first_run}/checkpoints/last.ckpt")
     if dataset == "imagenet":
-        args += ["--data.image_size=32", "--data.num_workers=0"]
+        args += ["--data.model=cifar_resnet20", "--data.num_workers=0"]
     return run(["fit", "-c", str(config), *args, *more])
 
 

@@ -3,7 +3,7 @@
 from nernlit.data.base import ImageDataModule
 from nernlit.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from nernlit.data.digits import DigitsDataModule
-from nernlit.data.folder import FolderDataModule
+from nernlit.data.folder import FolderDataModule, ImageNetDataModule
 from nernlit.data.ood import CIFAR10C, CIFAR100C, ImageNetR
 from nernlit.data.stl import STL10DataModule
 from nernlit.data.test_sets import Corrupted, TestSet
@@ -17,6 +17,7 @@ __all__ = [
     "DigitsDataModule",
     "FolderDataModule",
     "ImageDataModule",
+    "ImageNetDataModule",
     "ImageNetR",
     "STL10DataModule",
     "TestSet",

@@ -1,5 +1,7 @@
 """Augmentation of whole batches, on whatever device they are."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,3 +31,26 @@ def pad_crop_flip(images_BCHW: Tensor, pad: int, flip: bool, generator: torch.Ge
     which = torch.arange(batch, device=device)[:, None, None]
     # Two index tensors around a full slice put their dimensions first: (B, H, W, C).
     return padded[which, :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def resized_crop(images_BCHW: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
+    """Cut a random part out of each image and stretch it to the old size (torchvision's RandomResizedCrop).
+
+    Args:
+        images_BCHW: Any dtype; the result is float32.
+        smallest: Share of the area that a part has at least; its width over its height is between 3/4 and 4/3.
+        generator: On the CPU; the same state gives the same result on every device.
+
+    >>> resized_crop(torch.ones(2, 3, 8, 8), 0.1, torch.Generator()).unique()
+    tensor([1.])
+    """
+    batch = len(images_BCHW)
+    area, ratio, right, down = torch.rand(4, batch, generator=generator)
+    area = smallest + (1 - smallest) * area
+    ratio = torch.exp(math.log(4 / 3) * (2 * ratio - 1))
+    width, height = (area * ratio).sqrt().clamp_max_(1), (area / ratio).sqrt().clamp_max_(1)
+    theta_B23 = torch.zeros(batch, 2, 3)
+    theta_B23[:, 0, 0], theta_B23[:, 1, 1] = width, height
+    theta_B23[:, 0, 2], theta_B23[:, 1, 2] = (2 * right - 1) * (1 - width), (2 * down - 1) * (1 - height)
+    grid = functional.affine_grid(theta_B23.to(images_BCHW.device), list(images_BCHW.shape), align_corners=False)
+    return functional.grid_sample(images_BCHW.float(), grid, padding_mode="reflection", align_corners=False)

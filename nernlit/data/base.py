@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nernlit.data.augment import pad_crop_flip
+from nernlit.data.augment import pad_crop_flip, resized_crop
 from nernlit.data.batches import BatchNumbers
 from nernlit.data.sources import ImageSource, TensorImages
 from nernlit.data.test_sets import TestSet
@@ -51,6 +51,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         noise_range: `noise` is U(-r, r) in pixels normalised with this dataset's statistics; NeRN draws from U(-2, 2).
         pad_crop: Pixels of zero padding from which training images are cut at random; 0 for none.
         flip: Whether half of the training images are mirrored.
+        resized_crop: Share of its area that a part of a training image, cut out at random and stretched to the image's
+            size, has at least; None for none. ImageNet's custom is 0.08.
         num_workers: Processes that decode images which are too many to keep in memory.
         test_sets: What `test` measures beside the dataset's own test images; see `nernlit.data.test_sets`.
     """
@@ -71,6 +73,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         noise_range: float = 2.0,
         pad_crop: int = 0,
         flip: bool = False,
+        resized_crop: float | None = None,
         num_workers: int = 0,
         test_sets: Sequence[TestSet] | None = None,
     ) -> None:
@@ -83,7 +86,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_share, self.split_seed = val_share, split_seed
         self.train_on, self.steps_per_epoch, self.noise_range = train_on, steps_per_epoch, noise_range
-        self.pad_crop, self.flip, self.num_workers = pad_crop, flip, num_workers
+        if resized_crop is not None and not 0 < resized_crop <= 1:
+            raise UsageError(f"resized_crop={resized_crop}; expected a share of an image's area above 0 and up to 1.")
+        self.pad_crop, self.flip, self.resized_crop, self.num_workers = pad_crop, flip, resized_crop, num_workers
         self.test_sets = list(test_sets or [])
         self.seed = torch.initial_seed() % 2**63
         self.sources: dict[Split, ImageSource] = {}
@@ -183,8 +188,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if not isinstance(batch, tuple | list):
             return batch
         images_BCHW, labels_B = batch
-        if training and (self.pad_crop or self.flip):
-            images_BCHW = pad_crop_flip(images_BCHW, self.pad_crop, self.flip, self._step_generator())
+        if training and (self.pad_crop or self.flip or self.resized_crop):
+            generator = self._step_generator()
+            images_BCHW = pad_crop_flip(images_BCHW, self.pad_crop, self.flip, generator)
+            if self.resized_crop:
+                images_BCHW = resized_crop(images_BCHW, self.resized_crop, generator)
         return images_BCHW.float() / 255, labels_B
 
     def _step_generator(self) -> torch.Generator:

@@ -7,7 +7,7 @@ import torch
 from torchvision import datasets
 
 from nernlit.data.base import ImageDataModule, Split
-from nernlit.data.sources import ImageSource, TensorImages, folder_classes, folder_images
+from nernlit.data.sources import Fitting, ImageSource, TensorImages, folder_classes, folder_images
 from nernlit.errors import DataError
 
 _SIDE = 32
@@ -43,7 +43,7 @@ class _CifarDataModule(ImageDataModule):
         if split == "val":
             return None
         if self._is_folder():
-            return folder_images(self.root / split, self.classes, _SIDE)
+            return folder_images(self.root / split, self.classes, Fitting(_SIDE))
         published = self._published_files(split)
         images = torch.from_numpy(published.data).permute(0, 3, 1, 2).contiguous()
         return TensorImages(images, torch.tensor(published.targets))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 
-from nernlit.data.sources import ArrayImages, FileImages, ImageSource, folder_classes, folder_images
+from nernlit.data.sources import ArrayImages, FileImages, Fitting, ImageSource, folder_classes, folder_images
 from nernlit.data.test_sets import SEVERITIES, TestSet
 from nernlit.errors import DataError, UsageError
 
@@ -125,13 +125,13 @@ class ImageNetR(TestSet):
 
     Args:
         root: Folder of the 200 class folders.
-        image_size: Side that images are fitted to.
+        model: timm's name of the network; its image size, crop and interpolation are used.
     """
 
     name = "imagenet_r"
 
-    def __init__(self, root: str, image_size: int = 224) -> None:
-        self.root, self.image_size = Path(root), image_size
+    def __init__(self, root: str, model: str = "resnet18.tv_in1k") -> None:
+        self.root, self.fitting = Path(root), Fitting.of_model(model)
 
     def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
         ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text().split()
@@ -146,5 +146,5 @@ class ImageNetR(TestSet):
             )
         numbers = torch.tensor([every.index(name) for name in found])
         self.classes = numbers.sort().values
-        images = folder_images(self.root, found, self.image_size)
-        return {"renditions": FileImages(images.paths, numbers[images.labels], self.image_size)}
+        images = folder_images(self.root, found, self.fitting)
+        return {"renditions": FileImages(images.paths, numbers[images.labels], self.fitting)}

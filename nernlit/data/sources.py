@@ -7,18 +7,22 @@ that a loader makes one call a batch. `subset` narrows it, `in_memory` decodes i
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, final
+from typing import Literal, Self, final
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nernlit.errors import DataError
+from nernlit.errors import DataError, UsageError
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -88,18 +92,57 @@ class ArrayImages(ImageSource):
 
 
 @final
+@dataclass(frozen=True)
+class Fitting:
+    """How an image of any size becomes a square: resized, then its centre cut out, as torchvision and timm do it.
+
+    Attributes:
+        side: Of the square, in pixels.
+        crop_share: What the square is of the shorter side after resizing.
+        interpolation: Of the resizing.
+    """
+
+    side: int
+    crop_share: float = 1.0
+    interpolation: Interpolation = "bicubic"
+
+    @classmethod
+    def of_model(cls, name: str) -> Self:
+        """What a timm model was trained or evaluated with.
+
+        Raises:
+            UsageError: If timm does not know the model.
+        """
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        if config is None:
+            raise UsageError(f"timm has no model named {name!r} whose image size it knows.")
+        interpolation: Interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
+        return cls(config.input_size[1], config.crop_pct, interpolation)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The square."""
+        shorter = int(self.side / self.crop_share)
+        if image.size != (self.side, self.side) or shorter != self.side:
+            longer = int(shorter * max(image.size) / min(image.size))
+            size = (shorter, longer) if image.width <= image.height else (longer, shorter)
+            image = image.resize(size, getattr(Image.Resampling, self.interpolation.upper()))
+            left, top = (round((extent - self.side) / 2) for extent in image.size)
+            image = image.crop((left, top, left + self.side, top + self.side))
+        return image
+
+
+@final
 class FileImages(ImageSource):
-    """Image files, decoded to RGB by threads and, where a size is given, fitted to a square of it.
+    """Image files, decoded to RGB by threads.
 
     Args:
         paths: The files.
         labels: (N,) integers.
-        image_size: Side in pixels: the shorter side is resized to it and the centre cut out. None keeps the files'
-            size.
+        fitting: To one size; None keeps the files' own.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, image_size: int | None) -> None:
-        self.paths, self.labels, self.image_size = list(paths), labels.long(), image_size
+    def __init__(self, paths: Sequence[Path], labels: Tensor, fitting: Fitting | None) -> None:
+        self.paths, self.labels, self.fitting = list(paths), labels.long(), fitting
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         with ThreadPoolExecutor(max_workers=4) as pool:
@@ -107,7 +150,7 @@ class FileImages(ImageSource):
         return self._stack(images, indices), self.labels[torch.as_tensor(indices)]
 
     def subset(self, indices: Tensor) -> Self:
-        return type(self)([self.paths[i] for i in indices], self.labels[indices], self.image_size)
+        return type(self)([self.paths[i] for i in indices], self.labels[indices], self.fitting)
 
     def in_memory(self) -> TensorImages:
         numbers = list(range(len(self)))
@@ -122,8 +165,8 @@ class FileImages(ImageSource):
                 image = opened.convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
             raise DataError(f"{path} is not a readable image ({error}); replace or remove the file.") from error
-        if self.image_size is not None and image.size != (self.image_size, self.image_size):
-            image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        if self.fitting is not None:
+            image = self.fitting(image)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def _stack(self, images: list[Tensor], indices: Sequence[int]) -> Tensor:
@@ -148,7 +191,7 @@ def folder_classes(folder: Path) -> list[str]:
     return classes
 
 
-def folder_images(folder: Path, classes: Sequence[str], image_size: int | None) -> FileImages:
+def folder_images(folder: Path, classes: Sequence[str], fitting: Fitting | None) -> FileImages:
     """The images of an ImageFolder tree, labelled by their class's place in `classes`.
 
     Raises:
@@ -169,4 +212,4 @@ def folder_images(folder: Path, classes: Sequence[str], image_size: int | None) 
     ]
     if not files:
         raise DataError(f"{folder} holds no image files ({', '.join(IMAGE_SUFFIXES)}).")
-    return FileImages([path for path, _ in files], torch.tensor([label for _, label in files]), image_size)
+    return FileImages([path for path, _ in files], torch.tensor([label for _, label in files]), fitting)

@@ -2,12 +2,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
-from nernlit.data import CIFAR10DataModule, CIFAR100DataModule, DigitsDataModule, FolderDataModule
-from nernlit.data.augment import pad_crop_flip
+from nernlit.data import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    DigitsDataModule,
+    FolderDataModule,
+    ImageNetDataModule,
+)
+from nernlit.data.augment import pad_crop_flip, resized_crop
 from nernlit.data.batches import BatchNumbers
+from nernlit.data.sources import Fitting
 from nernlit.errors import DataError, UsageError
 from tests.fakes import write_cifar10, write_image_folder
 
@@ -185,3 +193,45 @@ def test_wrong_options_are_refused() -> None:
         DigitsDataModule(val_share=1.5)
     with pytest.raises(UsageError, match="batch_size=0; expected at least 1 image"):
         DigitsDataModule(batch_size=0)
+
+
+@pytest.mark.parametrize("size", [(61, 40), (40, 61), (300, 200), (32, 32), (33, 47)])
+@pytest.mark.parametrize("name", ["resnet18.tv_in1k", "resnet18.a1_in1k", "cifar_resnet20"])
+def test_images_are_fitted_as_timm_fits_them(size: tuple[int, int], name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    config = timm.get_pretrained_cfg(name)
+    theirs = timm.data.create_transform(
+        config.input_size, interpolation=config.interpolation, crop_pct=config.crop_pct, normalize=False
+    )
+    expected = np.asarray(theirs(image)).transpose(1, 2, 0)
+    assert np.array_equal(np.asarray(Fitting.of_model(name)(image)), expected)
+
+
+def test_imagenet_is_read_by_its_wordnet_ids(tmp_path: Path) -> None:
+    names = timm.data.ImageNetInfo().label_names()
+    write_image_folder(tmp_path, classes=1000, each=1, splits=("train", "val"), names=names)
+    data = ImageNetDataModule(str(tmp_path), model="cifar_resnet20", val_share=0.1, batch_size=8)
+    data.setup("fit")
+    data.setup("test")
+    assert [len(data.sources[split]) for split in ("train", "val", "test")] == [900, 100, 1000]
+    assert data.num_classes == 1000
+    assert data.classes == tuple(sorted(names))
+    (tmp_path / "val" / names[7]).rename(tmp_path / "val" / "cat")
+    with pytest.raises(DataError, match=r"val has 1000 class folders, 999 of them ImageNet's 1,000; .*ILSVRC2012"):
+        data.setup("test")
+
+
+def test_a_resized_crop_is_a_part_of_the_image_and_the_same_for_the_same_state() -> None:
+    ramp = torch.arange(64.0).expand(5, 1, 64, 64)
+    first, again = (resized_crop(ramp, 0.08, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    steps = first.diff(dim=3)[..., 2:-2]
+    for image in steps:  # stretched evenly: the ramp stays a ramp, and is less steep
+        assert torch.allclose(image, image.mean().expand_as(image), atol=1e-3)
+        assert 0.08**0.5 * (3 / 4) ** 0.5 - 1e-3 < float(image.mean()) <= 1
+    assert not torch.equal(first[0], first[1])
+    whole = resized_crop(ramp, 1.0, torch.Generator().manual_seed(3))
+    assert float((whole - ramp).abs().mean()) < 9  # the sides' ratio still varies
+    with pytest.raises(UsageError, match=r"resized_crop=2.0; expected a share"):
+        DigitsDataModule(resized_crop=2.0)

@@ -104,10 +104,8 @@ def test_imagenet_r_knows_its_classes_places_among_the_thousand(tmp_path: Path) 
 
     ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text().split()
     published = [int(n) for n in (files("timm.data") / "_info" / "imagenet_r_indices.txt").read_text().split()]
-    write_image_folder(tmp_path, classes=200, each=1, splits=("r",))
-    for folder, name in zip(sorted((tmp_path / "r").iterdir()), ids, strict=True):
-        folder.rename(folder.with_name(name))
-    test_set = ImageNetR(str(tmp_path / "r"), image_size=16)
+    write_image_folder(tmp_path, classes=200, each=1, splits=("r",), names=ids)
+    test_set = ImageNetR(str(tmp_path / "r"), model="test_resnet")
     clean = TensorImages(_images(), torch.arange(6))
     (condition, source), *others = test_set.conditions(clean, 1000).items()
     assert not others
@@ -115,7 +113,7 @@ def test_imagenet_r_knows_its_classes_places_among_the_thousand(tmp_path: Path) 
     assert test_set.classes is not None
     assert test_set.classes.tolist() == published
     pixels, labels = source[[0, 199]]
-    assert pixels.shape == (2, 3, 16, 16)
+    assert pixels.shape == (2, 3, 160, 160)
     every = ImageNetInfo().label_names()
     assert [every[label] for label in labels.tolist()] == [sorted(ids)[0], sorted(ids)[199]]
     with pytest.raises(DataError, match="ImageNet-R has 200 of ImageNet's 1,000 classes, the data has 10"):
