@@ -28,13 +28,24 @@ from nernlit.analysis import (
     rounds_figure,
     smoothing,
 )
-from nernlit.analysis.landscape import between, distance, plane_through, quality, random_plane, survey
+from nernlit.analysis.landscape import (
+    Classify,
+    Reestimated,
+    between,
+    distance,
+    plane_through,
+    quality,
+    random_plane,
+    survey,
+)
 from nernlit.errors import UsageError
 from nernlit.files import write_atomically
 from nernlit.representation import Representation
 from nernlit.runs import Batches, Run
 
 Rows = list[dict[str, Any]]
+_REESTIMATED_ON = 2_000  # images
+
 Outcome = tuple[Rows, Figure | None]
 
 
@@ -64,13 +75,13 @@ def interpolate(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
     start = _original(representation)
     with torch.no_grad():
         end = representation.weights()
-    batches = _batches(runs[0], options)
+    batches, classify = _batches(runs[0], options), _classify(representation, runs[0], options)
     rows = []
     for share in torch.linspace(options.low, options.high, options.points).tolist():
         point = between(start, end, share)
-        measured = quality(representation, point, batches)
+        measured = quality(classify, point, batches)
         rows.append({"share": share, "distance": distance(start, point), **vars(measured)})
-    return rows, interpolation_figure(rows, options.split)
+    return rows, interpolation_figure(rows, options.split, options.batch_norm)
 
 
 def landscape(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
@@ -88,13 +99,15 @@ def landscape(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
         xs = ys = torch.linspace(-1, 1, options.points).tolist()
     else:
         raise UsageError(f"{len(runs)} runs; expected two (the original and they span a plane) or one (random plane).")
-    grid = survey(representation, plane, xs, ys, _batches(runs[0], options))
+    classify = _classify(representation, runs[0], options)
+    grid = survey(classify, plane, xs, ys, _batches(runs[0], options))
     rows = [
         {"x": x, "y": y, **vars(cell)}
         for y, line in zip(ys, grid, strict=True)
         for x, cell in zip(xs, line, strict=True)
     ]
-    return rows, landscape_figure(xs, ys, grid, dict(zip(names, plane.marks, strict=True)), options.split)
+    marks = dict(zip(names, plane.marks, strict=True))
+    return rows, landscape_figure(xs, ys, grid, marks, options.split, options.batch_norm)
 
 
 def _around(values: Sequence[float], points: int) -> list[float]:
@@ -171,6 +184,12 @@ def _compared(correct: torch.Tensor, reference: torch.Tensor) -> dict[str, float
     return {"accuracy": float(correct.float().mean()), **vars(paired_difference(correct, reference))}
 
 
+def _classify(representation: Representation, run: Run, options: argparse.Namespace) -> Classify:
+    if options.batch_norm == "stored":
+        return representation
+    return Reestimated(representation.original, run.batches("train", _REESTIMATED_ON, options.data))
+
+
 def _batches(run: Run, options: argparse.Namespace) -> Batches:
     return run.batches(options.split, options.images, options.data)
 
@@ -190,6 +209,12 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--select", choices=("best", "last"), default="best", help="which of a run's checkpoints")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="images to measure on")
     parser.add_argument("--images", type=int, help="how many of them (default: all)")
+    parser.add_argument(
+        "--batch_norm",
+        choices=("stored", "reestimated"),
+        default="stored",
+        help=f"in interpolate and landscape: the original's, or measured anew on {_REESTIMATED_ON} training images",
+    )
     parser.add_argument("--points", type=int, default=9, help="of a line, or of a plane's side")
     parser.add_argument("--low", type=float, default=-0.5, help="where interpolation begins; the original is at 0")
     parser.add_argument("--high", type=float, default=1.5, help="where it ends; the reconstructed network is at 1")

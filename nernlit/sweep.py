@@ -19,7 +19,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nernlit.analysis import paired_difference, tradeoff_figure
+from nernlit.analysis import paired_difference, tradeoff_figure, width_figure
 from nernlit.cli import NernlitCLI, run
 from nernlit.files import write_atomically
 from nernlit.modules import ReconstructionModule
@@ -72,9 +72,16 @@ def main(args: Sequence[str]) -> None:
         "accuracy against size",
     )
     figure.savefig(options.out / "sweep.png", dpi=150)
+    by_width = {
+        name: [
+            (int(row["hidden"]), float(row["acc"]), float(row["recon_rmse"])) for row in chosen if row["config"] == name
+        ]
+        for name in names
+    }
+    width_figure(by_width, float(chosen[0]["acc_original"])).savefig(options.out / "widths.png", dpi=150)
     console = Console()
     console.print(_summary(chosen))
-    console.print(f"table: {table}\nfigure: {options.out / 'sweep.png'}", soft_wrap=True, highlight=False)
+    console.print(f"table: {table}\nfigures: {options.out / 'sweep.png'}, widths.png", soft_wrap=True, highlight=False)
     console.print(f"TensorBoard: tensorboard --logdir {options.out}", soft_wrap=True, highlight=False)
 
 

@@ -10,6 +10,7 @@ from nernlit.analysis.figures import (
     layer_error_figure,
     rounds_figure,
     tradeoff_figure,
+    width_figure,
 )
 from nernlit.analysis.layers import LayerError, layer_errors
 from nernlit.analysis.paired import PairedDifference, paired_difference
@@ -34,4 +35,5 @@ __all__ = [
     "paired_difference",
     "rounds_figure",
     "tradeoff_figure",
+    "width_figure",
 ]

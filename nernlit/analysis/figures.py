@@ -101,12 +101,13 @@ def rounds_figure(
     return figure
 
 
-def interpolation_figure(points: Sequence[Mapping[str, float]], split: str) -> Figure:
+def interpolation_figure(points: Sequence[Mapping[str, float]], split: str, batch_norm: str = "stored") -> Figure:
     """Accuracy (%) and distance along (1 - share) original + share reconstructed (arXiv 2407.00356, Fig. 9).
 
     Args:
         points: Each with `share`, `accuracy` and `distance`.
         split: Whose accuracy it is.
+        batch_norm: Where BatchNorm statistics come from: `stored` or `reestimated`.
     """
     figure = Figure(figsize=(6.0, 3.8), layout="constrained")
     left = figure.subplots()
@@ -117,7 +118,7 @@ def interpolation_figure(points: Sequence[Mapping[str, float]], split: str) -> F
         left.annotate(name, (share, 0.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=90)
     left.set_xlabel("share of the reconstructed weights")
     left.set_ylabel(f"{split} accuracy (%)")
-    left.set_title("BatchNorm statistics as stored", fontsize=8)
+    left.set_title(f"BatchNorm statistics: {batch_norm}", fontsize=8)
     left.grid(alpha=0.3)
     right = left.twinx()
     distances = [point["distance"] for point in points]
@@ -133,6 +134,7 @@ def landscape_figure(
     grid: Sequence[Sequence[Quality]],
     marks: Mapping[str, tuple[float, float]],
     split: str,
+    batch_norm: str = "stored",
 ) -> Figure:
     """Loss, on a logarithmic scale, over a plane of weights, with named points (arXiv 2407.00356, Fig. 6 and 7)."""
     figure = Figure(figsize=(6.0, 4.8), layout="constrained")
@@ -143,7 +145,7 @@ def landscape_figure(
     for name, (x, y) in marks.items():
         axis.plot(x, y, "o", color="white", markeredgecolor="black")
         axis.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color="white")
-    axis.set_title("BatchNorm statistics as stored", fontsize=8)
+    axis.set_title(f"BatchNorm statistics: {batch_norm}", fontsize=8)
     return figure
 
 
@@ -157,4 +159,27 @@ def curves_figure(curves: Mapping[str, Sequence[tuple[int, float]]], title: str)
     axis.set_title(title)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
+    return figure
+
+
+def width_figure(fits: Mapping[str, Sequence[tuple[int, float, float]]], original: float) -> Figure:
+    """Accuracy (%) and RMSE against the hidden width (arXiv 2407.00356, Fig. 1).
+
+    Args:
+        fits: Configuration's name -> (width, accuracy, RMSE) of its fits.
+        original: The original's accuracy.
+    """
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=f"original {100 * original:.2f}%")
+    for name, points in fits.items():
+        widths = [width for width, _, _ in points]
+        left.plot(widths, [100 * accuracy for _, accuracy, _ in points], "o", label=name)
+        right.plot(widths, [rmse for _, _, rmse in points], "o", label=name)
+    for axis, label in ((left, "test accuracy (%)"), (right, "RMSE (weight units)")):
+        axis.set_xlabel("hidden width")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    right.set_ylim(bottom=0)
+    left.legend(loc="lower right", fontsize=8)
     return figure

@@ -3,13 +3,18 @@
 A *point* is a mapping from state-dict keys to weights: a solution. All points of one analysis have the same keys.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+
+from nernlit.originals import Original
 
 Point = Mapping[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -50,6 +55,45 @@ def quality(classify: Classify, point: Point, batches: Batches) -> Quality:
     if not count:
         raise ValueError("no images to measure on.")
     return Quality(loss / count, right / count)
+
+
+@final
+class Reestimated:
+    """Classifies with BatchNorm statistics that are measured anew at the point it is asked about.
+
+    The stored statistics belong to the original's weights. Far from them, what a network could do with its own shows
+    more of the weights and less of that mismatch.
+
+    Args:
+        original: Whose architecture, and parameters other than the point's, are used.
+        batches: Images to measure on, of the training split.
+    """
+
+    def __init__(self, original: Original, batches: Batches) -> None:
+        self.classifier = copy.deepcopy(original)
+        self.batches = batches
+        self._norms = [m for m in self.classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._measured_at: Point | None = None
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: Tensor, point: Point) -> Tensor:
+        """Logits (B, C) of pixels in [0, 1] at a point."""
+        if point is not self._measured_at:
+            for norm in self._norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+                norm.train()
+            for images, _ in self.batches:
+                self._run(images, point)
+            for norm in self._norms:
+                norm.eval()
+            self._measured_at = point
+        return self._run(images_BCHW, point)
+
+    def _run(self, images_BCHW: Tensor, point: Point) -> Tensor:
+        entries = {f"net.{key}": value for key, value in point.items()}
+        logits: Tensor = functional_call(self.classifier, entries, (images_BCHW,))
+        return logits
 
 
 def between(start: Point, end: Point, share: float) -> dict[str, Tensor]:

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -5,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from nernlit.analysis.landscape import between, distance, plane_through, quality, random_plane, survey
+from nernlit.analysis.landscape import Reestimated, between, distance, plane_through, quality, random_plane, survey
+from nernlit.originals import Original
 from tests.fakes import tiny_representation
 
 
@@ -52,6 +54,30 @@ def test_random_directions_have_the_filters_norms() -> None:
         for key, weight in point.items():
             assert torch.allclose(direction[key].flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
     assert not torch.allclose(plane.right["a"], plane.up["a"])
+
+
+def test_reestimated_statistics_are_those_of_the_images() -> None:
+    original = Original("digits_resnet8", pretrained=True).freeze()
+    images = torch.rand(300, 1, 8, 8)
+    point = {key: 3 * value.detach() for key, value in original.net.state_dict().items() if value.dim() == 4}
+    before = {key: value.clone() for key, value in original.state_dict().items()}
+    classify = Reestimated(original, [(images, torch.zeros(300))])
+    logits = classify(images, point)
+    # In training mode BatchNorm uses the batch's own statistics; over one batch the running ones differ from them by
+    # the variance's correction only.
+    other = copy.deepcopy(original)
+    other.net.load_state_dict({**other.net.state_dict(), **point})
+    for module in other.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train()
+    with torch.no_grad():
+        expected = other(images)
+    assert torch.allclose(logits, expected, rtol=0.05, atol=0.05)
+    with torch.no_grad():
+        stored = torch.func.functional_call(original, {f"net.{k}": v for k, v in point.items()}, (images,))
+    assert not torch.allclose(logits, stored, rtol=0.05, atol=0.05)
+    for key, value in original.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def test_quality_matches_a_network_with_those_weights() -> None:
