@@ -106,7 +106,10 @@ def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
         parts += [f"<h2>Against {_name(first)}</h2>", _table([_against(m, first) for m in comparable[1:]])]
     conditions = [row for m in measured for row in _conditions(m)]
     if conditions:
-        parts += ["<h2>Other distributions and attacks</h2>", _table(conditions)]
+        test_sets = {row["condition"] for row in conditions}
+        short = [row for row in conditions if not any(row["condition"].startswith(f"{name}_") for name in test_sets)]
+        parts += ["<h2>Other distributions and attacks</h2>", _table(short)]
+        parts.append(f"<details><summary>every condition</summary>{_table(conditions)}</details>")
     parts.append("<h2>Curves</h2>")
     for tag, title in _CURVES.items():
         lines = {m.run.name: m.scalars[tag] for m in measured if m.scalars.get(tag)}

@@ -60,7 +60,7 @@ def test_the_page_stands_alone_and_says_what_the_networks_do(runs: list[Run]) ->
     read = _Tables(text)
     assert all(source.startswith("data:image/png;base64,") for source in read.loaded)
     assert len(read.loaded) == 5  # three curves, and the spectrum of each run
-    accuracy, against, conditions = read.tables
+    accuracy, against, short, conditions = read.tables
     (pixels, labels), *_ = runs[1].batches("test")
     representation = runs[1].representation()
     with torch.no_grad():
@@ -71,6 +71,7 @@ def test_the_page_stands_alone_and_says_what_the_networks_do(runs: list[Run]) ->
     assert row["run"] == runs[1].name
     assert float(row["CR (paper) %"]) == pytest.approx(100 * representation.sizes().cr_paper, abs=0.006)
     assert [line[0] for line in against] == ["run", runs[1].name]
+    assert len(short) == 1 + 4 + 1
     assert len(conditions) == 1 + 4 + 1 + 45
     assert "a<b" not in re.sub("<pre>.*?</pre>", "", text, flags=re.DOTALL)
     assert "a&lt;b" in text
