@@ -3,6 +3,8 @@
 An original CNN's kernels have addresses; a predictor maps addresses to kernels; a scheme decides what the predictor is
 trained on; Lightning runs it.
 
+>>> import torch
+>>> from nernlit import MLP, Original, Representation
 >>> representation = Representation(Original("digits_resnet8", pretrained=True), MLP(hidden=64))
 >>> representation(torch.rand(2, 1, 8, 8)).shape
 torch.Size([2, 10])
