@@ -142,13 +142,13 @@ def smooth(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
     with torch.no_grad():
         candidates = {"reconstructed": representation.weights()}
     for keep in (0.9, 0.8, 0.7, 0.6, 0.5):
-        candidates[f"truncated SVD, {keep:.0%} of the values kept"] = smoothing.truncated(original, keep)
+        candidates[f"SVD, {keep:.0%} kept"] = smoothing.truncated(original, keep)
     for by in (0.02, 0.05, 0.1, 0.2):
-        candidates[f"lower half of the values shrunk by {by:.0%}"] = smoothing.shrunk(original, by)
+        candidates[f"lower half of SVD -{by:.0%}"] = smoothing.shrunk(original, by)
     order = _walks(representation)
     for sigma in (0.2, 0.25, 0.3, 0.4):
         table = smoothing.blurred(representation.target, order, sigma)
-        candidates[f"Gaussian along the order, sigma {sigma:g}"] = representation.layout.weights(table)
+        candidates[f"Gaussian, sigma {sigma:g}"] = representation.layout.weights(table)
     files = sorted((runs[0].folder / "rounds").glob("round-*.safetensors"))
     if files:
         states = [load_file(file) for file in files]
@@ -239,7 +239,7 @@ def main(args: Sequence[str]) -> None:
 def _table(rows: Rows, title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
-        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
     return table
