@@ -8,6 +8,7 @@ plane around one run), `rounds` (progressive rounds), `smooth` (the original's w
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from nernlit.analysis import (
+    correct_answers,
     energy_figure,
     interpolation_figure,
     landscape_figure,
@@ -44,9 +46,9 @@ from nernlit.representation import Representation
 from nernlit.runs import Batches, Run
 
 Rows = list[dict[str, Any]]
-_REESTIMATED_ON = 2_000  # images
-
 Outcome = tuple[Rows, Figure | None]
+
+_REESTIMATED_ON = 2_000  # images
 
 
 def _original(representation: Representation) -> dict[str, torch.Tensor]:
@@ -124,12 +126,13 @@ def rounds(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
     if not record.is_file():
         raise UsageError(f"{run.folder} has no rounds/rounds.json: it is no run of Progressive.")
     representation, batches = run.representation(), _batches(run, options)
-    reference = _correct(representation, _original(representation), batches)
+    original = _original(representation)
+    reference = _correct(representation, original, batches)
     rows = []
     for ended in json.loads(record.read_text()):
         file = run.folder / "rounds" / f"round-{ended['round']:02d}.safetensors"
         state = load_file(file)
-        correct = _correct(representation, {k: state[k] for k in _original(representation)}, batches)
+        correct = _correct(representation, {k: state[k] for k in original}, batches)
         rows.append({"round": ended["round"], "rmse": ended["recon_rmse"], **_compared(correct, reference)})
     accuracies, distances = ([row[name] for row in rows] for name in ("accuracy", "rmse"))
     return rows, rounds_figure(accuracies, distances, float(reference.float().mean()), options.split)
@@ -175,9 +178,8 @@ def _walks(representation: Representation) -> list[torch.Tensor]:
     return walks
 
 
-@torch.no_grad()
 def _correct(representation: Representation, point: Mapping[str, torch.Tensor], batches: Batches) -> torch.Tensor:
-    return torch.cat([representation(images, point).argmax(1) == labels for images, labels in batches])
+    return correct_answers(partial(representation, weights=point), batches)
 
 
 def _compared(correct: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:

@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -21,7 +22,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from nernlit.analysis import curves_figure, energy_figure, layer_energies, paired_difference
+from nernlit.analysis import correct_answers, curves_figure, energy_figure, layer_energies, paired_difference
 from nernlit.files import write_atomically
 from nernlit.representation import Representation
 from nernlit.runs import Run
@@ -66,14 +67,11 @@ class _Measured:
     @classmethod
     def of(cls, run: Run, data: Sequence[str]) -> "_Measured":
         representation = run.representation()
-        correct: dict[str, list[Tensor]] = defaultdict(list)
         with torch.no_grad():
-            weights = representation.weights()
-            for images, labels in run.batches("test", overrides=data):
-                correct["reconstructed"].append(representation(images, weights).argmax(1) == labels)
-                correct["original"].append(representation.original(images).argmax(1) == labels)
-        reconstructed, original = (torch.cat(correct[name]) for name in ("reconstructed", "original"))
-        return cls(run, representation, reconstructed, original, _scalars(run.folder))
+            reconstructed = partial(representation, weights=representation.weights())
+        batches = run.batches("test", overrides=data)
+        correct, correct_original = (correct_answers(net, batches) for net in (reconstructed, representation.original))
+        return cls(run, representation, correct, correct_original, _scalars(run.folder))
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -5,7 +5,6 @@ A fit that is already in the table is not run again, so that an interrupted swee
 
 import argparse
 import csv
-import io
 import resource
 import statistics
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from nernlit.analysis import paired_difference, tradeoff_figure, width_figure
 from nernlit.cli import NernlitCLI, run
-from nernlit.files import write_atomically
+from nernlit.files import write_table
 from nernlit.modules import ReconstructionModule
 
 _COLUMNS = {
@@ -60,7 +59,7 @@ def main(args: Sequence[str]) -> None:
                 if row is None:
                     row = {**key, **_fit(config, hidden, seed, options.select, options.out, fit_args)}
                     rows.append(row)
-                    _write(table, rows)
+                    write_table(table, rows)
                 chosen.append(row)
     names = dict.fromkeys(str(row["config"]) for row in chosen)
     figure = tradeoff_figure(
@@ -145,14 +144,6 @@ def _read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return [dict(row) for row in csv.DictReader(file)]
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
 
 
 def _summary(rows: Sequence[Row]) -> Table:

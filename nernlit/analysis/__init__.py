@@ -13,7 +13,7 @@ from nernlit.analysis.figures import (
     width_figure,
 )
 from nernlit.analysis.layers import LayerError, layer_errors
-from nernlit.analysis.paired import PairedDifference, paired_difference
+from nernlit.analysis.paired import PairedDifference, correct_answers, paired_difference
 from nernlit.analysis.spectrum import LayerEnergy, layer_energies, low_frequency_energy
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "PairedDifference",
     "accuracy_under",
     "calibrate",
+    "correct_answers",
     "curves_figure",
     "energy_figure",
     "interpolation_figure",

@@ -1,6 +1,7 @@
 """Comparing two classifiers on the same images."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,17 @@ class PairedDifference:
     low: float
     high: float
     p_value: float
+
+
+@torch.no_grad()
+def correct_answers(classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Which images a classifier gets right, (N,) booleans in the batches' order.
+
+    Args:
+        classify: Pixels (B, C, H, W) to logits.
+        batches: Pixels and labels.
+    """
+    return torch.cat([classify(images_BCHW).argmax(1) == labels_B for images_BCHW, labels_B in batches])
 
 
 def paired_difference(correct: Tensor, reference: Tensor) -> PairedDifference:

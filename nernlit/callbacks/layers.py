@@ -1,7 +1,5 @@
 """Layer by layer: low-frequency energy and distance from the original, as scalars, a figure and a table on disk."""
 
-import csv
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from nernlit.analysis import energy_figure, layer_energies, layer_error_figure, layer_errors
-from nernlit.files import write_atomically
+from nernlit.files import write_table
 from nernlit.representation import Representation
 
 
@@ -45,11 +43,8 @@ class _LayerTable(L.Callback, ABC):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(self.name, figure, trainer.global_step)
         if trainer.log_dir is not None:
-            text = io.StringIO(newline="")
-            table = csv.DictWriter(text, fieldnames=["layer", *next(iter(layers.values()))])
-            table.writeheader()
-            table.writerows({"layer": layer, **row} for layer, row in layers.items())
-            write_atomically(Path(trainer.log_dir, f"{self.name}.csv"), text.getvalue().encode())
+            rows = [{"layer": layer, **row} for layer, row in layers.items()]
+            write_table(Path(trainer.log_dir, f"{self.name}.csv"), rows)
 
 
 @final

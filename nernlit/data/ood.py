@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 
 from nernlit.data.sources import ArrayImages, FileImages, Fitting, ImageSource, folder_classes, folder_images
-from nernlit.data.test_sets import SEVERITIES, TestSet
-from nernlit.errors import DataError, UsageError
+from nernlit.data.test_sets import SEVERITIES, TestSet, require_known
+from nernlit.errors import DataError
 
 
 class _CifarC(TestSet, ABC):
@@ -38,14 +38,7 @@ class _CifarC(TestSet, ABC):
     ) -> None:
         self.root, self.severities = Path(root), list(severities)
         self.corruptions = list(corruptions or self.standard)
-        known = self.standard + self.extra
-        unknown = [str(x) for x in self.corruptions if x not in known]
-        unknown += [str(x) for x in self.severities if x not in SEVERITIES]
-        if unknown:
-            raise UsageError(
-                f"{self.folder} has no {', '.join(unknown)}; expected corruptions out of {', '.join(known)} "
-                "and severities from 1 to 5."
-            )
+        require_known(self.folder, self.corruptions, self.standard + self.extra, self.severities)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ them; a set's mean over its conditions is logged under the set's name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self, final
 
 from torch import Tensor
@@ -43,6 +43,21 @@ class TestSet(ABC):
         """
 
 
+def require_known(name: str, corruptions: Sequence[str], known: Collection[str], severities: Sequence[int]) -> None:
+    """Refuse corruptions and severities that a test set does not have.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    unknown = [str(x) for x in corruptions if x not in known]
+    unknown += [str(x) for x in severities if x not in SEVERITIES]
+    if unknown:
+        raise UsageError(
+            f"{name} has no {', '.join(unknown)}; expected corruptions out of {', '.join(known)} "
+            "and severities from 1 to 5."
+        )
+
+
 @final
 class CorruptedImages(ImageSource):
     """The images of another source, corrupted as they are read."""
@@ -78,13 +93,7 @@ class Corrupted(TestSet):
         self, corruptions: Sequence[str] | None = None, severities: Sequence[int] = SEVERITIES, seed: int = 0
     ) -> None:
         self.corruptions, self.severities, self.seed = list(corruptions or CORRUPTIONS), list(severities), seed
-        unknown = [str(x) for x in self.corruptions if x not in CORRUPTIONS]
-        unknown += [str(x) for x in self.severities if x not in SEVERITIES]
-        if unknown:
-            raise UsageError(
-                f"Corrupted has no {', '.join(unknown)}; expected corruptions out of {', '.join(CORRUPTIONS)} "
-                "and severities from 1 to 5."
-            )
+        require_known("Corrupted", self.corruptions, CORRUPTIONS, self.severities)
 
     def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
         return {
