@@ -103,20 +103,25 @@ class Representation(nn.Module):
         self.register_buffer("layer_masks", masks, persistent=False)
         leave_out_of_checkpoints(self, "original")
 
-    def kernels(self, indices: Tensor | None = None) -> Tensor:
+    def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
 
         Large tables are predicted in chunks. With gradients, a chunk's activations are computed again in the backward
         pass, so that memory does not grow with their number.
+
+        Args:
+            indices: Rows of the table; None takes all.
+            predictor: One of the same form to ask in place of the representation's own.
         """
+        ask = predictor or self.predictor
         rows = self.addresses if indices is None else self.addresses[indices]
         if len(rows) <= _CHUNK:
-            predicted: Tensor = self.predictor(rows)
+            predicted: Tensor = ask(rows)
         elif torch.is_grad_enabled():
-            parts = [checkpoint(self.predictor, chunk, use_reentrant=False) for chunk in rows.split(_CHUNK)]
+            parts = [checkpoint(ask, chunk, use_reentrant=False) for chunk in rows.split(_CHUNK)]
             predicted = torch.cat(parts)
         else:
-            predicted = torch.cat([self.predictor(chunk) for chunk in rows.split(_CHUNK)])
+            predicted = torch.cat([ask(chunk) for chunk in rows.split(_CHUNK)])
         return predicted * self.scale
 
     def mask(self, indices: Tensor | None = None) -> Tensor | None:

@@ -27,7 +27,7 @@ ALLOWED = {
     "checkpoint": {*_PLAIN, "representation"},
     "modules": {"checkpoint", *_PLAIN, "kernels", "predictors", "originals", "losses", "optimisers", "representation"},
     "data": _PLAIN,
-    "callbacks": {*_PLAIN, "analysis", "predictors", "representation"},
+    "callbacks": {*_PLAIN, "analysis", "originals", "predictors", "representation"},
     "base_files": _PLAIN,
     "cli": {"base_files", *_PLAIN, "kernels", "predictors", "optimisers", "modules", "data", "callbacks", "sweep"},
     "runs": {*_PLAIN, "checkpoint", "data", "representation"},

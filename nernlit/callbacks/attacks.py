@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from nernlit.analysis import Attack
+from nernlit.originals import Folded
 from nernlit.representation import Representation
+
+_SUFFIXES = ("", "_original")
 
 
 @final
@@ -34,18 +37,13 @@ class AdversarialAccuracy(L.Callback):
         step_255: float | None = None,
     ) -> None:
         self.attacks = [Attack(eps) for eps in fgsm_255] + [Attack(eps, steps, step_255) for eps in ifgsm_255]
+        self._representation: Representation | None = None
         self._networks: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         representation = getattr(pl_module, "representation", None)
-        self._networks = {}
-        if not isinstance(representation, Representation):
-            return
-        # Ordinary tensors: autograd refuses what is made in inference mode.
-        with torch.inference_mode(False), torch.no_grad():
-            weights = representation.weights()
-        self._networks = {"": partial(representation, weights=weights), "_original": representation.original}
-        self._right = torch.zeros(len(self.attacks), len(self._networks), device=pl_module.device, dtype=torch.long)
+        self._representation = representation if isinstance(representation, Representation) else None
+        self._right = torch.zeros(len(self.attacks), len(_SUFFIXES), device=pl_module.device, dtype=torch.long)
         self._count = torch.zeros((), device=pl_module.device, dtype=torch.long)
 
     def on_test_batch_end(
@@ -57,20 +55,31 @@ class AdversarialAccuracy(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if dataloader_idx or not self._networks:
+        if dataloader_idx or self._representation is None:
             return
         images_BCHW, labels_B = batch
+        if not self._networks:
+            self._networks = _networks(self._representation, images_BCHW)
         self._count += len(labels_B)
         for row, attack in enumerate(self.attacks):
-            for column, classify in enumerate(self._networks.values()):
+            for column, suffix in enumerate(_SUFFIXES):
+                classify = self._networks[suffix]
                 answers_B = classify(attack(classify, images_BCHW, labels_B)).argmax(1)
                 self._right[row, column] += (answers_B == labels_B).sum()
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._networks:
+        if self._representation is None:
             return
         right, count = (trainer.strategy.reduce(values, reduce_op="sum") for values in (self._right, self._count))
         for row, attack in enumerate(self.attacks):
-            for column, suffix in enumerate(self._networks):
+            for column, suffix in enumerate(_SUFFIXES):
                 pl_module.log(f"test/acc_{attack.name}{suffix}", right[row, column] / count, sync_dist=True)
-        self._networks = {}  # as large as the network
+        self._representation, self._networks = None, {}  # as large as the network
+
+
+def _networks(representation: Representation, images_BCHW: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    original = Folded(representation.original, images_BCHW[:2])
+    # Ordinary tensors: autograd refuses what is made in inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        weights = representation.weights()
+    return {"": partial(original, weights=weights), "_original": original}

@@ -156,8 +156,8 @@ class Progressive(StagedModule):
     def tables(self) -> dict[str, Tensor]:
         if self.trainer.state.fn != "fit":
             return super().tables()
-        rows, scale = self.representation.addresses, self.representation.scale
-        return {f"_trial_{number}": trial(rows) * scale for number, trial in enumerate(self.trial_predictors.each)}
+        predicted = (self.representation.kernels(predictor=trial) for trial in self.trial_predictors.each)
+        return {f"_trial_{number}": table_NKK for number, table_NKK in enumerate(predicted)}
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         if self.trainer.state.fn != "fit":

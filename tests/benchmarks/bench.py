@@ -22,6 +22,7 @@ from nernlit.cli import _keep_freed_memory
 from nernlit.kernels.orders import OrderName, positions
 from nernlit.modules.base import Precision
 from tests.benchmarks import works
+from tests.benchmarks.scale import SCHEMES
 from tests.benchmarks.works import Work
 
 Figures = dict[str, float]
@@ -62,8 +63,16 @@ def lines() -> Iterator[tuple[str, Callable[[], Figures]]]:
         work, operations = works.recon_step(hidden, batch)
         return line(work, of_fp32_rate=lambda s: operations / s / rates["fp32"])
 
+    def recon_bf16(hidden: int) -> Figures:
+        fp32 = seconds(works.recon_step(hidden)[0])[0]
+        work, operations = works.recon_step(hidden, precision="bf16")
+        ratios = {"of_bf16_rate": lambda s: operations / s / rates["bf16"], "times_as_fast_as_fp32": lambda s: fp32 / s}
+        return line(work, **ratios)
+
     for hidden, batch in ((64, 4096), (180, 4096), (300, 1024), (300, 4096), (300, 16384), (680, 4096), (1372, 4096)):
         yield f"Recon-only step, H={hidden}, {batch} kernels", lambda h=hidden, b=batch: recon(h, b)
+    for hidden in (64, 180, 300, 680, 1372):
+        yield f"Recon-only step, H={hidden}, 4096 kernels, bf16", lambda h=hidden: recon_bf16(h)
 
     def trials(hidden: int) -> Figures:
         one = seconds(works.recon_step(hidden)[0])[0]
@@ -126,6 +135,21 @@ def lines() -> Iterator[tuple[str, Callable[[], Figures]]]:
     yield "start: import nernlit", lambda: started("-c", "import nernlit")
     yield "start: lightning --help", lambda: started("-m", "nernlit", "--help")
     yield "start: import all of it", lambda: started("-c", "import nernlit.cli")
+
+    def at_scale(*what: str) -> Figures:
+        command = [sys.executable, "-m", "tests.benchmarks.scale", *what]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        figures: Figures = json.loads(printed)
+        return {"ms": 1e3 * figures.pop("step_s"), **figures}
+
+    for network in ("cifar_resnet20", "cifar_resnet56", "resnet18", "resnet50"):
+        name = f"scale: distillation step, {network}, all convolutions, H=256"
+        yield name, lambda n=network: at_scale(n, "all_convs", "256", "decoupled")
+    for scheme in SCHEMES:
+        yield (
+            f"scale: {scheme} step, resnet18, stages_3x3, H=1372",
+            lambda s=scheme: at_scale("resnet18", "stages_3x3", "1372", s),
+        )
     yield "peak memory of all lines above", lambda: {"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 

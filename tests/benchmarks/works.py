@@ -38,7 +38,7 @@ def representation(name: str, hidden: int) -> Representation:
     return Representation(random_original(name), MLP(hidden, activation="gelu", base=0.9), order="none")
 
 
-def recon_step(hidden: int, batch: int = 4096, trials: int = 1) -> tuple[Work, int]:
+def recon_step(hidden: int, batch: int = 4096, trials: int = 1, precision: Precision = "fp32") -> tuple[Work, int]:
     """A step of Recon-only, or of a progressive round, on ResNet20, and its operations in linear layers.
 
     Sample, predict, compare, backward, Muon.
@@ -53,7 +53,9 @@ def recon_step(hidden: int, batch: int = 4096, trials: int = 1) -> tuple[Work, i
         nonlocal step
         step += 1
         rows = sampling.indices(norms, 0, step)
-        predicted = predictors(whole.addresses[rows]) * whole.scale
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            predicted = predictors(whole.addresses[rows])
+        predicted = predicted * whole.scale
         loss = reconstruction_mse(predicted, whole.target[rows].expand_as(predicted))
         optimizer.zero_grad()
         loss.backward()

@@ -10,7 +10,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from nernlit.data import DigitsDataModule
+from nernlit.callbacks import AdversarialAccuracy
+from nernlit.data import Corrupted, DigitsDataModule
 from nernlit.kernels import Uniform
 from nernlit.modules import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
 from nernlit.modules.distilling import DistillingModule
@@ -37,6 +38,10 @@ class Record(L.Callback):
         self.outcome["end"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
         self.outcome["val"] = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
         torch.save(self.outcome, f"{sys.argv[4]}.{rank}")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        tested = {name: float(value) for name, value in trainer.callback_metrics.items() if "test" in name}
+        torch.save(tested, f"{sys.argv[4]}.test.{trainer.global_rank}")
 
 
 def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -70,7 +75,9 @@ def main() -> None:
         steps_per_epoch=5,
         val_share=0.0216,
         eval_batch_size=7,
+        test_sets=[Corrupted(["gaussian_noise", "contrast"], [3])],
     )
+    attacks = AdversarialAccuracy(fgsm_255=[4], ifgsm_255=[4], steps=2)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
@@ -81,9 +88,10 @@ def main() -> None:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Record(), ModelCheckpoint(f"{sys.argv[4]}.checkpoints", monitor="val/acc", mode="max")],
+        callbacks=[attacks, Record(), ModelCheckpoint(f"{sys.argv[4]}.checkpoints", monitor="val/acc", mode="max")],
     )
     trainer.fit(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
 
 
 if __name__ == "__main__":

@@ -37,3 +37,14 @@ def test_two_processes_train_like_one_with_the_joined_batch(tmp_path: Path, sche
     for outcome in both:
         for name in ("val/acc", "val/acc_original", "val/acc_top5"):
             assert outcome["val"][name] == pytest.approx(alone["val"][name], abs=1e-6)
+    # So must those of corrupted and attacked images; the weights differ by rounding, which may turn an answer or two.
+    single, *shared = (torch.load(file, weights_only=True) for file in _tested(tmp_path))
+    assert {"test/acc_corrupted_contrast_3", "test/acc_fgsm_4", "test/acc_ifgsm_4_original"} <= single.keys()
+    for outcome in shared:
+        assert outcome.keys() == single.keys()
+        for name, value in single.items():
+            assert outcome[name] == pytest.approx(value, abs=1e-6 if name.endswith("_original") else 2.1 / 360), name
+
+
+def _tested(folder: Path) -> list[Path]:
+    return [folder / "alone.test.0", folder / "both.test.0", folder / "both.test.1"]

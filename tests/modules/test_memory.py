@@ -1,7 +1,7 @@
-"""Peak memory of the largest shipped configuration: the 3x3 convolutions of a ResNet18 at hidden width 1372."""
+"""Peak memory at full size: a ResNet18 at the largest width of the paper, and all convolutions of a ResNet50."""
 
+import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,40 +9,24 @@ from pathlib import Path
 import pytest
 
 import nernlit
+from tests.benchmarks.scale import SCHEMES
 
-#: In bytes; the largest of the paper's tables must fit a 12 GB card with room for the images' activations.
-LIMIT = 12e9
-
-
-def _step() -> None:
-    import torch
-
-    from nernlit.modules import DecoupledDistill
-    from nernlit.originals import Original
-    from nernlit.predictors import MLP
-    from nernlit.representation import Representation
-
-    original = Original("resnet18")
-    original.weights_from = "random numbers, for measuring memory"
-    representation = Representation(original, MLP(1372, activation="gelu"), layers="stages_3x3", order="none")
-    assert representation.layout.num_kernels == 1_220_608
-    module = DecoupledDistill(representation, optimizer=torch.optim.Adam, recon_steps=1)
-    module.stage = 1
-    optimizer = torch.optim.Adam(module.trained_parameters(), lr=1e-4)
-    loss = torch.stack(list(module.loss_terms((torch.rand(32, 3, 224, 224), torch.zeros(32).long())).values())).sum()
-    loss.backward()
-    optimizer.step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+#: In GB; a 12 GB card must hold it.
+LIMIT = 12.0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_distillation_step_of_resnet18_at_the_papers_largest_width_fits() -> None:
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("what", "kernels"),
+    [(("resnet18", "stages_3x3", "1372"), 1_220_608), (("resnet50", "all_convs", "64"), 13_408_704)],
+)
+def test_a_step_of_every_scheme_fits(what: tuple[str, str, str], kernels: int, scheme: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(nernlit.__file__).parent.parent)}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.benchmarks.scale", *what, scheme]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) < LIMIT
-
-
-if __name__ == "__main__":
-    _step()
+    measured = json.loads(done.stdout)
+    assert measured["kernels"] == kernels
+    assert measured["peak_gib"] * 2**30 < LIMIT * 1e9
