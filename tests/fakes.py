@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -86,20 +87,35 @@ def write_image_folder(
 
 def write_cifar10(root: Path, each: int = 10) -> Path:
     """The published layout of CIFAR-10 with `each` images a file."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
+    names = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+    return _write_cifar(root, "cifar-10-batches-py", names, ("labels", "batches.meta", "label_names"), 10, each)
+
+
+def write_cifar100(root: Path, each: int = 100) -> Path:
+    """The published layout of CIFAR-100 with `each` images a file."""
+    keys = ("fine_labels", "meta", "fine_label_names")
+    return _write_cifar(root, "cifar-100-python", ("train", "test"), keys, 100, each)
+
+
+def _write_cifar(
+    root: Path, base: str, names: Sequence[str], keys: tuple[str, str, str], classes: int, each: int
+) -> Path:
+    (root / base).mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        data = generator.integers(0, 256, (each, 3072), dtype=np.uint8)
-        with (folder / name).open("wb") as file:
-            pickle.dump({"data": data, "labels": [i % 10 for i in range(each)]}, file)
-    with (folder / "batches.meta").open("wb") as file:
-        pickle.dump({"label_names": [f"class{i}" for i in range(10)]}, file)
+    labels, meta, label_names = keys
+    contents: dict[str, dict[str, object]] = {meta: {label_names: [f"class{i}" for i in range(classes)]}}
+    for name in names:
+        pixels = generator.integers(0, 256, (each, 3072), dtype=np.uint8)
+        contents[name] = {"data": pixels, labels: [i % classes for i in range(each)]}
+    for name, content in contents.items():
+        with (root / base / name).open("wb") as file:
+            pickle.dump(content, file)
     return root
 
 
-def write_cifar10_c(root: Path, corruptions: tuple[str, ...], each: int = 4) -> Path:
-    """The published layout of CIFAR-10-C with `each` images a severity."""
+def write_cifar_c(root: Path, corruptions: tuple[str, ...], each: int = 4) -> Path:
+    """The published layout of CIFAR-10-C and CIFAR-100-C with `each` images a severity."""
+    root.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     for name in corruptions:
         np.save(root / f"{name}.npy", generator.integers(0, 256, (5 * each, 32, 32, 3), dtype=np.uint8))
@@ -117,6 +133,11 @@ def write_stl10(root: Path, each: int = 20) -> Path:
         generator.integers(0, 256, (each, 3, 96, 96), dtype=np.uint8).tofile(folder / f"{split}_X.bin")
         (np.arange(each) % 10 + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
     return root
+
+
+def without_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torchvision take a fake CIFAR for the published one."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
 
 
 class PowerCut(L.Callback):

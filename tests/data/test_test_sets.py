@@ -8,7 +8,7 @@ from nernlit.data import CIFAR10C, CIFAR100C, Corrupted, ImageNetR
 from nernlit.data.corruptions import CORRUPTIONS, corrupt
 from nernlit.data.sources import TensorImages
 from nernlit.errors import DataError, UsageError
-from tests.fakes import write_cifar10_c, write_image_folder
+from tests.fakes import write_cifar_c, write_image_folder
 
 
 def _images(count: int = 6, channels: int = 3, side: int = 32) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_corrupted_conditions_stream_the_clean_images() -> None:
 
 
 def test_cifar_c_is_read_in_its_published_form(tmp_path: Path) -> None:
-    write_cifar10_c(tmp_path, ("fog", "spatter"), each=4)
+    write_cifar_c(tmp_path, ("fog", "spatter"), each=4)
     clean = TensorImages(_images(), torch.arange(6))
     conditions = CIFAR10C(str(tmp_path), ["fog", "spatter"], severities=[1, 3]).conditions(clean, 10)
     assert list(conditions) == ["fog_1", "fog_3", "spatter_1", "spatter_3"]
@@ -77,7 +77,7 @@ def test_cifar_c_is_read_in_its_published_form(tmp_path: Path) -> None:
 
 
 def test_cifar_c_that_is_missing_damaged_or_anothers_is_refused(tmp_path: Path) -> None:
-    write_cifar10_c(tmp_path, ("fog",), each=4)
+    write_cifar_c(tmp_path, ("fog",), each=4)
     clean = TensorImages(_images(), torch.arange(6))
 
     def refused(message: str, kind: type[CIFAR10C] | type[CIFAR100C] = CIFAR10C, classes: int = 10) -> None:
