@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nernlit.data.augment import pad_crop_flip, resized_crop
+from nernlit.data.augment import mix, pad_crop_flip, resized_crop
 from nernlit.data.batches import BatchNumbers
 from nernlit.data.sources import ImageSource, TensorImages
 from nernlit.data.test_sets import TestSet
@@ -53,6 +53,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         flip: Whether half of the training images are mirrored.
         resized_crop: Share of its area that a part of a training image, cut out at random and stretched to the image's
             size, has at least; None for none. ImageNet's custom is 0.08.
+        mixup: Largest share of another image that is blended into a training image; 0 for none, 0.5 at most. Labels
+            stay those of the larger share.
         num_workers: Processes that decode images which are too many to keep in memory.
         test_sets: What `test` measures beside the dataset's own test images; see `nernlit.data.test_sets`.
     """
@@ -74,6 +76,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         pad_crop: int = 0,
         flip: bool = False,
         resized_crop: float | None = None,
+        mixup: float = 0.0,
         num_workers: int = 0,
         test_sets: Sequence[TestSet] | None = None,
     ) -> None:
@@ -88,7 +91,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.train_on, self.steps_per_epoch, self.noise_range = train_on, steps_per_epoch, noise_range
         if resized_crop is not None and not 0 < resized_crop <= 1:
             raise UsageError(f"resized_crop={resized_crop}; expected a share of an image's area above 0 and up to 1.")
-        self.pad_crop, self.flip, self.resized_crop, self.num_workers = pad_crop, flip, resized_crop, num_workers
+        if not 0 <= mixup <= 0.5:
+            raise UsageError(f"mixup={mixup}; expected the largest share of another image, between 0 and 0.5.")
+        self.pad_crop, self.flip, self.resized_crop, self.mixup = pad_crop, flip, resized_crop, mixup
+        self.num_workers = num_workers
         self.test_sets = list(test_sets or [])
         self.seed = torch.initial_seed() % 2**63
         self.sources: dict[Split, ImageSource] = {}
@@ -188,13 +194,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if not isinstance(batch, tuple | list):
             return batch
         images_BCHW, labels_B = batch
-        if training and (self.pad_crop or self.flip or self.resized_crop):
-            generator = self._step_generator()
+        generator = self._step_generator() if training else None
+        if generator and (self.pad_crop or self.flip):
             images_BCHW = pad_crop_flip(images_BCHW, self.pad_crop, self.flip, generator)
-            if self.resized_crop:
-                images_BCHW = resized_crop(images_BCHW, self.resized_crop, generator)
+        if generator and self.resized_crop:
+            images_BCHW = resized_crop(images_BCHW, self.resized_crop, generator)
         # NHWC in memory, which convolutions like best on CPUs and GPUs alike.
-        return (images_BCHW.float() / 255).contiguous(memory_format=torch.channels_last), labels_B
+        pixels_BCHW = (images_BCHW.float() / 255).contiguous(memory_format=torch.channels_last)
+        return (mix(pixels_BCHW, self.mixup, generator) if generator and self.mixup else pixels_BCHW), labels_B
 
     def _step_generator(self) -> torch.Generator:
         """Randomness of its own for every step and process, so that a resumed run repeats nothing and skips nothing."""
