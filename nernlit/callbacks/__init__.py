@@ -2,6 +2,7 @@
 
 from nernlit.callbacks.attacks import AdversarialAccuracy
 from nernlit.callbacks.best import BestCheckpoint
+from nernlit.callbacks.compiled import Compile
 from nernlit.callbacks.figures import RepresentationFigures
 from nernlit.callbacks.layers import LayerDifference, LowFrequencyEnergy
 from nernlit.callbacks.rounds import RoundCheckpoint
@@ -12,6 +13,7 @@ from nernlit.callbacks.writer import WeightsWriter
 __all__ = [
     "AdversarialAccuracy",
     "BestCheckpoint",
+    "Compile",
     "LayerDifference",
     "LowFrequencyEnergy",
     "RepresentationFigures",
