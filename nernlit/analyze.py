@@ -1,8 +1,9 @@
 """`nernlit analyze KIND RUN`: a table, a figure and JSON of a finished fit.
 
-Kinds: `spectrum` (low-frequency energy of every layer), `layers` (distance of every layer), `interpolate` (from the
-original to the reconstructed network and beyond), `landscape` (the plane of the original and two runs, or a random
-plane around one run), `rounds` (progressive rounds), `smooth` (the original's weights, smoothed without a predictor).
+Kinds: `spectrum` (low-frequency energy of every layer) and `layers` (distance of every layer) of one run or several,
+`interpolate` (from the original to the reconstructed network and beyond), `landscape` (the plane of the original and
+two runs, or a random plane around one run), `rounds` (progressive rounds), `smooth` (the original's weights, smoothed
+without a predictor).
 """
 
 import argparse
@@ -57,18 +58,16 @@ def _original(representation: Representation) -> dict[str, torch.Tensor]:
 
 def spectrum(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
     """Fig. 2 and 8."""
-    energies = layer_energies(runs[0].representation())
-    rows = [
-        {"layer": e.name, "original": e.original, "reconstructed": e.reconstructed, "difference": e.difference}
-        for e in energies
-    ]
+    energies = {run.name: layer_energies(run.representation()) for run in runs}
+    rows = [{"run": name, **vars(e), "difference": e.difference} for name, own in energies.items() for e in own]
     return rows, energy_figure(energies)
 
 
 def layers(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
     """Fig. 4."""
-    errors = layer_errors(runs[0].representation())
-    return [vars(error) for error in errors], layer_error_figure(errors)
+    errors = {run.name: layer_errors(run.representation()) for run in runs}
+    rows = [{"run": name, **vars(error)} for name, own in errors.items() for error in own]
+    return rows, layer_error_figure(errors)
 
 
 def interpolate(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:

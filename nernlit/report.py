@@ -116,7 +116,9 @@ def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
     for m in measured:
         parts += [
             f"<h2>{_name(m)}</h2>",
-            _picture(energy_figure(layer_energies(m.representation)), f"low-frequency energy of {m.run.name}"),
+            _picture(
+                energy_figure({m.run.name: layer_energies(m.representation)}), f"low-frequency energy of {m.run.name}"
+            ),
             f"<p>{html.escape(str(m.run.checkpoint))}</p>",
             f"<details><summary>configuration</summary><pre>{html.escape(yaml.safe_dump(m.run.config))}</pre></details>",
         ]

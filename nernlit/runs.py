@@ -57,8 +57,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The configuration's name and the version."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        """The configuration's name, the version, and the checkpoint where it is not one that every fit has."""
+        own = [] if self.checkpoint.stem in ("best", "last") else [self.checkpoint.stem]
+        return "/".join([self.folder.parent.name, self.folder.name, *own])
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nernlit.analysis.landscape import Quality
@@ -12,30 +13,49 @@ from nernlit.analysis.spectrum import LayerEnergy
 from nernlit.representation import Representation
 
 
-def layer_error_figure(errors: Sequence[LayerError]) -> Figure:
-    """Bars a layer: root-mean-square error above, share of the variance that is not explained below."""
-    figure = Figure(figsize=(max(6.0, 0.28 * len(errors)), 5.0), layout="constrained")
+def layer_error_figure(errors: Mapping[str, Sequence[LayerError]]) -> Figure:
+    """Bars a layer: root-mean-square error above, share of the variance that is not explained below.
+
+    Args:
+        errors: A network's name -> the errors of its layers; all networks have the same layers.
+    """
+    (some, *_) = errors.values()
+    figure = Figure(figsize=(max(6.0, 0.28 * len(some)), 5.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    places = range(len(errors))
-    upper.bar(places, [error.rmse for error in errors], color="tab:blue")
+    _bars(upper, {name: [error.rmse for error in own] for name, own in errors.items()})
     upper.set_ylabel("RMSE (weight units)")
-    lower.bar(places, [100 * (1 - error.variance_explained) for error in errors], color="tab:orange")
+    _bars(lower, {name: [100 * (1 - error.variance_explained) for error in own] for name, own in errors.items()})
     lower.set_ylabel("variance not explained (%)")
-    lower.set_xticks(places, [error.name for error in errors], rotation=90, fontsize=7)
+    lower.set_xticks(range(len(some)), [error.name for error in some], rotation=90, fontsize=7)
+    if len(errors) > 1:
+        upper.legend(fontsize=7)
     return figure
 
 
-def energy_figure(energies: Sequence[LayerEnergy]) -> Figure:
-    """Bars a layer: low-frequency energy of the reconstructed weight minus the original's, in points."""
-    figure = Figure(figsize=(max(6.0, 0.28 * len(energies)), 3.4), layout="constrained")
+def energy_figure(energies: Mapping[str, Sequence[LayerEnergy]]) -> Figure:
+    """Bars a layer: low-frequency energy of the reconstructed weight minus the original's, in points.
+
+    Args:
+        energies: A network's name -> the energies of its layers; all networks have the same layers.
+    """
+    (some, *_) = energies.values()
+    figure = Figure(figsize=(max(6.0, 0.28 * len(some)), 3.4), layout="constrained")
     axis = figure.subplots()
-    differences = [100 * energy.difference for energy in energies]
-    colors = ["tab:green" if difference > 0 else "tab:red" for difference in differences]
-    axis.bar(range(len(energies)), differences, color=colors)
+    _bars(axis, {name: [100 * energy.difference for energy in own] for name, own in energies.items()})
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_ylabel("low-frequency energy,\nreconstructed - original (points)")
-    axis.set_xticks(range(len(energies)), [energy.name for energy in energies], rotation=90, fontsize=7)
+    axis.set_xticks(range(len(some)), [energy.name for energy in some], rotation=90, fontsize=7)
+    if len(energies) > 1:
+        axis.legend(fontsize=7)
     return figure
+
+
+def _bars(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
+    """A group of bars a layer, a bar a series."""
+    width = 0.8 / len(series)
+    for number, (name, values) in enumerate(series.items()):
+        offset = (number - (len(series) - 1) / 2) * width
+        axis.bar([place + offset for place in range(len(values))], values, width, label=name)
 
 
 @torch.no_grad()

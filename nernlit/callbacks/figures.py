@@ -41,5 +41,7 @@ class RepresentationFigures(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 writer, step = logger.experiment, trainer.global_step
-                writer.add_figure("layers/error", layer_error_figure(layer_errors(representation)), step)
+                writer.add_figure(
+                    "layers/error", layer_error_figure({"reconstructed": layer_errors(representation)}), step
+                )
                 writer.add_figure("kernels", kernel_figure(representation), step)

@@ -67,7 +67,7 @@ class LowFrequencyEnergy(_LayerTable):
             }
             for energy in energies
         }
-        return rows, energy_figure(energies)
+        return rows, energy_figure({"reconstructed": energies})
 
 
 @final
@@ -82,4 +82,4 @@ class LayerDifference(_LayerTable):
     def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
         errors = layer_errors(representation)
         rows = {error.name: {"rmse": error.rmse, "variance_explained": error.variance_explained} for error in errors}
-        return rows, layer_error_figure(errors)
+        return rows, layer_error_figure({"reconstructed": errors})

@@ -16,8 +16,11 @@ def test_errors_of_the_layers_add_up_to_the_error_of_the_whole() -> None:
 
 def test_figures_show_every_layer_and_both_networks() -> None:
     representation = tiny_representation()
-    bars = layer_error_figure(layer_errors(representation))
-    assert [len(axis.patches) for axis in bars.axes] == [4, 4]
+    errors = layer_errors(representation)
+    assert [len(axis.patches) for axis in layer_error_figure({"one": errors}).axes] == [4, 4]
+    pair = layer_error_figure({"one": errors, "other": errors}).axes
+    assert [len(axis.patches) for axis in pair] == [8, 8]
+    assert pair[0].patches[4].get_height() == errors[0].rmse
     assert len(kernel_figure(representation, count=3).axes) == 6
     tradeoff = tradeoff_figure({"one": [(0.3, 0.5), (1.2, 0.9)], "other": [(0.3, 0.7)]}, 0.92, "title")
     assert tradeoff.axes[0].lines[1].get_xydata().tolist() == [[30, 50], [120, 90]]
