@@ -7,7 +7,8 @@ import argparse
 import csv
 import resource
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nernlit.analysis import paired_difference, tradeoff_figure, width_figure
+from nernlit.analysis import correct_answers, paired_difference, tradeoff_figure, width_figure
 from nernlit.cli import NernlitCLI, run
 from nernlit.files import write_table
 from nernlit.modules import ReconstructionModule
@@ -129,14 +130,19 @@ def _hidden(module: ReconstructionModule) -> str:
 @torch.no_grad()
 def _answers(module: ReconstructionModule, cli: NernlitCLI) -> dict[str, Tensor]:
     """Which test images both networks classify correctly, in the dataset's order: what paired tests need."""
-    representation, device = module.representation, module.representation.target.device
-    weights = representation.weights()
-    correct: dict[str, list[Tensor]] = {"reconstructed": [], "original": []}
-    for batch in cli.datamodule.test_dataloader()[0]:
-        images, labels = (part.to(device) for part in cli.datamodule.on_after_batch_transfer(batch, 0))
-        correct["reconstructed"].append(representation(images, weights).argmax(1) == labels)
-        correct["original"].append(representation.original(images).argmax(1) == labels)
-    return {name: torch.cat(parts).cpu() for name, parts in correct.items()}
+    representation, data, device = module.representation, cli.datamodule, module.representation.target.device
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in data.test_dataloader()[0]:
+            pixels, labels = data.on_after_batch_transfer(batch, 0)
+            yield pixels.to(device), labels.to(device)
+
+    reconstructed = partial(representation, weights=representation.weights())
+    networks: dict[str, Callable[[Tensor], Tensor]] = {
+        "reconstructed": reconstructed,
+        "original": representation.original,
+    }
+    return {name: correct_answers(classify, batches()).cpu() for name, classify in networks.items()}
 
 
 def _read(path: Path) -> list[Row]:
