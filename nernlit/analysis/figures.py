@@ -27,8 +27,7 @@ def layer_error_figure(errors: Mapping[str, Sequence[LayerError]]) -> Figure:
     _bars(lower, {name: [100 * (1 - error.variance_explained) for error in own] for name, own in errors.items()})
     lower.set_ylabel("variance not explained (%)")
     lower.set_xticks(range(len(some)), [error.name for error in some], rotation=90, fontsize=7)
-    if len(errors) > 1:
-        upper.legend(fontsize=7)
+    _legend(figure, upper)
     return figure
 
 
@@ -45,8 +44,7 @@ def energy_figure(energies: Mapping[str, Sequence[LayerEnergy]]) -> Figure:
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_ylabel("low-frequency energy,\nreconstructed - original (points)")
     axis.set_xticks(range(len(some)), [energy.name for energy in some], rotation=90, fontsize=7)
-    if len(energies) > 1:
-        axis.legend(fontsize=7)
+    _legend(figure, axis)
     return figure
 
 
@@ -56,6 +54,13 @@ def _bars(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
     for number, (name, values) in enumerate(series.items()):
         offset = (number - (len(series) - 1) / 2) * width
         axis.bar([place + offset for place in range(len(values))], values, width, label=name)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    """Above the picture, where there is more than one series."""
+    handles, names = axis.get_legend_handles_labels()
+    if len(names) > 1:
+        figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=7)
 
 
 @torch.no_grad()
