@@ -20,8 +20,10 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nernlit.cli import _keep_freed_memory
 from nernlit.kernels import MagnitudeMix, OrderName, Sampling, Uniform
@@ -53,6 +55,10 @@ class Setting:
     activation: str = "gelu"
     base: float = 0.9
     levels: int = 40
+    lookahead: bool = False
+    ema: float = 0.0  # decay of an average of the predictor's parameters, which is then what is measured
+    batch_growth: float = 1.0  # the last batch over the first; the mean stays
+    scale_layers: bool = False  # outputs in units of their layer's root mean square; the loss in the network's
 
 
 NERN = Setting("ranger", 5e-3, warmup_steps=0, sampling="magnitude", precision="fp32", loss="rmse", standardise=False)
@@ -81,6 +87,10 @@ SETTINGS: dict[str, Setting] = {
     "base 0.93": Setting(base=0.93),
     "cross-filter order": Setting(order="cross_filter"),
     "no order": Setting(order="none"),
+    "Lookahead": Setting(lookahead=True),
+    "averaged parameters (EMA 0.98)": Setting(ema=0.98),
+    "batch grown from 2048 to 6144": Setting(batch_growth=3.0),
+    "scale by layer": Setting(scale_layers=True),
 }
 
 
@@ -91,7 +101,8 @@ def _optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
     if setting.optimizer == "ranger":
         return Ranger(list(parameters), lr=setting.lr, betas=(0.5, 0.999), weight_decay=1e-3)
     named = options.get(setting.optimizer, {})
-    return timm.optim.create_optimizer_v2(list(parameters), setting.optimizer, lr=setting.lr, **named)
+    name = f"lookahead_{setting.optimizer}" if setting.lookahead else setting.optimizer
+    return timm.optim.create_optimizer_v2(list(parameters), name, lr=setting.lr, **named)
 
 
 def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting) -> dict[str, Any]:
@@ -99,26 +110,41 @@ def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting
     torch.manual_seed(seed)
     mlp = MLP(hidden, activation=setting.activation, levels=setting.levels, base=setting.base)  # type: ignore[arg-type]
     whole = Representation(original, mlp, order=setting.order, standardise=setting.standardise)
+    average = AveragedModel(mlp, multi_avg_fn=get_ema_multi_avg_fn(setting.ema)) if setting.ema else None
     optimizer = _optimizer(setting, mlp.parameters())
     schedule = WarmupCosine(optimizer, setting.warmup_steps, total_steps=steps)
-    sampling: Sampling = {"uniform": Uniform, "magnitude": MagnitudeMix}[setting.sampling](setting.batch_size)
+    smallest = 2 / (1 + setting.batch_growth)
+    largest = round(setting.batch_size * smallest * setting.batch_growth)
+    sampling: Sampling = {"uniform": Uniform, "magnitude": MagnitudeMix}[setting.sampling](largest)
     norms, mask = whole.target.flatten(1).norm(dim=1), whole.mask()
+    units = _layer_scales(whole) if setting.scale_layers else torch.ones(len(norms), 1, 1)
     seconds, curve = 0.0, []
     for step in range(steps):
         began = time.perf_counter()
-        rows = sampling.indices(norms, seed, step)
+        batch = round(largest * (1 / setting.batch_growth + (1 - 1 / setting.batch_growth) * step / steps))
+        rows = sampling.indices(norms, seed, step)[:batch]
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
-            predicted = whole.kernels(rows)
+            predicted = whole.kernels(rows) * units[rows]
         error = reconstruction_mse(predicted / whole.scale, whole.target[rows] / whole.scale, whole.mask(rows))
         optimizer.zero_grad()
         (error.sqrt() if setting.loss == "rmse" else error).backward()
         optimizer.step()
         schedule.step()
+        if average is not None:
+            average.update_parameters(mlp)
         seconds += time.perf_counter() - began
         if (step + 1) % max(1, steps // _POINTS) == 0 or step == steps - 1:
             with torch.no_grad():
-                curve.append((seconds, float(variance_explained(whole.kernels(), whole.target, mask))))
+                table = whole.kernels(predictor=mlp if average is None else average.module) * units
+                curve.append((seconds, float(variance_explained(table, whole.target, mask))))
     return {"variance_explained": curve[-1][1], "seconds": seconds, "curve": curve}
+
+
+def _layer_scales(whole: Representation) -> Tensor:
+    """Of every kernel, its layer's root mean square over that of all weights, shape (N, 1, 1)."""
+    layers = [whole.target[layer.rows].square().sum().div(layer.weights).sqrt() for layer in whole.layout.layers]
+    kernels = torch.tensor([layer.kernels for layer in whole.layout.layers])
+    return (torch.stack(layers) / whole.scale).repeat_interleave(kernels).view(-1, 1, 1)
 
 
 def runs(names: list[str], hidden: list[int], seeds: list[int]) -> Iterator[tuple[int, str, int]]:
