@@ -108,7 +108,8 @@ def landscape(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
         for x, cell in zip(xs, line, strict=True)
     ]
     marks = dict(zip(names, plane.marks, strict=True))
-    return rows, landscape_figure(xs, ys, grid, marks, options.split, options.batch_norm)
+    unit = "weight units" if len(runs) == 2 else "share of every filter's norm"
+    return rows, landscape_figure(xs, ys, grid, marks, options.split, options.batch_norm, unit)
 
 
 def _around(values: Sequence[float], points: int) -> list[float]:

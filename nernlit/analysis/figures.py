@@ -1,10 +1,12 @@
 """Figures of a representation, as matplotlib figures that no window shows."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from nernlit.analysis.landscape import Quality
@@ -140,10 +142,10 @@ def interpolation_figure(points: Sequence[Mapping[str, float]], split: str, batc
     left.plot(shares, [100 * point["accuracy"] for point in points], "o-", color="tab:blue", label="accuracy")
     for share, name in ((0, "original"), (1, "reconstructed")):
         left.axvline(share, color="grey", linestyle=":", linewidth=1)
-        left.annotate(name, (share, 0.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=90)
+        left.annotate(name, (share, 1.01), xycoords=("data", "axes fraction"), fontsize=8, ha="center")
     left.set_xlabel("share of the reconstructed weights")
     left.set_ylabel(f"{split} accuracy (%)")
-    left.set_title(f"BatchNorm statistics: {batch_norm}", fontsize=8)
+    left.set_title(f"BatchNorm statistics: {batch_norm}", fontsize=8, pad=16)
     left.grid(alpha=0.3)
     right = left.twinx()
     distances = [point["distance"] for point in points]
@@ -160,17 +162,33 @@ def landscape_figure(
     marks: Mapping[str, tuple[float, float]],
     split: str,
     batch_norm: str = "stored",
+    unit: str = "weight units",
 ) -> Figure:
-    """Loss, on a logarithmic scale, over a plane of weights, with named points (arXiv 2407.00356, Fig. 6 and 7)."""
+    """Loss, on a logarithmic scale, over a plane of weights, with named points (arXiv 2407.00356, Fig. 6 and 7).
+
+    Args:
+        xs: Of the grid's columns.
+        ys: Of its rows.
+        grid: Rows of what was measured there.
+        marks: Point's name -> (x, y).
+        split: Whose loss it is.
+        batch_norm: Where BatchNorm statistics come from: `stored` or `reestimated`.
+        unit: Of both axes.
+    """
     figure = Figure(figsize=(6.0, 4.8), layout="constrained")
     axis = figure.subplots()
-    losses = [[math.log10(max(cell.loss, 1e-12)) for cell in line] for line in grid]
-    filled = axis.contourf(xs, ys, losses, levels=24, cmap="viridis")
-    figure.colorbar(filled, label=f"log10 of the {split} loss")
-    for name, (x, y) in marks.items():
-        axis.plot(x, y, "o", color="white", markeredgecolor="black")
-        axis.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color="white")
+    losses = [[max(cell.loss, 1e-12) for cell in line] for line in grid]
+    lowest, highest = min(map(min, losses)), max(map(max, losses))
+    levels = torch.logspace(math.log10(lowest), math.log10(highest * (1 + 1e-6)), 25).tolist()
+    filled = axis.contourf(xs, ys, losses, levels=levels, norm=LogNorm(), cmap="viridis")
+    figure.colorbar(filled, label=f"{split} loss", ticks=levels[::4], format="%.4g")
+    for (name, (x, y)), shape in zip(marks.items(), itertools.cycle("o^sDv*"), strict=False):
+        axis.plot(x, y, shape, color="white", markeredgecolor="black", linestyle="none", label=name)
+    axis.set_aspect("equal")
+    axis.set_xlabel(unit)
+    axis.set_ylabel(unit)
     axis.set_title(f"BatchNorm statistics: {batch_norm}", fontsize=8)
+    figure.legend(loc="outside upper center", ncols=1, fontsize=8)
     return figure
 
 
