@@ -12,7 +12,7 @@ def expand_bases(args: Sequence[str]) -> list[str]:
     """Put the files that a configuration names under `base:` before it, so that it only says what differs.
 
     Paths under `base:` are relative to the file that names them. Later files win; lists are replaced, not joined. With
-    `--schedule NAME` every file X.yaml is followed by X.NAME.yaml where there is one.
+    `--schedule NAME` these files are followed by the X.NAME.yaml that stands beside an X.yaml among them.
 
     Raises:
         UsageError: If a file is missing, builds on itself, or no file has a variant of the schedule's name.
@@ -27,11 +27,11 @@ def expand_bases(args: Sequence[str]) -> list[str]:
             expanded.append(arg)
             continue
         path = Path(inline or next(rest, ""))
-        for found in [*_bases(path, ()), path]:
-            variant = found.with_suffix(f".{schedule}.yaml")
-            variants += variant.is_file()
-            for file in (found, *([variant] if variant.is_file() else [])):
-                expanded += ["-c", str(file)]
+        files = [*_bases(path, ()), path]
+        own_variants = [variant for file in files if (variant := file.with_suffix(f".{schedule}.yaml")).is_file()]
+        variants += len(own_variants)
+        for file in [*files, *own_variants]:
+            expanded += ["-c", str(file)]
     if schedule != "fast" and not variants:
         raise UsageError(f"--schedule {schedule}: none of the given configurations has one.")
     return expanded

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,7 +16,7 @@ from nernlit.cli import NernlitCLI, run
 from nernlit.errors import UsageError
 from tests.fakes import CONFIGS, write_image_folder, write_stl10, write_weights
 
-SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if "." not in path.stem)
 #: What stands for the originals here: small ones, since a ResNet56 costs seconds a run.
 ORIGINALS = {
     "cifar10": ("cifar_resnet20", 10),
@@ -89,6 +90,42 @@ def test_the_papers_schedule_runs_a_step(scheme: str, fakes: dict[str, Path]) ->
     assert type(cli.trainer.optimizers[0]).__name__ == "Ranger"
     assert cli.model.representation.scale == 1
     assert cli.config["fit"]["schedule"] == "paper"
+
+
+def _said(config: Path, *keys: str) -> Any:
+    """What the files of a configuration say in the end under the paper's schedule."""
+    values: list[Any] = [None]
+    for path in expand_bases(["-c", str(config), "--schedule", "paper"]):
+        value = yaml.safe_load(Path(path).read_text()) if path.endswith(".yaml") else None
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        values += [value] if value is not None else []
+    return values[-1]
+
+
+#: Of Recon-only, a round of Progressive, and Baseline-joint (arXiv 2407.00356, appendix D; ImageNet counts 160,000 steps).
+PAPER_EPOCHS = {"cifar10": (350, 350), "cifar100": (450, 450), "stl10": (350, 350), "imagenet": (160, 4)}
+IMAGES_EPOCH = {"cifar10": 175, "cifar100": 175, "stl10": 17, "imagenet": 39_636}  # steps
+
+
+@pytest.mark.parametrize("config", [c for c in SHIPPED if "_h" in c.stem], ids=lambda path: path.stem)
+def test_the_papers_schedule_has_the_papers_length(config: Path) -> None:
+    dataset = config.stem.split("_")[0]
+    epochs, every = _said(config, "trainer", "max_epochs"), _said(config, "trainer", "check_val_every_n_epoch")
+    assert every <= epochs
+    if dataset == "digits":  # not the paper's
+        return
+    scheme, (recon, joint) = _said(config, "model", "class_path"), PAPER_EPOCHS[dataset]
+    if scheme == "DecoupledDistill":
+        steps = _said(config, "model", "init_args", "recon_steps")
+        assert epochs == pytest.approx(steps / IMAGES_EPOCH[dataset] + (4 if dataset == "imagenet" else 100), abs=1)
+    elif scheme == "BaselineJoint":
+        assert epochs == joint
+        assert _said(config, "model", "init_args", "warmup_steps") < epochs * IMAGES_EPOCH[dataset]
+    else:
+        rounds = _said(config, "model", "init_args", "rounds") or 1
+        assert epochs == rounds * recon
+        assert rounds == 1 or every == recon
 
 
 def test_configurations_name_a_known_network_and_say_their_width() -> None:
