@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from nernlit.analysis import energy_figure, layer_energies, layer_error_figure, layer_errors
+from nernlit.callbacks.writer import run_folder
 from nernlit.files import write_table
 from nernlit.representation import Representation
 
@@ -26,13 +27,13 @@ class _LayerTable(L.Callback, ABC):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._measure(trainer, pl_module)
+            self._measure(trainer, pl_module, run_folder(trainer))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._measure(trainer, pl_module)
+        self._measure(trainer, pl_module, run_folder(trainer))
 
     @rank_zero_only
-    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> None:
         representation = getattr(pl_module, "representation", None)
         if not isinstance(representation, Representation):
             return
@@ -42,9 +43,8 @@ class _LayerTable(L.Callback, ABC):
             logger.log_metrics(scalars, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(self.name, figure, trainer.global_step)
-        if trainer.log_dir is not None:
-            rows = [{"layer": layer, **row} for layer, row in layers.items()]
-            write_table(Path(trainer.log_dir, f"{self.name}.csv"), rows)
+        rows = [{"layer": layer, **row} for layer, row in layers.items()]
+        write_table(folder / f"{self.name}.csv", rows)
 
 
 @final

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.analysis import rounds_figure
-from nernlit.callbacks.writer import write_weights
+from nernlit.callbacks.writer import run_folder, write_weights
 from nernlit.files import write_atomically
 
 
@@ -35,13 +35,12 @@ class RoundCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or not getattr(pl_module, "round_is_over", False):
             return
-        self._write(trainer, pl_module)
+        self._write(trainer, pl_module, run_folder(trainer) / "rounds")
         if not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]  # a Progressive
             trainer.should_stop = True
 
     @rank_zero_only
-    def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "rounds"
+    def _write(self, trainer: L.Trainer, pl_module: Any, folder: Path) -> None:
         stem = folder / f"round-{pl_module.round:02d}"
         name, state = pl_module.network()
         write_weights(stem.with_suffix(".safetensors"), name, state)

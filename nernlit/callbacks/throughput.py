@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nernlit.predictors import Predictor
+from nernlit.predictors import Predictor, Trials
 
 _SIDE = 1024  # of the matrices whose product is timed
 _PRODUCTS = 10
@@ -20,7 +20,7 @@ class Throughput(L.Callback):
 
     The last one is the predictors' arithmetic (2 operations a parameter and kernel, 6 with a backward pass) over what
     the device makes of square matrix products in the step's precision, measured once before the fit. Time spent in
-    validation does not count.
+    validation does not count; kernels that the backward pass predicts again (of large tables) do.
 
     Args:
         every_n_steps: Steps that a figure is the mean of.
@@ -29,30 +29,37 @@ class Throughput(L.Callback):
     def __init__(self, every_n_steps: int = 100) -> None:
         self.every_n_steps = every_n_steps
         self._handles: list[RemovableHandle] = []
+        self._start_anew()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         kind = torch.bfloat16 if getattr(pl_module, "precision", "fp32") == "bf16" else torch.float32
         self._rate = _matrix_product_rate(pl_module.device, kind)
-        predictors = [module for module in pl_module.modules() if isinstance(module, Predictor)]
-        self._handles = [predictor.register_forward_pre_hook(self._note) for predictor in predictors]
+        trials = [module for module in pl_module.modules() if isinstance(module, Trials)]
+        inside = {predictor for several in trials for predictor in several.each}
+        alone = [m for m in pl_module.modules() if isinstance(m, Predictor) and m not in inside]
+        self._handles = [module.register_forward_pre_hook(self._note) for module in [*trials, *alone]]
         self._start_anew()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for handle in self._handles:
             handle.remove()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused, self._before = time.perf_counter(), (self._kernels, self._operations)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._handles:
-            self._start_anew()
+        self._kernels, self._operations = self._before
+        self._began += time.perf_counter() - self._paused
 
     def _start_anew(self) -> None:
         self._steps, self._kernels, self._operations = 0, 0, 0
         self._began = time.perf_counter()
 
-    def _note(self, predictor: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(predictor, Predictor)
-        self._kernels += len(inputs[0])
-        self._operations += (6 if torch.is_grad_enabled() else 2) * predictor.num_params * len(inputs[0])
+    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        predictors = module.each if isinstance(module, Trials) else [module]
+        parameters = sum(predictor.num_params for predictor in predictors if isinstance(predictor, Predictor))
+        self._kernels += len(inputs[0]) * len(predictors)
+        self._operations += (6 if torch.is_grad_enabled() else 2) * parameters * len(inputs[0])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,7 +6,6 @@ from typing import Any, final
 
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
@@ -17,6 +16,11 @@ from nernlit.files import write_atomically
 def write_weights(path: Path, timm_name: str, state: Mapping[str, Tensor]) -> None:
     """Write a network's state dict as safetensors, with its timm name in the file's metadata."""
     write_atomically(path, save({k: v.cpu().contiguous() for k, v in state.items()}, {"timm_name": timm_name}))
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Where a run's files go. Every process has to ask: the answer is sent to all of them."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 @final
@@ -31,7 +35,6 @@ class WeightsWriter(BasePredictionWriter):
         super().__init__("epoch")
         self.path = path
 
-    @rank_zero_only
     def write_on_epoch_end(
         self,
         trainer: L.Trainer,
@@ -40,7 +43,9 @@ class WeightsWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         name, state = predictions[0]
-        path = Path(self.path or Path(trainer.log_dir or trainer.default_root_dir) / "reconstructed.safetensors")
+        path = Path(self.path or run_folder(trainer) / "reconstructed.safetensors")
+        if not trainer.is_global_zero:
+            return
         write_weights(path, name, state)
         classes = getattr(pl_module, "num_classes", None)
         Console().print(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ SETTINGS: dict[str, Setting] = {
     "NeRN": replace(NERN, activation="relu", base=0.76),
     "Ranger on standardised weights, MSE": replace(NERN, precision="bf16", loss="mse", standardise=True),
     "Adam": Setting("adam", 2e-3),
-    "Kron (PSGD)": Setting("kron", 1e-3),
+    "SOAP": Setting("soap", 3e-3),  # pip install pytorch_optimizer
     "AdaMuon": Setting("adamuon", 3e-3),
     "momentum 0.95": Setting(momentum=0.95),
     "no Nesterov": Setting(nesterov=False),
@@ -100,6 +101,10 @@ def _optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
     }
     if setting.optimizer == "ranger":
         return Ranger(list(parameters), lr=setting.lr, betas=(0.5, 0.999), weight_decay=1e-3)
+    if setting.optimizer == "soap":
+        from pytorch_optimizer import SOAP
+
+        return SOAP(list(parameters), lr=setting.lr, weight_decay=0.0)
     named = options.get(setting.optimizer, {})
     name = f"lookahead_{setting.optimizer}" if setting.lookahead else setting.optimizer
     return timm.optim.create_optimizer_v2(list(parameters), name, lr=setting.lr, **named)
@@ -158,7 +163,8 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[180])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
+    installed = [name for name in SETTINGS if name != "SOAP" or find_spec("pytorch_optimizer")]
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=installed, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     options = parser.parse_args()
     _keep_freed_memory()

@@ -9,8 +9,16 @@ from collections.abc import Iterable
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from nernlit.callbacks import AdversarialAccuracy
+from nernlit.callbacks import (
+    AdversarialAccuracy,
+    LayerDifference,
+    LowFrequencyEnergy,
+    RoundCheckpoint,
+    Throughput,
+    WeightsWriter,
+)
 from nernlit.data import Corrupted, DigitsDataModule
 from nernlit.kernels import Uniform
 from nernlit.modules import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
@@ -77,7 +85,9 @@ def main() -> None:
         eval_batch_size=7,
         test_sets=[Corrupted(["gaussian_noise", "contrast"], [3])],
     )
-    attacks = AdversarialAccuracy(fgsm_255=[4], ifgsm_255=[4], steps=2)
+    callbacks = [AdversarialAccuracy(fgsm_255=[4], ifgsm_255=[4], steps=2), LowFrequencyEnergy(), LayerDifference()]
+    callbacks += [RoundCheckpoint(), WeightsWriter(), Throughput(1), Record()]
+    callbacks += [ModelCheckpoint(f"{sys.argv[4]}.checkpoints", monitor="val/acc", mode="max")]
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,
@@ -85,13 +95,15 @@ def main() -> None:
         max_epochs=1,
         limit_train_batches=5,
         use_distributed_sampler=False,
-        logger=False,
+        logger=TensorBoardLogger(f"{sys.argv[4]}.run", "", ""),
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[attacks, Record(), ModelCheckpoint(f"{sys.argv[4]}.checkpoints", monitor="val/acc", mode="max")],
+        callbacks=callbacks,
+        default_root_dir=f"{sys.argv[4]}.run",
     )
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
+    trainer.predict(module, datamodule=data)
 
 
 if __name__ == "__main__":
