@@ -42,41 +42,53 @@ from nernlit.analysis.landscape import (
     survey,
 )
 from nernlit.errors import UsageError
-from nernlit.files import write_atomically
+from nernlit.files import write_atomically, write_figure
 from nernlit.representation import Representation
-from nernlit.runs import Batches, Run
+from nernlit.runs import Batches, Run, distinct_names
 
+Runs = Mapping[str, Run]  # by names that tell them apart
 Rows = list[dict[str, Any]]
 Outcome = tuple[Rows, Figure | None]
 
 _REESTIMATED_ON = 2_000  # images
 
 
+def _representations(runs: Runs) -> dict[str, Representation]:
+    """Those of the runs, which must represent networks of the same layers."""
+    found = {name: run.representation() for name, run in runs.items()}
+    (first, one), *others = found.items()
+    for name, other in others:
+        if other.layout.layers != one.layout.layers:
+            raise UsageError(f"{first} and {name} represent networks of different layers; analyse them one by one.")
+    return found
+
+
 def _original(representation: Representation) -> dict[str, torch.Tensor]:
     return representation.layout.weights(representation.target)
 
 
-def spectrum(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
+def spectrum(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 2 and 8."""
-    energies = {run.name: layer_energies(run.representation()) for run in runs}
+    energies = {name: layer_energies(representation) for name, representation in _representations(runs).items()}
     rows = [{"run": name, **vars(e), "difference": e.difference} for name, own in energies.items() for e in own]
     return rows, energy_figure(energies)
 
 
-def layers(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
+def layers(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 4."""
-    errors = {run.name: layer_errors(run.representation()) for run in runs}
+    errors = {name: layer_errors(representation) for name, representation in _representations(runs).items()}
     rows = [{"run": name, **vars(error)} for name, own in errors.items() for error in own]
     return rows, layer_error_figure(errors)
 
 
-def interpolate(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
+def interpolate(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 9."""
-    representation = runs[0].representation()
+    (run,) = runs.values()
+    representation = run.representation()
     start = _original(representation)
     with torch.no_grad():
         end = representation.weights()
-    batches, classify = _batches(runs[0], options), _classify(representation, runs[0], options)
+    batches, classify = _batches(run, options), _classify(representation, run, options)
     rows = []
     for share in torch.linspace(options.low, options.high, options.points).tolist():
         point = between(start, end, share)
@@ -85,23 +97,22 @@ def interpolate(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
     return rows, interpolation_figure(rows, options.split, options.batch_norm)
 
 
-def landscape(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
+def landscape(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 6 and 7."""
-    representation = runs[0].representation()
+    representations, run = _representations(runs), next(iter(runs.values()))
+    representation = next(iter(representations.values()))
     with torch.no_grad():
-        solutions = [_original(representation), *(run.representation().weights() for run in runs)]
+        solutions = [_original(representation), *(each.weights() for each in representations.values())]
     if len(runs) == 2:
         plane = plane_through(*solutions)
-        names = ["original", *(run.name for run in runs)]
+        names = ["original", *runs]
         xs, ys = (_around([mark[axis] for mark in plane.marks], options.points) for axis in (0, 1))
-    elif len(runs) == 1:
-        plane = random_plane(solutions[1], torch.Generator().manual_seed(0))
-        names = [runs[0].name]
-        xs = ys = torch.linspace(-1, 1, options.points).tolist()
     else:
-        raise UsageError(f"{len(runs)} runs; expected two (the original and they span a plane) or one (random plane).")
-    classify = _classify(representation, runs[0], options)
-    grid = survey(classify, plane, xs, ys, _batches(runs[0], options))
+        plane = random_plane(solutions[1], torch.Generator().manual_seed(0))
+        names = list(runs)
+        xs = ys = torch.linspace(-1, 1, options.points).tolist()
+    classify = _classify(representation, run, options)
+    grid = survey(classify, plane, xs, ys, _batches(run, options))
     rows = [
         {"x": x, "y": y, **vars(cell)}
         for y, line in zip(ys, grid, strict=True)
@@ -119,9 +130,9 @@ def _around(values: Sequence[float], points: int) -> list[float]:
     return line
 
 
-def rounds(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
+def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 3."""
-    run = runs[0]
+    (run,) = runs.values()
     record = run.folder / "rounds" / "rounds.json"
     if not record.is_file():
         raise UsageError(f"{run.folder} has no rounds/rounds.json: it is no run of Progressive.")
@@ -138,9 +149,10 @@ def rounds(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
     return rows, rounds_figure(accuracies, distances, float(reference.float().mean()), options.split)
 
 
-def smooth(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
+def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
     """The paper's open question: does smoothing without a predictor do as well?"""
-    representation, batches = runs[0].representation(), _batches(runs[0], options)
+    (run,) = runs.values()
+    representation, batches = run.representation(), _batches(run, options)
     original = _original(representation)
     with torch.no_grad():
         candidates = {"reconstructed": representation.weights()}
@@ -152,7 +164,7 @@ def smooth(runs: Sequence[Run], options: argparse.Namespace) -> Outcome:
     for sigma in (0.2, 0.25, 0.3, 0.4):
         table = smoothing.blurred(representation.target, order, sigma)
         candidates[f"Gaussian, sigma {sigma:g}"] = representation.layout.weights(table)
-    files = sorted((runs[0].folder / "rounds").glob("round-*.safetensors"))
+    files = sorted((run.folder / "rounds").glob("round-*.safetensors"))
     if files:
         states = [load_file(file) for file in files]
         candidates[f"mean of {len(files)} rounds"] = smoothing.averaged([{k: s[k] for k in original} for s in states])
@@ -196,9 +208,22 @@ def _batches(run: Run, options: argparse.Namespace) -> Batches:
     return run.batches(options.split, options.images, options.data)
 
 
-KINDS: dict[str, Callable[[Sequence[Run], argparse.Namespace], Outcome]] = {
-    kind.__name__: kind for kind in (spectrum, layers, interpolate, landscape, rounds, smooth)
+_IMAGES = ("split", "images")
+#: What is done, with how many runs at most, and by which options.
+KINDS: dict[str, tuple[Callable[[Runs, argparse.Namespace], Outcome], int | None, Sequence[str]]] = {
+    "spectrum": (spectrum, None, ()),
+    "layers": (layers, None, ()),
+    "interpolate": (interpolate, 1, (*_IMAGES, "batch_norm", "points", "low", "high")),
+    "landscape": (landscape, 2, (*_IMAGES, "batch_norm", "points")),
+    "rounds": (rounds, 1, _IMAGES),
+    "smooth": (smooth, 1, _IMAGES),
 }
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def main(args: Sequence[str]) -> None:
@@ -210,30 +235,42 @@ def main(args: Sequence[str]) -> None:
     )
     parser.add_argument("--select", choices=("best", "last"), default="best", help="which of a run's checkpoints")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="images to measure on")
-    parser.add_argument("--images", type=int, help="how many of them (default: all)")
+    parser.add_argument("--images", type=_positive, help="how many of them (default: all)")
     parser.add_argument(
         "--batch_norm",
         choices=("stored", "reestimated"),
         default="stored",
         help=f"in interpolate and landscape: the original's, or measured anew on {_REESTIMATED_ON} training images",
     )
-    parser.add_argument("--points", type=int, default=9, help="of a line, or of a plane's side")
+    parser.add_argument("--points", type=_positive, default=9, help="of a line, or of a plane's side")
     parser.add_argument("--low", type=float, default=-0.5, help="where interpolation begins; the original is at 0")
     parser.add_argument("--high", type=float, default=1.5, help="where it ends; the reconstructed network is at 1")
     parser.add_argument("--out", type=Path, help="folder of the figure and the JSON (default: RUN/analysis)")
     options, overrides = parser.parse_known_args(args)
     options.data = overrides
-    runs = [Run.open(path, options.select) for path in options.runs]
-    rows, figure = KINDS[options.kind](runs, options)
-    out = options.out or runs[0].folder / "analysis"
+    analysis, most, uses = KINDS[options.kind]
+    if most is not None and len(options.runs) > most:
+        raise UsageError(
+            f"`analyze {options.kind}` takes {most} run{'s' * (most > 1)}; {len(options.runs)} were given."
+        )
+    for name in (*_IMAGES, "batch_norm", "points", "low", "high"):
+        if name not in uses and getattr(options, name) != parser.get_default(name):
+            raise UsageError(f"`analyze {options.kind}` has no use for --{name}; leave it out.")
+    if overrides and not uses:
+        raise UsageError(f"`analyze {options.kind}` looks at no data; leave out {' '.join(overrides)}.")
+    opened = [Run.open(path, options.select) for path in options.runs]
+    runs = dict(zip(distinct_names(opened), opened, strict=True))
+    rows, figure = analysis(runs, options)
+    out = options.out or opened[0].folder / "analysis"
     stem = options.kind if options.split == "test" else f"{options.kind}_{options.split}"
     write_atomically(out / f"{stem}.json", json.dumps(rows, indent=1).encode())
     console = Console()
-    console.print(_table(rows, f"{options.kind}: {', '.join(run.name for run in runs)}, {options.split} images"))
+    looked_at = f", {options.split} images" if uses else ""
+    console.print(_table(rows, f"{options.kind}: {', '.join(runs)}{looked_at}"))
     written = [out / f"{stem}.json"]
     if figure is not None:
         written.append(out / f"{stem}.png")
-        figure.savefig(written[-1], dpi=150)
+        write_figure(written[-1], figure)
     for file in written:
         console.print(str(file), soft_wrap=True, highlight=False)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from nernlit.analysis import correct_answers, curves_figure, energy_figure, layer_energies, paired_difference
 from nernlit.files import write_atomically
 from nernlit.representation import Representation
-from nernlit.runs import Run
+from nernlit.runs import Run, distinct_names
 
 _CURVES = {
     "val/acc": "validation accuracy",
@@ -58,31 +58,37 @@ for(const head of document.querySelectorAll('th'))head.onclick=()=>{
 class _Measured:
     """A run, and what the page says about it."""
 
+    name: str
     run: Run
     representation: Representation
+    labels: Tensor
     correct: Tensor
     correct_original: Tensor
     scalars: Mapping[str, Sequence[tuple[int, float]]]
 
     @classmethod
-    def of(cls, run: Run, data: Sequence[str]) -> "_Measured":
+    def of(cls, name: str, run: Run, data: Sequence[str]) -> "_Measured":
         representation = run.representation()
         with torch.no_grad():
             reconstructed = partial(representation, weights=representation.weights())
         batches = run.batches("test", overrides=data)
         correct, correct_original = (correct_answers(net, batches) for net in (reconstructed, representation.original))
-        return cls(run, representation, correct, correct_original, _scalars(run.folder))
+        labels = torch.cat([labels for _, labels in batches])
+        return cls(name, run, representation, labels, correct, correct_original, _scalars(run.folder))
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar that the run logged: tag -> (step, value), over all of the folder's event files."""
-    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    """Every scalar that the run logged: tag -> (step, value), over all of the folder's event files.
+
+    A resumed fit makes some steps twice: the later value counts.
+    """
+    found: dict[str, dict[int, float]] = defaultdict(dict)
     for file in sorted(folder.glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            found[tag] += [(event.step, event.value) for event in events.Scalars(tag)]
-    return found
+            found[tag] |= {event.step: event.value for event in events.Scalars(tag)}
+    return {tag: sorted(values.items()) for tag, values in found.items()}
 
 
 def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
@@ -92,33 +98,35 @@ def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
         runs: At least one; the first is what later ones are compared with.
         data: Overrides of the runs' data configuration (`--data.root DIR`).
     """
-    measured = [_Measured.of(run, data) for run in runs]
-    first = measured[0]
-    comparable = [m for m in measured if m.correct.shape == first.correct.shape]
+    measured = [_Measured.of(name, run, data) for name, run in zip(distinct_names(runs), runs, strict=True)]
+    first, *others = measured
+    comparable = [m for m in others if torch.equal(m.labels, first.labels)]
+    apart = [m for m in others if m not in comparable]
     parts = [
         "<h2>Accuracy and size</h2>",
         _table([_accuracy_row(m) for m in measured]),
         "<p class=note>Differences are paired, on the same test images: 95% interval, exact McNemar test.</p>",
     ]
-    if len(comparable) > 1:
-        parts += [f"<h2>Against {_name(first)}</h2>", _table([_against(m, first) for m in comparable[1:]])]
+    if comparable:
+        parts += [f"<h2>Against {_name(first)}</h2>", _table([_against(m, first) for m in comparable])]
+    if apart:
+        parts.append(f"<p class=note>Tested on other images: {', '.join(map(_name, apart))}.</p>")
     conditions = [row for m in measured for row in _conditions(m)]
     if conditions:
         test_sets = {row["condition"] for row in conditions}
         short = [row for row in conditions if not any(row["condition"].startswith(f"{name}_") for name in test_sets)]
         parts += ["<h2>Other distributions and attacks</h2>", _table(short)]
+        parts.append("<p class=note>As the run's last <code>test</code> measured them.</p>")
         parts.append(f"<details><summary>every condition</summary>{_table(conditions)}</details>")
     parts.append("<h2>Curves</h2>")
     for tag, title in _CURVES.items():
-        lines = {m.run.name: m.scalars[tag] for m in measured if m.scalars.get(tag)}
+        lines = {m.name: m.scalars[tag] for m in measured if m.scalars.get(tag)}
         if lines:
             parts.append(_picture(curves_figure(lines, title), title))
     for m in measured:
         parts += [
             f"<h2>{_name(m)}</h2>",
-            _picture(
-                energy_figure({m.run.name: layer_energies(m.representation)}), f"low-frequency energy of {m.run.name}"
-            ),
+            _picture(energy_figure({m.name: layer_energies(m.representation)}), f"low-frequency energy of {m.name}"),
             f"<p>{html.escape(str(m.run.checkpoint))}</p>",
             f"<details><summary>configuration</summary><pre>{html.escape(yaml.safe_dump(m.run.config))}</pre></details>",
         ]
@@ -128,13 +136,13 @@ def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
 
 
 def _name(measured: _Measured) -> str:
-    return html.escape(measured.run.name)
+    return html.escape(measured.name)
 
 
 def _accuracy_row(m: _Measured) -> dict[str, Any]:
     sizes = m.representation.sizes()
     return {
-        "run": m.run.name,
+        "run": m.name,
         "original %": 100 * float(m.correct_original.float().mean()),
         "reconstructed %": 100 * float(m.correct.float().mean()),
         **_difference(m.correct, m.correct_original),
@@ -146,7 +154,7 @@ def _accuracy_row(m: _Measured) -> dict[str, Any]:
 
 
 def _against(m: _Measured, first: _Measured) -> dict[str, Any]:
-    return {"run": m.run.name, **_difference(m.correct, first.correct)}
+    return {"run": m.name, **_difference(m.correct, first.correct)}
 
 
 def _difference(correct: Tensor, reference: Tensor) -> dict[str, Any]:
@@ -169,7 +177,7 @@ def _conditions(m: _Measured) -> list[dict[str, Any]]:
         original = m.scalars.get(f"{tag}_original")
         rows.append(
             {
-                "run": m.run.name,
+                "run": m.name,
                 "condition": name,
                 "reconstructed %": 100 * values[-1][1],
                 "original %": 100 * original[-1][1] if original else float("nan"),

@@ -21,6 +21,23 @@ Split = Literal["train", "test"]
 Batches = list[tuple[Tensor, Tensor]]
 
 
+def distinct_names(runs: Sequence["Run"]) -> list[str]:
+    """Each run's name, with more of its path where two would have the same.
+
+    Raises:
+        UsageError: If a checkpoint is given twice.
+    """
+    paths = [(*run.folder.resolve().parts, run.checkpoint.stem) for run in runs]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise UsageError(f"{runs[number].checkpoint} is given twice; name every run once.")
+    names, depth = [run.name for run in runs], 3
+    while len(set(names)) < len(names):
+        names = ["/".join(path[-depth:]) for path in paths]
+        depth += 1
+    return names
+
+
 @final
 @dataclass(frozen=True)
 class Run:

@@ -1,10 +1,14 @@
 """`nernlit sweep`: fit configurations at several hidden widths and seeds, test each, and tabulate.
 
-A fit that is already in the table is not run again, so that an interrupted sweep goes on where it stopped.
+A fit that is already in the table is not run again, so that an interrupted sweep goes on where it stopped. It counts as
+the same while its options and the contents of its configuration files are. Every fit takes one device.
 """
 
 import argparse
+import contextlib
 import csv
+import hashlib
+import itertools
 import resource
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +20,14 @@ from lightning.pytorch.callbacks import Callback, Timer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference, tradeoff_figure, width_figure
+from nernlit.base_files import expand_bases
 from nernlit.cli import NernlitCLI, run
-from nernlit.files import write_table
+from nernlit.errors import UsageError
+from nernlit.files import write_atomically, write_figure, write_table
 from nernlit.modules import ReconstructionModule
 
 _COLUMNS = {
@@ -50,12 +56,13 @@ def main(args: Sequence[str]) -> None:
     table = options.out / "sweep.csv"
     rows = _read(table)
     settings = " ".join(fit_args)
+    _require_one_device(fit_args)
     chosen = []
     for config in options.configs:
         for hidden in options.hidden or [None]:
             for seed in options.seeds:
                 key = {"config": Path(config).stem, "seed": str(seed), "select": options.select, "settings": settings}
-                key |= {"asked_hidden": str(hidden or "")}
+                key |= {"asked_hidden": str(hidden or ""), "files": _fingerprint(config, fit_args)}
                 row = next((row for row in rows if key.items() <= row.items()), None)
                 if row is None:
                     row = {**key, **_fit(config, hidden, seed, options.select, options.out, fit_args)}
@@ -71,14 +78,16 @@ def main(args: Sequence[str]) -> None:
         float(chosen[0]["acc_original"]),
         "accuracy against size",
     )
-    figure.savefig(options.out / "sweep.png", dpi=150)
+    write_figure(options.out / "sweep.png", figure)
     by_width = {
         name: [
-            (int(row["hidden"]), float(row["acc"]), float(row["recon_rmse"])) for row in chosen if row["config"] == name
+            (int(row["hidden"]), float(row["acc"]), float(row["recon_rmse"]))
+            for row in chosen
+            if row["config"] == name and row["hidden"]  # a predictor of one's own may have no width
         ]
         for name in names
     }
-    width_figure(by_width, float(chosen[0]["acc_original"])).savefig(options.out / "widths.png", dpi=150)
+    write_figure(options.out / "widths.png", width_figure(by_width, float(chosen[0]["acc_original"])))
     console = Console()
     console.print(_summary(chosen))
     console.print(f"table: {table}\nfigures: {options.out / 'sweep.png'}, widths.png", soft_wrap=True, highlight=False)
@@ -90,7 +99,40 @@ def _fit(config: str, hidden: int | None, seed: int, select: str, out: Path, fit
     width = [f"--model.init_args.representation.predictor.init_args.hidden={hidden}"] if hidden else []
     name = "_".join([Path(config).stem, *([f"h{hidden}"] if hidden else []), f"seed{seed}"])
     named = [f"--seed_everything={seed}", f"{logger}.save_dir={out}", f"{logger}.name={name}"]
-    return _measure(run(["fit", "-c", config, *fit_args, *width, *named]), select)
+    _forget_peak_memory()
+    return _measure(run(["fit", "-c", config, "--trainer.devices=1", *fit_args, *width, *named]), select)
+
+
+def _require_one_device(fit_args: Sequence[str]) -> None:
+    """Several processes would each see a share of the test images, and all write the same table."""
+    for arg, following in zip(fit_args, [*fit_args[1:], ""], strict=True):
+        flag, _, value = arg.partition("=")
+        if flag in ("--trainer.devices", "--trainer.num_nodes") and (value or following) != "1":
+            raise UsageError(f"{flag} {value or following}: a sweep's fits run on one device; leave it out.")
+
+
+def _fingerprint(config: str, fit_args: Sequence[str]) -> str:
+    """A hash of the contents of all configuration files of a fit, in their order."""
+    content = hashlib.sha256()
+    args = expand_bases(["-c", config, *fit_args])
+    for flag, value in itertools.pairwise(args):
+        if flag == "-c":
+            content.update(Path(value).read_bytes())
+    return content.hexdigest()[:12]
+
+
+def _forget_peak_memory() -> None:
+    with contextlib.suppress(OSError):  # Linux has it
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mib() -> float:
+    """Of this process since `_forget_peak_memory`; where a system does not know that, of all fits so far."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _measure(cli: NernlitCLI, select: str) -> Row:
@@ -100,12 +142,12 @@ def _measure(cli: NernlitCLI, select: str) -> Row:
     timer = next(callback for callback in callbacks if isinstance(callback, Timer))
     seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
     steps = trainer.global_step
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _peak_memory_mib()
     folder = Path(str(trainer.log_dir))
     trainer.test(module, cli.datamodule, ckpt_path=str(folder / "checkpoints" / f"{select}.ckpt"), verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     answers = _answers(module, cli)
-    save_file(answers, folder / "test_correct.safetensors")
+    write_atomically(folder / "test_correct.safetensors", save(answers))
     difference = paired_difference(answers["reconstructed"], answers["original"])
     return {
         "hidden": _hidden(module),
@@ -149,7 +191,10 @@ def _read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [dict(row) for row in csv.DictReader(file)]
+        rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
+    if rows and "files" not in rows[0]:
+        raise UsageError(f"{path} is no table of this version of nernlit; pass another folder as --out.")
+    return rows
 
 
 def _summary(rows: Sequence[Row]) -> Table:

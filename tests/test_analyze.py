@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nernlit.analyze import main as analyze
 from nernlit.cli import main, run
 from nernlit.errors import UsageError
 from nernlit.runs import Run
@@ -50,7 +51,25 @@ def test_interpolation_begins_at_the_original_and_ends_at_the_run(fits: list[str
 def test_layers_and_spectra_have_a_row_a_layer(fits: list[str]) -> None:
     layers = [layer.key.removesuffix(".weight") for layer in Run.open(fits[0]).representation().layout.layers]
     for kind in ("spectrum", "layers"):
-        assert [row.get("layer", row.get("name")) for row in _analysed(kind, fits[0], *OUT)] == layers
+        assert [row.get("layer", row.get("name")) for row in _analysed(kind, fits[0], "--out", "out")] == layers
+
+
+def test_what_an_analysis_does_not_use_is_refused(fits: list[str]) -> None:
+    for args, message in {
+        ("spectrum", fits[0], "--split", "train"): "`analyze spectrum` has no use for --split",
+        ("layers", fits[0], "--imges", "5"): "`analyze layers` looks at no data; leave out --imges 5",
+        ("smooth", fits[0], "--batch_norm", "reestimated"): "`analyze smooth` has no use for --batch_norm",
+        ("rounds", *fits): "`analyze rounds` takes 1 run; 2 were given",
+        ("landscape", fits[0], fits[0]): "best.ckpt is given twice",
+        ("spectrum", *fits[:1], fits[0] + "/checkpoints/last.ckpt", fits[0] + "/checkpoints/last.ckpt"): "given twice",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            analyze(args)
+
+
+def test_runs_of_one_name_are_told_apart(fits: list[str]) -> None:
+    rows = _analysed("layers", fits[0], fits[0] + "/checkpoints/last.ckpt", "--out", "out")
+    assert {str(row["run"]).rsplit("/", 1)[1] for row in rows} == {"best", "last"}
 
 
 def test_landscapes_of_one_run_and_of_two(fits: list[str]) -> None:

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nernlit.cli import main, run
 from nernlit.errors import UsageError
+from nernlit.sweep import main as sweep
 from tests.fakes import CONFIGS, QUICK
 
 
@@ -170,3 +171,25 @@ def test_a_sweep_tabulates_and_goes_on_where_it_stopped(capsys: pytest.CaptureFi
     assert float(rows[0]["cr_paper"]) < float(rows[1]["cr_paper"])
     assert Path("swept/sweep.png").stat().st_size > 1000
     assert "table: swept/sweep.csv" in capsys.readouterr().out
+
+
+def test_a_sweep_fits_anew_what_a_changed_file_describes() -> None:
+    mine = Path("mine.yaml")
+    mine.write_text(f"base: [{Path(QUICK[1]).resolve()}]\n")
+    line = ["sweep", "--configs", str(mine), "--hidden", "4", "--out", "swept", *QUICK[2:]]
+    main(line)
+    mine.write_text(mine.read_text() + "model: {init_args: {loss: rmse}}\n")
+    main(line)
+    main(line)
+    with Path("swept/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert rows[0]["files"] != rows[1]["files"]
+
+
+def test_a_sweep_refuses_several_processes_and_other_tables() -> None:
+    with pytest.raises(UsageError, match=r"--trainer\.devices 2: a sweep's fits run on one device"):
+        sweep(["--configs", QUICK[1], "--out", "swept", "--trainer.devices", "2"])
+    Path("swept/sweep.csv").write_text("config,seed\ndigits_h64,0\n")
+    with pytest.raises(UsageError, match=r"sweep\.csv is no table of this version of nernlit"):
+        sweep(["--configs", QUICK[1], "--out", "swept"])

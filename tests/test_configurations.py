@@ -103,7 +103,7 @@ def _said(config: Path, *keys: str) -> Any:
     return values[-1]
 
 
-#: Of Recon-only, a round of Progressive, and Baseline-joint (arXiv 2407.00356, appendix D; ImageNet counts 160,000 steps).
+#: Of Recon-only and of a round of Progressive, and of Baseline-joint (arXiv 2407.00356, appendix D).
 PAPER_EPOCHS = {"cifar10": (350, 350), "cifar100": (450, 450), "stl10": (350, 350), "imagenet": (160, 4)}
 IMAGES_EPOCH = {"cifar10": 175, "cifar100": 175, "stl10": 17, "imagenet": 39_636}  # steps
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "base_files": _PLAIN,
     "cli": {"base_files", *_PLAIN, "kernels", "predictors", "optimisers", "modules", "data", "callbacks", "sweep"},
     "runs": {*_PLAIN, "checkpoint", "data", "representation"},
-    "sweep": {*_PLAIN, "analysis", "cli", "modules"},
+    "sweep": {"base_files", *_PLAIN, "analysis", "cli", "modules"},
     "analyze": {*_PLAIN, "analysis", "representation", "runs"},
     "report": {*_PLAIN, "analysis", "representation", "runs"},
     "__main__": {"cli"},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from nernlit.errors import UsageError
 from nernlit.originals import Original
 
 Point = Mapping[str, Tensor]
@@ -135,7 +136,7 @@ def plane_through(first: Point, second: Point, third: Point) -> Plane:
     """The plane through three solutions, with orthonormal directions; x runs from the first to the second.
 
     Raises:
-        ValueError: If the three lie on a line.
+        UsageError: If the three lie on a line.
     """
     a, b = ({key: (end[key] - first[key]).double() for key in first} for end in (second, third))
     length = _norm(a)
@@ -143,7 +144,7 @@ def plane_through(first: Point, second: Point, third: Point) -> Plane:
     rest = {key: b[key] - along * a[key] / (length or 1.0) for key in a}
     height = _norm(rest)
     if not length or height < 1e-6 * length:
-        raise ValueError("the three points lie on a line: no plane goes through them alone.")
+        raise UsageError("the original and the two runs lie on a line; a plane needs runs that differ.")
     right = {key: (value / length).to(first[key].dtype) for key, value in a.items()}
     up = {key: (value / height).to(first[key].dtype) for key, value in rest.items()}
     return Plane(first, right, up, ((0.0, 0.0), (length, 0.0), (along, height)))

@@ -29,7 +29,7 @@ class Throughput(L.Callback):
     def __init__(self, every_n_steps: int = 100) -> None:
         self.every_n_steps = every_n_steps
         self._handles: list[RemovableHandle] = []
-        self._start_anew()
+        self._steps, self._kernels, self._operations, self._began = 0, 0, 0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         kind = torch.bfloat16 if getattr(pl_module, "precision", "fp32") == "bf16" else torch.float32

@@ -131,6 +131,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 for test_set in self.test_sets
                 for name, source in test_set.conditions(clean, self.num_classes).items()
             ]
+            names = [(condition.test_set, condition.name) for condition in self.conditions]
+            for test_set, name in names:
+                if names.count((test_set, name)) > 1:
+                    raise UsageError(f"test_sets: {test_set} {name} is there twice; every condition may be there once.")
 
     def _setup_training(self, with_train: bool) -> None:
         val = self.build("val")

@@ -31,7 +31,7 @@ def _impulse_noise(images_BCHW: Tensor, share: float, generators: Sequence[torch
 
 def _gaussian_blur(images_BCHW: Tensor, sigma: float, _: Sequence[torch.Generator]) -> Tensor:
     side = min(images_BCHW.shape[2:])
-    sigma *= side / 32  # the same blur of an image's content, whatever its resolution
+    sigma *= max(1, side / 32)  # the same blur of a larger image's content; less of a smaller one's changes nothing
     widest = max(1, (side - 1) // 2 * 2 - 1)  # reflection at the border needs more pixels than the kernel reaches
     width = min(2 * round(3 * sigma) + 1, widest)
     blurred: Tensor = functional.gaussian_blur(images_BCHW.float(), [width] * 2, [sigma] * 2)

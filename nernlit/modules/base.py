@@ -110,6 +110,8 @@ class ReconstructionModule(ClassifierModule):
         super().setup(stage)
         # Every process must draw from the same numbers, or their shares of a batch would overlap.
         self.seed = self.trainer.strategy.broadcast(self.seed)
+        # Equal on all processes: DDP would send them, as large as the network, in every step.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sampling_seed"] = self.seed

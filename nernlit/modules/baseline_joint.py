@@ -74,6 +74,15 @@ class BaselineJoint(DistillingModule):
         self.recon_weight, self.feature_weight, self.kd_weight = recon_weight, feature_weight, kd_weight
         self.kd_options = {"temperature": temperature, "inside_log": kd_inside_log}
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        steps = self.planned_steps()
+        if (self.feature_weight or self.kd_weight) and self.warmup_steps >= steps:
+            raise UsageError(
+                f"the run ends after {steps} steps, within the loss warm-up (warmup_steps={self.warmup_steps}), and "
+                "would never look at an image; make it longer (--trainer.max_epochs) or the warm-up shorter."
+            )
+
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
         if self.trainer.global_step < self.warmup_steps or not (self.feature_weight or self.kd_weight):
             in_units_of_scale = self.reconstruction_term(self.sampled_rows(self.sampling), "rmse")

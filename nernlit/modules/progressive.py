@@ -4,6 +4,7 @@ A round runs several trials that differ by seed only; the one with the best vali
 and its kernels are the next round's target. All rounds are stages of one fit.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -122,7 +123,14 @@ class Progressive(StagedModule):
                 "a whole number of epochs and end with a validation; "
                 "pass epochs that rounds * check_val_every_n_epoch divides."
             )
-        return epochs // self.rounds * int(self.trainer.num_training_batches)
+        return (
+            epochs // self.rounds * math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.trainer.limit_val_batches == 0:
+            raise UsageError("limit_val_batches=0: Progressive chooses a round's winner on validation images.")
 
     def stage_starts(self) -> Sequence[int]:
         return [number * self._round_steps for number in range(1, self.rounds)]

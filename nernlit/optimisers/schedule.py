@@ -1,7 +1,7 @@
 """The learning-rate schedule of our configs."""
 
 import math
-from typing import final
+from typing import Any, final
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -31,6 +31,12 @@ class WarmupCosine(LRScheduler):
     def set_total_steps(self, total_steps: int) -> None:
         """Plan for `total_steps` steps; a number given to the constructor stays."""
         self.total_steps = self.total_steps or total_steps
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state; a length that is known already stays, so that a fit can be made longer."""
+        planned = self.total_steps
+        super().load_state_dict(state_dict)
+        self.total_steps = planned or self.total_steps
 
     def get_lr(self) -> list[float]:  # type: ignore[override]  # torch also allows tensors
         step = self.last_epoch

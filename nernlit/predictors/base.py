@@ -8,6 +8,9 @@ from torch import Tensor, nn
 class Predictor(nn.Module, ABC):
     """Maps addresses to kernels.
 
+    To be trained by Progressive, a module with parameters of its own needs a method `reset_parameters`, as those of
+    torch have.
+
     Args:
         kernel_size: Side K of the kernels that come out; a layer with smaller kernels takes the centre crop.
     """

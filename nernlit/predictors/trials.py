@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nernlit.errors import UsageError
 from nernlit.predictors.base import Predictor
 
 
@@ -28,7 +29,15 @@ class Trials(nn.Module):
         self.each = nn.ModuleList(copy.deepcopy(predictor) for _ in range(count))
 
     def reset(self, *seeds: int) -> None:
-        """Start every trial anew from a seed of its own; torch's global randomness is left alone."""
+        """Start every trial anew from a seed of its own; torch's global randomness is left alone.
+
+        Raises:
+            UsageError: If a module with parameters has no `reset_parameters`.
+        """
+        for name, module in self.each[0].named_modules():
+            if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "reset_parameters"):
+                what = ".".join([type(self.each[0]).__name__, *filter(None, [name])])
+                raise UsageError(f"{what} cannot start anew; give {type(module).__name__} a method reset_parameters().")
         devices = {p.device for p in self.parameters() if p.device.type == "cuda"}
         for predictor, seed in zip(self.each, seeds, strict=True):
             with torch.random.fork_rng([device.index or 0 for device in devices]):

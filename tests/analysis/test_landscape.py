@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from nernlit.analysis.landscape import Reestimated, between, distance, plane_through, quality, random_plane, survey
+from nernlit.errors import UsageError
 from nernlit.originals import Original
 from tests.fakes import tiny_representation
 
@@ -40,9 +41,9 @@ def test_a_plane_goes_through_its_three_points_and_measures_in_weights() -> None
     for i in range(3):
         for j in range(3):
             assert math.dist(plane.marks[i], plane.marks[j]) == pytest.approx(distance(points[i], points[j]))
-    with pytest.raises(ValueError, match="lie on a line"):
+    with pytest.raises(UsageError, match="lie on a line"):
         plane_through(points[0], points[1], between(points[0], points[1], 0.4))
-    with pytest.raises(ValueError, match="lie on a line"):
+    with pytest.raises(UsageError, match="lie on a line"):
         plane_through(points[0], points[0], points[1])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nernlit.data import CIFAR10C, CIFAR100C, Corrupted, ImageNetR
+from nernlit.data import CIFAR10C, CIFAR100C, Corrupted, DigitsDataModule, ImageNetR
 from nernlit.data.corruptions import CORRUPTIONS, corrupt
 from nernlit.data.sources import TensorImages
 from nernlit.errors import DataError, UsageError
@@ -27,9 +27,10 @@ def test_a_corrupted_image_does_not_depend_on_its_batch(name: str, channels: int
     assert torch.equal(together, torch.cat(parts))
 
 
+@pytest.mark.parametrize("side", [8, 32])
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_severities_move_images_further_and_further(name: str) -> None:
-    images = _images()
+def test_severities_move_images_further_and_further(name: str, side: int) -> None:
+    images = _images(side=side)
     errors = [
         float((corrupt(images, name, severity, 0, range(6)).float() - images).square().mean())
         for severity in range(1, 6)
@@ -37,7 +38,7 @@ def test_severities_move_images_further_and_further(name: str) -> None:
     if name == "saturation":  # less of it at first, then more
         assert errors[0] < errors[1]
         assert errors[2] < errors[3] < errors[4]
-    elif name == "pixelate":  # where the blocks' borders fall is chance
+    elif name in ("pixelate", "jpeg"):  # in blocks: what they cut through is chance
         assert errors[0] < errors[2] < errors[4]
     else:
         assert errors == sorted(errors)
@@ -48,6 +49,12 @@ def test_another_seed_is_other_noise_and_no_other_blur() -> None:
     images = _images()
     for name, same in (("gaussian_noise", False), ("impulse_noise", False), ("gaussian_blur", True)):
         assert torch.equal(corrupt(images, name, 2, 0, range(6)), corrupt(images, name, 2, 1, range(6))) == same
+
+
+def test_a_condition_that_is_there_twice_is_refused() -> None:
+    data = DigitsDataModule(test_sets=[Corrupted(["contrast"], [3]), Corrupted(["contrast"], [3], seed=1)])
+    with pytest.raises(UsageError, match="test_sets: corrupted contrast_3 is there twice"):
+        data.setup("test")
 
 
 def test_corrupted_conditions_stream_the_clean_images() -> None:

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.data import DataLoader
@@ -117,11 +118,17 @@ def test_no_image_is_looked_at_before_the_warm_up_is_over() -> None:
 
 def test_the_warm_up_is_recon_only_in_weight_units() -> None:
     representation = _representation()
-    module = BaselineJoint(representation, _adam, sampling=AllKernels(), warmup_steps=5)
+    module = BaselineJoint(representation, _adam, sampling=AllKernels(), warmup_steps=1)
     expected = (representation.kernels() - representation.target).square().mean().sqrt()
-    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
-    trainer.fit(module, datamodule=DigitsDataModule(batch_size=8))
-    assert float(trainer.callback_metrics["train/recon"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    data = DigitsDataModule(batch_size=8)
+    seen: list[dict[str, float]] = []
+    note = LambdaCallback(on_train_batch_end=lambda trainer, *_: seen.append(dict(trainer.callback_metrics)))
+    quiet_trainer(max_steps=2, limit_val_batches=0, callbacks=[note]).fit(module, datamodule=data)
+    assert float(seen[0]["train/recon"]) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert "train/kd" not in seen[0]
+    assert "train/kd" in seen[1]
+    with pytest.raises(UsageError, match=r"the run ends after 1 steps, within the loss warm-up \(warmup_steps=1\)"):
+        quiet_trainer(max_steps=1).fit(module, datamodule=data)
 
 
 def test_a_step_with_nothing_to_learn_is_refused() -> None:

@@ -157,3 +157,14 @@ def test_epochs_that_make_no_whole_rounds_are_refused() -> None:
         _fit(_progressive(rounds=2), 5)
     with pytest.raises(UsageError, match="rounds=0, trials=3; expected at least 1 of both"):
         _progressive(rounds=0)
+    with pytest.raises(UsageError, match="limit_val_batches=0: Progressive chooses"):
+        quiet_trainer(max_epochs=2, limit_val_batches=0).fit(
+            _progressive(rounds=2), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=3)
+        )
+
+
+def test_rounds_are_counted_in_steps_of_the_optimiser() -> None:
+    module = _progressive(rounds=2, trials=1, min_delta=None)
+    data = DigitsDataModule(train_on="none", steps_per_epoch=3)
+    quiet_trainer(max_epochs=2, accumulate_grad_batches=2, num_sanity_val_steps=0).fit(module, datamodule=data)
+    assert [ended.round for ended in module.ended] == [1, 2]

@@ -25,6 +25,17 @@ def test_warmup_cosine_is_linear_up_and_half_a_cosine_down() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+def test_warmup_cosine_goes_on_when_a_fit_is_made_longer() -> None:
+    first, second = (WarmupCosine(torch.optim.SGD([Parameter(torch.ones(1))], lr=0.5)) for _ in range(2))
+    first.set_total_steps(10)
+    second.set_total_steps(20)
+    for _ in range(10):
+        first.optimizer.step()
+        first.step()
+    second.load_state_dict(first.state_dict())
+    assert second.get_lr() == pytest.approx([0.25])
+
+
 def test_warmup_cosine_without_a_length_says_so() -> None:
     optimizer = torch.optim.SGD([Parameter(torch.ones(1))], lr=0.5)
     schedule = WarmupCosine(optimizer)

@@ -1,6 +1,8 @@
+import pytest
 import torch
 
-from nernlit.predictors import MLP, Trials
+from nernlit.errors import UsageError
+from nernlit.predictors import MLP, Predictor, Trials
 
 EXTENT = (4, 6, 5)
 
@@ -34,6 +36,21 @@ def test_both_ways_have_the_same_gradients() -> None:
     assert len(gradients[0]) == len(list(trials.parameters()))
     for one, two in zip(*gradients, strict=True):
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+class _Free(Predictor):
+    def bind(self, extent: tuple[int, int, int]) -> None:
+        self.entries = torch.nn.Parameter(torch.zeros(*extent, 3, 3))
+
+    def forward(self, addresses_N3: torch.Tensor) -> torch.Tensor:
+        return self.entries[tuple(addresses_N3.long().T)]
+
+
+def test_what_cannot_start_anew_is_refused() -> None:
+    predictor = _Free()
+    predictor.bind(EXTENT)
+    with pytest.raises(UsageError, match=r"_Free cannot start anew; give _Free a method reset_parameters\(\)"):
+        Trials(predictor, 2).reset(0, 1)
 
 
 def test_a_trial_starts_as_a_new_predictor_of_its_seed() -> None:
