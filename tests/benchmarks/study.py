@@ -2,7 +2,8 @@
 
 Every setting is the default with a few changes, fitted for the same number of steps with each seed. A line of
 `study.jsonl` is one fit: variance explained, and the curve of it against the seconds spent in steps. Fits that the file
-has already are not run again; `curves_*.png` is drawn from all of them. Run it on an otherwise idle machine.
+has already are not run again; `curves_*.png` is drawn from those of the given settings. Run it on an otherwise idle
+machine.
 """
 
 import argparse
@@ -181,7 +182,7 @@ def main() -> None:
                 stream.write(json.dumps(lines[-1]) + "\n")
     for hidden in options.hidden:
         same = {"network": network, "hidden": hidden, "steps": options.steps}
-        mine = [line for line in lines if same.items() <= line.items()]
+        mine = [line for line in lines if same.items() <= line.items() and line["name"] in options.settings]
         Console().print(_table(mine, f"{network}, H={hidden}, {options.steps} steps"))
         _figure(mine).savefig(options.out / f"curves_{network}_h{hidden}_{options.steps}.png", dpi=120)
 
