@@ -65,7 +65,7 @@ class Setting:
 
 NERN = Setting("ranger", 5e-3, warmup_steps=0, sampling="magnitude", precision="fp32", loss="rmse", standardise=False)
 
-#: Learning rates of other optimisers: the best of three or more at H=180, 600 steps, seed 0 (NeRN's own one for "NeRN").
+#: Learning rates of other optimisers: the best of three or more at H=180, 600 steps, seed 0; NeRN's is its own.
 SETTINGS: dict[str, Setting] = {
     "default": Setting(),
     "fp32": Setting(precision="fp32"),
