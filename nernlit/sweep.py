@@ -52,11 +52,11 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figure")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
     options, fit_args = parser.parse_known_args(args)
+    _require_one_device(fit_args)
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "sweep.csv"
     rows = _read(table)
     settings = " ".join(fit_args)
-    _require_one_device(fit_args)
     chosen = []
     for config in options.configs:
         for hidden in options.hidden or [None]:
@@ -105,7 +105,7 @@ def _fit(config: str, hidden: int | None, seed: int, select: str, out: Path, fit
 
 def _require_one_device(fit_args: Sequence[str]) -> None:
     """Several processes would each see a share of the test images, and all write the same table."""
-    for arg, following in zip(fit_args, [*fit_args[1:], ""], strict=True):
+    for arg, following in itertools.pairwise([*fit_args, ""]):
         flag, _, value = arg.partition("=")
         if flag in ("--trainer.devices", "--trainer.num_nodes") and (value or following) != "1":
             raise UsageError(f"{flag} {value or following}: a sweep's fits run on one device; leave it out.")

@@ -190,6 +190,8 @@ def test_a_sweep_fits_anew_what_a_changed_file_describes() -> None:
 def test_a_sweep_refuses_several_processes_and_other_tables() -> None:
     with pytest.raises(UsageError, match=r"--trainer\.devices 2: a sweep's fits run on one device"):
         sweep(["--configs", QUICK[1], "--out", "swept", "--trainer.devices", "2"])
+    assert not Path("swept").exists()
+    Path("swept").mkdir()
     Path("swept/sweep.csv").write_text("config,seed\ndigits_h64,0\n")
     with pytest.raises(UsageError, match=r"sweep\.csv is no table of this version of nernlit"):
         sweep(["--configs", QUICK[1], "--out", "swept"])
