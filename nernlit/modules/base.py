@@ -46,7 +46,6 @@ class ReconstructionModule(ClassifierModule):
         self.representation = representation
         self.seed = torch.initial_seed()
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
-        self._original_results: dict[str, dict[str, Tensor]] = {}
 
     def remember(self, described: Mapping[str, Any] | None) -> None:
         """Keep in this module's checkpoints how a representation that came out of another checkpoint is built.
@@ -108,6 +107,8 @@ class ReconstructionModule(ClassifierModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        # Of this run: the next one may have other images.
+        self._original_results: dict[str, dict[str, Tensor]] = {}
         # Every process must draw from the same numbers, or their shares of a batch would overlap.
         self.seed = self.trainer.strategy.broadcast(self.seed)
         # Equal on all processes: DDP would send them, as large as the network, in every step.

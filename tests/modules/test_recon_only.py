@@ -91,6 +91,17 @@ def test_the_original_is_measured_once() -> None:
     assert "val/acc_original" in trainer.callback_metrics
 
 
+def test_another_run_measures_the_original_anew() -> None:
+    module, wrong = ReconOnly(Representation(Original("digits_resnet8", pretrained=True), MLP(8)), _adam), []
+    data = DigitsDataModule(train_on="none")
+    for shift in (0, 1):
+        trainer = quiet_trainer()
+        module.representation.original.register_forward_hook(lambda _m, _in, out, shift=shift: out.roll(shift, 1))
+        trainer.validate(module, datamodule=data, verbose=False)
+        wrong.append(1 - float(trainer.callback_metrics["val/acc_original"]))
+    assert wrong[0] < 0.1 < 0.9 < wrong[1]  # with its answers shifted by a class
+
+
 def test_data_with_other_classes_and_untrained_originals_are_refused() -> None:
     original = Original("digits_resnet8", num_classes=7)
     with pytest.raises(UsageError, match="'digits_resnet8' has random weights"):
