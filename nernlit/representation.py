@@ -114,15 +114,17 @@ class Representation(nn.Module):
             predictor: One of the same form to ask in place of the representation's own.
         """
         ask = predictor or self.predictor
+
+        def scaled(addresses_N3: Tensor) -> Tensor:
+            kernels_NKK: Tensor = ask(addresses_N3) * self.scale
+            return kernels_NKK
+
         rows = self.addresses if indices is None else self.addresses[indices]
         if len(rows) <= _CHUNK:
-            predicted: Tensor = ask(rows)
-        elif torch.is_grad_enabled():
-            parts = [checkpoint(ask, chunk, use_reentrant=False) for chunk in rows.split(_CHUNK)]
-            predicted = torch.cat(parts)
-        else:
-            predicted = torch.cat([ask(chunk) for chunk in rows.split(_CHUNK)])
-        return predicted * self.scale
+            return scaled(rows)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(scaled, chunk, use_reentrant=False) for chunk in rows.split(_CHUNK)])
+        return torch.cat([scaled(chunk) for chunk in rows.split(_CHUNK)])
 
     def mask(self, indices: Tensor | None = None) -> Tensor | None:
         """(N, K, K) booleans: which entries are weights; None where all of them are."""

@@ -1,14 +1,12 @@
 """NeRN's predictor: a multilayer perceptron on the encoded address (arXiv 2212.13554; arXiv 2407.00356, section 2).
 
-Shapes: N addresses, E numbers that encode one index (the input is 3E wide), S indices of all three kinds, H hidden
-width, K kernel side.
+Shapes: N addresses, E numbers that encode one index (the input is 3E wide), H hidden width, K kernel side.
 """
 
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nernlit.errors import UsageError
 from nernlit.predictors.base import Predictor
@@ -23,10 +21,7 @@ class MLP(Predictor):
 
     With the defaults it has `240H + H + 3(H^2 + H) + 9H + 9` parameters (the paper's counts).
 
-    The first layer is evaluated as `marks @ (encodings @ weight)`: the same sum in another order, at a fraction of its
-    cost. A batch of thousands of addresses shares a few hundred indices, S in all, whose rows are computed once; each
-    address marks three of them. A product with marks beats looking the rows up, above all in the backward pass, and on
-    GPUs it adds in the same order every time.
+    Encodings are tables without gradients: an address looks up three of their rows.
 
     Args:
         hidden: Width H.
@@ -43,7 +38,6 @@ class MLP(Predictor):
     encoded_layer: Tensor
     encoded_filter: Tensor
     encoded_channel: Tensor
-    firsts: Tensor
 
     def __init__(
         self,
@@ -71,8 +65,6 @@ class MLP(Predictor):
         for name, count in zip(("layer", "filter", "channel"), extent, strict=True):
             table = self.encoding.table(count).to(self.first.weight.device)
             self.register_buffer(f"encoded_{name}", table, persistent=False)
-        firsts = torch.tensor([0, extent[0], extent[0] + extent[1]], device=self.first.weight.device)
-        self.register_buffer("firsts", firsts, persistent=False)
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         if not hasattr(self, "encoded_layer"):
@@ -80,9 +72,6 @@ class MLP(Predictor):
                 "the MLP does not know how far addresses reach; call bind(extent), or use a Representation."
             )
         tables = (self.encoded_layer, self.encoded_filter, self.encoded_channel)
-        parts = self.first.weight.chunk(3, dim=1)
-        rows_SH = torch.cat([functional.linear(table, part) for table, part in zip(tables, parts, strict=True)])
-        marks_NS = torch.zeros(len(addresses_N3), len(rows_SH), dtype=rows_SH.dtype, device=rows_SH.device)
-        marks_NS.scatter_(1, addresses_N3 + self.firsts, 1)
-        flat: Tensor = self.rest(torch.addmm(self.first.bias, marks_NS, rows_SH))
+        encoded_N3E = torch.cat([table[addresses_N3[:, i]] for i, table in enumerate(tables)], dim=1)
+        flat: Tensor = self.rest(self.first(encoded_N3E))
         return flat.view(-1, self.kernel_size, self.kernel_size).to(torch.promote_types(flat.dtype, torch.float32))

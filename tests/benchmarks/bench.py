@@ -7,6 +7,7 @@ and is printed as a share of that rate or as a ratio to something measured besid
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.benchmark import Timer
 
 from nernlit.cli import _keep_freed_memory
 from nernlit.kernels.orders import OrderName, positions
@@ -29,11 +29,15 @@ Figures = dict[str, float]
 
 
 def seconds(work: Work, least: float = 1.5) -> tuple[float, float]:
-    """Median and interquartile range of one call."""
+    """Median and interquartile range of one call: at least three calls and `least` seconds, after one to warm up."""
     work()
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    measured = timer.blocked_autorange(min_run_time=least)
-    return measured.median, measured.iqr
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < least:
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    low, median, high = statistics.quantiles(times, n=4)
+    return median, high - low
 
 
 def line(work: Work, **further: Callable[[float], float]) -> Figures:
