@@ -19,8 +19,10 @@ from nernlit.kernels import LayerFilter, LayerPreset, Layout, OrderName, address
 from nernlit.originals import Original, leave_out_of_checkpoints
 from nernlit.predictors import Predictor
 
-#: Kernels predicted at a time; bounds the memory of a table's activations.
-_CHUNK = 65_536
+#: A table of up to so many kernels is predicted in one piece, and nothing is computed twice.
+_WHOLE = 65_536
+#: Kernels of a larger table predicted at a time; bounds the memory of its activations.
+_CHUNK = 16_384
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Representation(nn.Module):
             return kernels_NKK
 
         rows = self.addresses if indices is None else self.addresses[indices]
-        if len(rows) <= _CHUNK:
+        if len(rows) <= _WHOLE:
             return scaled(rows)
         if torch.is_grad_enabled():
             return torch.cat([checkpoint(scaled, chunk, use_reentrant=False) for chunk in rows.split(_CHUNK)])

@@ -86,6 +86,7 @@ def test_a_table_in_chunks_has_the_same_gradients(monkeypatch: pytest.MonkeyPatc
     representation = _representation()
     gradients = []
     for chunk in (10**6, 100):
+        monkeypatch.setattr(representation_file, "_WHOLE", chunk)
         monkeypatch.setattr(representation_file, "_CHUNK", chunk)
         representation.zero_grad()
         representation.kernels().square().sum().backward()
@@ -105,6 +106,7 @@ def test_chunks_keep_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
 
     totals = []
     for chunk in (10**6, 100):
+        monkeypatch.setattr(representation_file, "_WHOLE", chunk)
         monkeypatch.setattr(representation_file, "_CHUNK", chunk)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
