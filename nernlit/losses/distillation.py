@@ -3,14 +3,14 @@
 Shapes: B images, C classes or channels, H x W pixels of a feature map.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, softmax
 
-_ROWS = 16  # of a feature map at a time: they fit into a core's cache
+_NUMBERS = 2**17  # of two feature maps at a time: they fit into a core's cache
 
 
 def kd_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0, inside_log: float = 0.0) -> Tensor:
@@ -78,39 +78,44 @@ def feature_map_loss(student: Mapping[str, Tensor], original: Mapping[str, Tenso
 class _UnitDistance(torch.autograd.Function):
     """|a / (|a| + epsilon) - b / (|b| + epsilon)|^2 of every row; gradients to a alone.
 
-    A network's maps are hundreds of megabytes, and autograd would walk over them three times as often. Here the forward
-    pass keeps no more than a and b, and the gradient is a sum of the two with one factor each a row. Rows are converted
-    first: products of mixed types are not vectorised.
+    A network's maps are hundreds of megabytes, and autograd would walk over them many times. Here the forward pass
+    reads a and b once, for their inner products, and keeps nothing else; the gradient is a sum of the two with one
+    factor each a row. Rows are converted first: products of mixed types are not vectorised.
     """
 
     @staticmethod
     def forward(ctx: Any, a_BF: Tensor, b_BF: Tensor, epsilon: float) -> Tensor:
-        rows = []
-        for a, b in zip(*(map(_at_least_fp32, x.split(_ROWS)) for x in (a_BF, b_BF)), strict=True):
-            norm_a, norm_b = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (a, b))
-            difference = torch.mul(a, 1 / (norm_a + epsilon)).addcmul_(b, 1 / (norm_b + epsilon), value=-1)
-            rows.append(torch.cat([norm_a, norm_b, torch.linalg.vector_norm(difference, dim=1, keepdim=True)], 1))
-        norm_a_B1, norm_b_B1, distance_B1 = torch.cat(rows).split(1, dim=1)
-        ctx.epsilon = epsilon
-        ctx.save_for_backward(a_BF, b_BF, norm_a_B1, norm_b_B1, distance_B1)
-        squared_B: Tensor = distance_B1.square().squeeze(1)
-        return squared_B
+        grams = []
+        for a, b in _in_parts(a_BF, b_BF):
+            pair_B2F = _at_least_fp32(torch.stack([a, b], 1))
+            with torch.autocast(a.device.type, enabled=False):  # bf16 would leave nothing of a small difference
+                grams.append(pair_B2F @ pair_B2F.mT)
+        gram_B22 = torch.cat(grams)
+        norms_B2 = gram_B22.diagonal(dim1=1, dim2=2).sqrt()
+        units_B2 = 1 / (norms_B2 + epsilon)
+        # With x and y the divided rows: |x - y|^2 = |x|^2 + |y|^2 - 2 xy.
+        own_B, other_B = (norms_B2 * units_B2).square().unbind(1)
+        product_B = gram_B22[:, 0, 1] * units_B2.prod(1)
+        ctx.save_for_backward(a_BF, b_BF, norms_B2, units_B2, own_B - product_B)
+        return (own_B + other_B - 2 * product_B).clamp_min(0)
 
     @staticmethod
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None]:
-        a_BF, b_BF, norm_a_B1, norm_b_B1, distance_B1 = ctx.saved_tensors
-        unit_a_B1, unit_b_B1 = 1 / (norm_a_B1 + ctx.epsilon), 1 / (norm_b_B1 + ctx.epsilon)
-        # With x and y the divided rows: |x - y|^2 = |x|^2 + |y|^2 - 2 xy.
-        own_B1 = (norm_a_B1 * unit_a_B1).square()
-        product_B1 = (own_B1 + (norm_b_B1 * unit_b_B1).square() - distance_B1.square()) / 2
-        along_B1 = torch.where(norm_a_B1 > 0, unit_a_B1 * (own_B1 - product_B1) / norm_a_B1, 0)
-        factor_a_B1 = 2 * grad_B[:, None] * (unit_a_B1.square() - along_B1)
-        factor_b_B1 = -2 * grad_B[:, None] * unit_a_B1 * unit_b_B1
+        a_BF, b_BF, norms_B2, units_B2, excess_B = ctx.saved_tensors
+        (norm_a_B, _), (unit_a_B, unit_b_B) = norms_B2.unbind(1), units_B2.unbind(1)
+        along_B = torch.where(norm_a_B > 0, unit_a_B * excess_B / norm_a_B, 0)
+        factor_a_B1 = (2 * grad_B * (unit_a_B.square() - along_B))[:, None]
+        factor_b_B1 = (-2 * grad_B * unit_a_B * unit_b_B)[:, None]
         gradient_BF = torch.empty_like(a_BF)
-        rows = zip(*(x.split(_ROWS) for x in (gradient_BF, a_BF, factor_a_B1, b_BF, factor_b_B1)), strict=True)
-        for gradient, a, s, b, t in rows:
+        for gradient, a, s, b, t in _in_parts(gradient_BF, a_BF, factor_a_B1, b_BF, factor_b_B1):
             gradient.copy_(torch.mul(_at_least_fp32(a), s).addcmul_(_at_least_fp32(b), t))
         return gradient_BF, None, None
+
+
+def _in_parts(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all tensors, a few at a time."""
+    rows = max(1, _NUMBERS // first.shape[1])
+    return zip(*(x.split(rows) for x in (first, *others)), strict=True)
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:

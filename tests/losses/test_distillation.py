@@ -64,6 +64,23 @@ def test_feature_maps_gradient_is_that_of_the_definition(images: int) -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_feature_maps_that_nearly_agree_keep_their_difference(autocast: bool) -> None:
+    original = torch.randn(4, 2_000)
+    student = original + 0.01 * torch.randn(4, 2_000)
+    exact = {"a": student.double().requires_grad_()}
+    feature_map_loss(exact, {"a": original.double()}).backward()
+    given = {"a": student.clone().requires_grad_()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = feature_map_loss(given, {"a": original})
+    loss.backward()
+    torch.testing.assert_close(loss.double(), feature_map_loss(exact, {"a": original.double()}), rtol=0.02, atol=0)
+    assert exact["a"].grad is not None
+    assert given["a"].grad is not None
+    error = (given["a"].grad - exact["a"].grad).norm() / exact["a"].grad.norm()
+    assert float(error) < 1e-4
+
+
 def test_what_does_not_match_is_refused() -> None:
     with pytest.raises(ValueError, match=r"student \(2, 3\), teacher \(2, 4\): expected equal shapes"):
         kd_loss(torch.zeros(2, 3), torch.zeros(2, 4))
