@@ -149,9 +149,11 @@ class Layout:
         """
         size = table_NKK.shape[-1]
         entries = {}
-        for layer in self.layers:
+        # One split: slices of the whole table would have gradients as large as the table, one a layer.
+        parts = table_NKK.split([layer.kernels for layer in self.layers])
+        for layer, part in zip(self.layers, parts, strict=True):
             rows, columns = layer.crop(size)
-            entries[layer.key] = table_NKK[layer.rows, rows, columns].reshape(layer.shape)
+            entries[layer.key] = part[:, rows, columns].reshape(layer.shape)
         return entries
 
     def layer_masks(self, kernel_size: int) -> Tensor:
