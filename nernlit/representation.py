@@ -23,6 +23,7 @@ from nernlit.predictors import Predictor
 _WHOLE = 65_536
 #: Kernels of a larger table predicted at a time; bounds the memory of its activations.
 _CHUNK = 16_384
+_ALL = (slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -108,25 +109,48 @@ class Representation(nn.Module):
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
 
-        Large tables are predicted in chunks. With gradients, a chunk's activations are computed again in the backward
-        pass, so that memory does not grow with their number.
-
         Args:
             indices: Rows of the table; None takes all.
             predictor: One of the same form to ask in place of the representation's own.
         """
-        ask = predictor or self.predictor
-
-        def scaled(addresses_N3: Tensor) -> Tensor:
-            kernels_NKK: Tensor = ask(addresses_N3) * self.scale
-            return kernels_NKK
-
         rows = self.addresses if indices is None else self.addresses[indices]
-        if len(rows) <= _WHOLE:
-            return scaled(rows)
+        return self._predicted(rows, predictor or self.predictor, len(rows) > _WHOLE)
+
+    def weights(self, predictor: nn.Module | None = None) -> dict[str, Tensor]:
+        """The predicted entries of the original's state dict, with gradients to the predictor.
+
+        Args:
+            predictor: One of the same form to ask in place of the representation's own.
+        """
+        ask = predictor or self.predictor
+        if self.layout.num_kernels <= _WHOLE:
+            return self.layout.weights(self._predicted(self.addresses, ask, False))
+        # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
+        size = self.predictor.kernel_size
+        return {
+            layer.key: self._predicted(self.addresses[layer.rows], ask, True, layer.crop(size)).view(layer.shape)
+            for layer in self.layout.layers
+        }
+
+    def _predicted(
+        self, addresses_N3: Tensor, predictor: nn.Module, in_chunks: bool, crop: tuple[slice, slice] = _ALL
+    ) -> Tensor:
+        """Kernels (N, kh, kw) in weight units.
+
+        With gradients, a chunk's activations are computed again in the backward pass, so that memory does not grow with
+        the number of chunks.
+        """
+
+        def cropped(chunk_N3: Tensor) -> Tensor:
+            kernels_NKK: Tensor = predictor(chunk_N3) * self.scale
+            return kernels_NKK[:, *crop]
+
+        if not in_chunks:
+            return cropped(addresses_N3)
+        chunks = addresses_N3.split(_CHUNK)
         if torch.is_grad_enabled():
-            return torch.cat([checkpoint(scaled, chunk, use_reentrant=False) for chunk in rows.split(_CHUNK)])
-        return torch.cat([scaled(chunk) for chunk in rows.split(_CHUNK)])
+            return torch.cat([checkpoint(cropped, chunk, use_reentrant=False) for chunk in chunks])
+        return torch.cat([cropped(chunk) for chunk in chunks])
 
     def mask(self, indices: Tensor | None = None) -> Tensor | None:
         """(N, K, K) booleans: which entries are weights; None where all of them are."""
@@ -138,10 +162,6 @@ class Representation(nn.Module):
     @property
     def _all_full(self) -> bool:
         return self.layout.num_weights == self.layout.num_kernels * self.predictor.kernel_size**2
-
-    def weights(self) -> dict[str, Tensor]:
-        """The predicted entries of the original's state dict, with gradients to the predictor."""
-        return self.layout.weights(self.kernels())
 
     def forward(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (B, C) of the reconstructed CNN for pixels in [0, 1].

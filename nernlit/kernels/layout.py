@@ -156,6 +156,10 @@ class Layout:
             entries[layer.key] = part[:, rows, columns].reshape(layer.shape)
         return entries
 
+    def vector(self, entries: Mapping[str, Tensor]) -> Tensor:
+        """All predicted weights of a state dict in one vector (W,)."""
+        return torch.cat([entries[layer.key].flatten() for layer in self.layers])
+
     def layer_masks(self, kernel_size: int) -> Tensor:
         """(L, K, K) booleans: which entries of a (K, K) kernel are weights of the layer."""
         masks = torch.zeros(len(self.layers), kernel_size, kernel_size, dtype=torch.bool)

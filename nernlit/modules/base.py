@@ -120,15 +120,14 @@ class ReconstructionModule(ClassifierModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seed = checkpoint["sampling_seed"]
 
-    def tables(self) -> dict[str, Tensor]:
-        """The kernel tables (N, K, K) that an evaluation measures: the suffix of its metrics' names -> table."""
-        return {"": self.representation.kernels()}
+    def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
+        """What an evaluation measures: the suffix of its metrics' names -> predicted weights."""
+        return {"": self.representation.weights()}
 
     def classifiers(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        self._tables = self.tables()
-        weights = {suffix: self.representation.layout.weights(table) for suffix, table in self._tables.items()}
+        self._networks = self.predicted_networks()
         measured: dict[str, Callable[[Tensor], Tensor]] = {
-            suffix: partial(self.representation, weights=entries) for suffix, entries in weights.items()
+            suffix: partial(self.representation, weights=weights) for suffix, weights in self._networks.items()
         }
         if self._stage not in self._original_results:
             measured["_original"] = self.representation.original
@@ -145,11 +144,11 @@ class ReconstructionModule(ClassifierModule):
         if of_original and not self.trainer.sanity_checking:
             self._original_results[stage] = of_original
         everything |= self._original_results.get(stage, {})
-        pair = self._tables[""], self.representation.target
-        mask = self.representation.mask()
-        everything["recon_rmse"] = reconstruction_rmse(*pair, mask)
-        everything["variance_explained"] = variance_explained(*pair, mask)
-        del self._tables  # as large as the network
+        layout = self.representation.layout
+        pair = layout.vector(self._networks[""]), layout.vector(layout.weights(self.representation.target))
+        everything["recon_rmse"] = reconstruction_rmse(*pair)
+        everything["variance_explained"] = variance_explained(*pair)
+        del self._networks  # as large as the network
         super().log_results(stage, everything)
 
     def on_fit_start(self) -> None:

@@ -87,21 +87,23 @@ class BaselineJoint(DistillingModule):
         if self.trainer.global_step < self.warmup_steps or not (self.feature_weight or self.kd_weight):
             in_units_of_scale = self.reconstruction_term(self.sampled_rows(self.sampling), "rmse")
             return {"recon": self.recon_weight * self.representation.scale * in_units_of_scale}
-        table_NKK = self._table()
-        terms, _ = self.student_terms(batch, table_NKK, self.kd_weight, self.feature_weight, **self.kd_options)
+        weights = self._weights()
+        terms, _ = self.student_terms(batch, weights, self.kd_weight, self.feature_weight, **self.kd_options)
         if self.recon_weight:
-            rmse = reconstruction_rmse(table_NKK, self.representation.target, self.representation.mask())
-            terms["recon"] = self.recon_weight * rmse
+            layout = self.representation.layout
+            target = layout.vector(layout.weights(self.representation.target))
+            terms["recon"] = self.recon_weight * reconstruction_rmse(layout.vector(weights), target)
         return terms
 
-    def _table(self) -> Tensor:
-        """All predicted kernels (N, K, K), those that this step samples with gradients."""
+    def _weights(self) -> dict[str, Tensor]:
+        """All predicted weights, those of the kernels that this step samples with gradients."""
         if self.gradients == "all":
             with self.autocast():
-                return self.representation.kernels()
+                return self.representation.weights()
         # Two contexts: one remembers the parameters as it converted them, here without gradients.
         with self.autocast(), torch.no_grad():
             table_NKK = self.representation.kernels()
         rows = self.sampled_rows(self.sampling, shared=True).unique()  # drawn twice, it still is one kernel
         with self.autocast():
-            return table_NKK.index_copy(0, rows, self.representation.kernels(rows))
+            sampled_NKK = self.representation.kernels(rows)
+        return self.representation.layout.weights(table_NKK.index_copy(0, rows, sampled_NKK))

@@ -118,16 +118,16 @@ class DecoupledDistill(StagedModule, DistillingModule):
             return {"recon": self.reconstruction_term(self.sampled_rows(self.recon_sampling), self.recon_loss)}
         representation = self.representation
         with self.autocast():
-            table_NKK = representation.kernels()
+            weights = representation.weights()
         terms, logits_BC = self.student_terms(
-            batch, table_NKK, self.kd_weight, self.feature_weight, temperature=self.temperature
+            batch, weights, self.kd_weight, self.feature_weight, temperature=self.temperature
         )
         if self.cross_entropy_weight:
             terms["cross_entropy"] = self.cross_entropy_weight * cross_entropy(logits_BC, _labels(batch))
         if self.recon_weight:
-            scale = representation.scale
-            mse = reconstruction_mse(table_NKK / scale, representation.target / scale, representation.mask())
-            terms["recon"] = self.recon_weight * mse
+            layout, scale = representation.layout, representation.scale
+            target = layout.vector(layout.weights(representation.target))
+            terms["recon"] = self.recon_weight * reconstruction_mse(layout.vector(weights) / scale, target / scale)
         return terms
 
 

@@ -59,14 +59,18 @@ class DistillingModule(ReconstructionModule, ABC):
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
 
     def student_terms(
-        self, batch: ImageBatch, table_NKK: Tensor, kd_weight: float, feature_weight: float, **kd_options: float
+        self,
+        batch: ImageBatch,
+        weights: Mapping[str, Tensor],
+        kd_weight: float,
+        feature_weight: float,
+        **kd_options: float,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The weighted distillation terms of a predicted table, and the student's logits (B, C).
+        """The weighted distillation terms of predicted weights, and the student's logits (B, C).
 
         A term whose weight is zero costs nothing.
         """
         images_BCHW = _checked_images(batch)
-        weights = self.representation.layout.weights(table_NKK)
         student, teacher = self._folded(images_BCHW[:2], bool(feature_weight))
         terms: dict[str, Tensor] = {}
         if feature_weight:

@@ -94,8 +94,8 @@ class Progressive(StagedModule):
         self.trial_predictors = Trials(representation.predictor, trials)
         # Copied from the leading trial, never trained itself: processes would wait for its gradients.
         representation.predictor.requires_grad_(False)
-        target_NKK = representation.target if init_from is None else self._cropped(representation.kernels().detach())
-        self.register_buffer("round_target", target_NKK.clone())
+        target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
+        self.register_buffer("round_target", target_NKK)
         self._start_trials()
 
     round_target: Tensor
@@ -136,7 +136,7 @@ class Progressive(StagedModule):
         return [number * self._round_steps for number in range(1, self.rounds)]
 
     def start_stage(self) -> None:
-        self.round_target.copy_(self._cropped(self.representation.kernels().detach()))
+        self.round_target.copy_(self._reconstructed())
         self.norms_N = self.round_target.flatten(1).norm(dim=1).cpu()
         self._start_trials()
 
@@ -144,10 +144,11 @@ class Progressive(StagedModule):
         first = self.seed + self.stage * self.trials
         self.trial_predictors.reset(*((first + trial) % 2**63 for trial in range(self.trials)))
 
-    def _cropped(self, table_NKK: Tensor) -> Tensor:
-        """The table without what lies outside smaller kernels' crops, as a target has it."""
-        layout = self.representation.layout
-        return layout.table(layout.weights(table_NKK), table_NKK.shape[-1])
+    @torch.no_grad()
+    def _reconstructed(self) -> Tensor:
+        """The table (N, K, K) of the representation's weights, as a target has it: zero outside smaller kernels."""
+        representation = self.representation
+        return representation.layout.table(representation.weights(), representation.predictor.kernel_size)
 
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
         rows = self.sampled_rows(self.sampling)
@@ -161,23 +162,24 @@ class Progressive(StagedModule):
         self.log(f"train/recon_round_{self.round}", error.detach() / self.trials)
         return {"recon": error}
 
-    def tables(self) -> dict[str, Tensor]:
+    def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
         if self.trainer.state.fn != "fit":
-            return super().tables()
-        predicted = (self.representation.kernels(predictor=trial) for trial in self.trial_predictors.each)
-        return {f"_trial_{number}": table_NKK for number, table_NKK in enumerate(predicted)}
+            return super().predicted_networks()
+        trials = enumerate(self.trial_predictors.each)
+        return {f"_trial_{number}": self.representation.weights(trial) for number, trial in trials}
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         if self.trainer.state.fn != "fit":
             super().log_results(stage, results)
             return
-        mask = self.representation.mask()
-        tables = list(self._tables.values())
+        layout = self.representation.layout
+        networks = [layout.vector(weights) for weights in self._networks.values()]
+        target, original = (layout.vector(layout.weights(x)) for x in (self.round_target, self.representation.target))
         accs = [float(results[f"acc_trial_{trial}"]) for trial in range(self.trials)]
-        rmses = [float(reconstruction_rmse(table, self.round_target, mask)) for table in tables]
+        rmses = [float(reconstruction_rmse(network, target)) for network in networks]
         leader = max(range(self.trials), key=lambda trial: (accs[trial], -rmses[trial]))
         self.representation.predictor.load_state_dict(self.trial_predictors.each[leader].state_dict())
-        self._tables[""] = tables[leader]
+        self._networks[""] = self._networks[f"_trial_{leader}"]
         everything = dict(results)
         everything |= {name: results[f"{name}_trial_{leader}"] for name in ("acc", "acc_top5")}
         everything[f"acc_round_{self.round}"] = everything["acc"]
@@ -185,7 +187,7 @@ class Progressive(StagedModule):
         if not self.trainer.sanity_checking:
             before = self.ended[self.round - 2].val_acc if self.round > 1 else float("-inf")
             improved = self.min_delta is None or accs[leader] > before + self.min_delta
-            distance = float(reconstruction_rmse(tables[leader], self.representation.target, mask))
+            distance = float(reconstruction_rmse(networks[leader], original))
             # Every validation replaces the running round's record; its last one stays.
             record = Round(self.round, leader, accs[leader], accs, distance, rmses[leader], improved)
             self.ended[self.round - 1 :] = [record]

@@ -59,7 +59,7 @@ def measure(network: str, layers: str, hidden: int, scheme: str) -> dict[str, fl
 
     def table() -> None:
         with torch.inference_mode():
-            module.tables()
+            module.predicted_networks()
 
     def seconds_of(work: object) -> float:
         began = time.perf_counter()
