@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from nernlit.modules import DecoupledDistill, ReconOnly
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from tests.fakes import CONFIGS, QUICK, quiet_trainer
+from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_representation
 
 #: Four epochs of two steps, three of reconstruction and five of distillation, with a tiny predictor.
 QUICK_DECOUPLED = [
@@ -82,18 +82,26 @@ def test_every_predicted_kernel_carries_gradients() -> None:
     assert (table.grad.flatten(1).norm(dim=1) > 0).float().mean() > 0.95
 
 
-def test_a_table_in_chunks_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    representation = _representation()
-    gradients = []
-    for chunk in (10**6, 100):
+@pytest.mark.parametrize("make", [_representation, tiny_representation])
+def test_weights_in_chunks_have_the_same_gradients(
+    make: Callable[[], Representation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    representation = make()  # of 3x3 kernels, and of several sizes
+    outcomes = []
+    for chunk in (10**6, 7):
         monkeypatch.setattr(representation_file, "_WHOLE", chunk)
         monkeypatch.setattr(representation_file, "_CHUNK", chunk)
         representation.zero_grad()
-        representation.kernels().square().sum().backward()
-        gradients.append([p.grad.clone() for p in representation.predictor.parameters() if p.grad is not None])
-    assert len(gradients[0]) == len(list(representation.predictor.parameters()))
-    for one, two in zip(*gradients, strict=True):
-        assert torch.allclose(one, two, rtol=1e-3, atol=1e-5)
+        weights = representation.weights()
+        torch.stack([value.square().sum() for value in weights.values()]).sum().backward()
+        gradients = {
+            name: p.grad.clone() for name, p in representation.predictor.named_parameters() if p.grad is not None
+        }
+        assert len(gradients) == len(list(representation.predictor.parameters()))
+        outcomes.append({**weights, **gradients})
+    assert outcomes[0].keys() == outcomes[1].keys()
+    for key, value in outcomes[0].items():
+        torch.testing.assert_close(outcomes[1][key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_chunks_keep_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +118,7 @@ def test_chunks_keep_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(representation_file, "_CHUNK", chunk)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            representation.kernels()
+            representation.weights()
         totals.append(sum(kept))
     assert totals[1] < totals[0] / 10
 
