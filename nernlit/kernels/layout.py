@@ -156,6 +156,23 @@ class Layout:
             entries[layer.key] = part[:, rows, columns].reshape(layer.shape)
         return entries
 
+    def with_kernels(self, entries: Mapping[str, Tensor], rows_S: Tensor, kernels_SKK: Tensor) -> dict[str, Tensor]:
+        """State-dict entries in which some kernels are replaced by these, which keep their gradients.
+
+        Args:
+            entries: As `weights` returns them.
+            rows_S: Rows of the table, in ascending order and each once.
+            kernels_SKK: A kernel for each of these rows.
+        """
+        ends = torch.tensor([layer.rows.stop for layer in self.layers], device=rows_S.device)
+        counts = torch.searchsorted(rows_S, ends).diff(prepend=ends.new_zeros(1)).tolist()
+        replaced = {}
+        for layer, rows, kernels in zip(self.layers, rows_S.split(counts), kernels_SKK.split(counts), strict=True):
+            height, width = layer.crop(kernels_SKK.shape[-1])
+            flat = entries[layer.key].flatten(0, 1)
+            replaced[layer.key] = flat.index_copy(0, rows - layer.start, kernels[:, height, width]).view(layer.shape)
+        return replaced
+
     def vector(self, entries: Mapping[str, Tensor]) -> Tensor:
         """All predicted weights of a state dict in one vector (W,)."""
         return torch.cat([entries[layer.key].flatten() for layer in self.layers])

@@ -102,8 +102,8 @@ class BaselineJoint(DistillingModule):
                 return self.representation.weights()
         # Two contexts: one remembers the parameters as it converted them, here without gradients.
         with self.autocast(), torch.no_grad():
-            table_NKK = self.representation.kernels()
+            weights = self.representation.weights()
         rows = self.sampled_rows(self.sampling, shared=True).unique()  # drawn twice, it still is one kernel
         with self.autocast():
-            sampled_NKK = self.representation.kernels(rows)
-        return self.representation.layout.weights(table_NKK.index_copy(0, rows, sampled_NKK))
+            sampled_SKK = self.representation.kernels(rows)
+        return self.representation.layout.with_kernels(weights, rows, sampled_SKK)

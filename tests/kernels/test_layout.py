@@ -40,6 +40,24 @@ def test_a_table_of_any_size_gives_the_weights_back() -> None:
             assert torch.equal(value, state[key])
 
 
+def test_replaced_kernels_are_those_of_the_table() -> None:
+    net = TinyCNN()
+    layout = Layout.of(net)
+    table = layout.table(net.state_dict())
+    rows = torch.tensor([0, 5, 6, 11, 40, layout.num_kernels - 1])  # the third layer has none
+    kernels = torch.randn(6, 5, 5, requires_grad=True)
+    replaced = layout.with_kernels(layout.weights(table), rows, kernels)
+    expected = layout.weights(table.index_copy(0, rows, kernels))
+    assert list(replaced) == list(expected)
+    for key, value in expected.items():
+        assert torch.equal(replaced[key], value)
+    gradients = [
+        torch.autograd.grad(sum(value.square().sum() for value in entries.values()), kernels)[0]  # type: ignore[arg-type]
+        for entries in (replaced, expected)
+    ]
+    assert torch.equal(*gradients)
+
+
 def test_masks_mark_exactly_the_weights() -> None:
     layout = Layout.of(TinyCNN())
     masks = layout.layer_masks(5)
