@@ -57,10 +57,6 @@ def _representations(runs: Runs) -> dict[str, Representation]:
     return found
 
 
-def _original(representation: Representation) -> dict[str, torch.Tensor]:
-    return representation.layout.weights(representation.target)
-
-
 def spectrum(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 2 and 8."""
     energies = {name: layer_energies(representation) for name, representation in _representations(runs).items()}
@@ -79,7 +75,7 @@ def interpolate(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 9."""
     (run,) = runs.values()
     representation = run.representation()
-    start = _original(representation)
+    start = representation.original_weights()
     with torch.no_grad():
         end = representation.weights()
     batches, classify = _batches(run, options), _classify(representation, run, options)
@@ -96,7 +92,7 @@ def landscape(runs: Runs, options: argparse.Namespace) -> Outcome:
     representations, run = _representations(runs), next(iter(runs.values()))
     representation = next(iter(representations.values()))
     with torch.no_grad():
-        solutions = [_original(representation), *(each.weights() for each in representations.values())]
+        solutions = [representation.original_weights(), *(each.weights() for each in representations.values())]
     if len(runs) == 2:
         plane = plane_through(*solutions)
         names = ["original", *runs]
@@ -131,7 +127,7 @@ def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
     if not record.is_file():
         raise UsageError(f"{run.folder} has no rounds/rounds.json: it is no run of Progressive.")
     representation, batches = run.representation(), _batches(run, options)
-    original = _original(representation)
+    original = representation.original_weights()
     reference = _correct(representation, original, batches)
     rows = []
     for ended in json.loads(record.read_text()):
@@ -147,7 +143,7 @@ def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
     """The paper's open question: does smoothing without a predictor do as well?"""
     (run,) = runs.values()
     representation, batches = run.representation(), _batches(run, options)
-    original = _original(representation)
+    original = representation.original_weights()
     with torch.no_grad():
         candidates = {"reconstructed": representation.weights()}
     for keep in (0.9, 0.8, 0.7, 0.6, 0.5):

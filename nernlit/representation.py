@@ -114,7 +114,7 @@ class Representation(nn.Module):
             predictor: One of the same form to ask in place of the representation's own.
         """
         rows = self.addresses if indices is None else self.addresses[indices]
-        return self._predicted(rows, predictor or self.predictor, len(rows) > _WHOLE)
+        return self._predicted(rows, predictor, len(rows) > _WHOLE)
 
     def weights(self, predictor: nn.Module | None = None) -> dict[str, Tensor]:
         """The predicted entries of the original's state dict, with gradients to the predictor.
@@ -122,18 +122,21 @@ class Representation(nn.Module):
         Args:
             predictor: One of the same form to ask in place of the representation's own.
         """
-        ask = predictor or self.predictor
         if self.layout.num_kernels <= _WHOLE:
-            return self.layout.weights(self._predicted(self.addresses, ask, False))
+            return self.layout.weights(self._predicted(self.addresses, predictor, False))
         # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
         size = self.predictor.kernel_size
         return {
-            layer.key: self._predicted(self.addresses[layer.rows], ask, True, layer.crop(size)).view(layer.shape)
+            layer.key: self._predicted(self.addresses[layer.rows], predictor, True, layer.crop(size)).view(layer.shape)
             for layer in self.layout.layers
         }
 
+    def original_weights(self) -> dict[str, Tensor]:
+        """The original's own entries of what `weights` predicts."""
+        return self.layout.weights(self.target)
+
     def _predicted(
-        self, addresses_N3: Tensor, predictor: nn.Module, in_chunks: bool, crop: tuple[slice, slice] = _ALL
+        self, addresses_N3: Tensor, predictor: nn.Module | None, in_chunks: bool, crop: tuple[slice, slice] = _ALL
     ) -> Tensor:
         """Kernels (N, kh, kw) in weight units.
 
@@ -141,8 +144,10 @@ class Representation(nn.Module):
         the number of chunks.
         """
 
+        ask = predictor or self.predictor
+
         def cropped(chunk_N3: Tensor) -> Tensor:
-            kernels_NKK: Tensor = predictor(chunk_N3) * self.scale
+            kernels_NKK: Tensor = ask(chunk_N3) * self.scale
             return kernels_NKK[:, *crop]
 
         if not in_chunks:

@@ -26,7 +26,7 @@ class LayerError:
 @torch.no_grad()
 def layer_errors(representation: Representation) -> list[LayerError]:
     """The error of every predicted layer, in the network's order."""
-    predicted, target = representation.weights(), representation.layout.weights(representation.target)
+    predicted, target = representation.weights(), representation.original_weights()
     errors = []
     for layer in representation.layout.layers:
         pair = predicted[layer.key].flatten(0, 1), target[layer.key].flatten(0, 1)

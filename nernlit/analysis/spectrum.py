@@ -57,10 +57,9 @@ def low_frequency_energy(weights: Mapping[str, Tensor]) -> dict[str, float]:
 @torch.no_grad()
 def layer_energies(representation: Representation) -> list[LayerEnergy]:
     """The low-frequency energy of every predicted layer, in the network's order."""
-    layout = representation.layout
-    original = low_frequency_energy(layout.weights(representation.target))
+    original = low_frequency_energy(representation.original_weights())
     reconstructed = low_frequency_energy(representation.weights())
     return [
         LayerEnergy(layer.key.removesuffix(".weight"), original[layer.key], reconstructed[layer.key])
-        for layer in layout.layers
+        for layer in representation.layout.layers
     ]

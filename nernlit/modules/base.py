@@ -145,7 +145,7 @@ class ReconstructionModule(ClassifierModule):
             self._original_results[stage] = of_original
         everything |= self._original_results.get(stage, {})
         layout = self.representation.layout
-        pair = layout.vector(self._networks[""]), layout.vector(layout.weights(self.representation.target))
+        pair = layout.vector(self._networks[""]), layout.vector(self.representation.original_weights())
         everything["recon_rmse"] = reconstruction_rmse(*pair)
         everything["variance_explained"] = variance_explained(*pair)
         del self._networks  # as large as the network

@@ -91,7 +91,7 @@ class BaselineJoint(DistillingModule):
         terms, _ = self.student_terms(batch, weights, self.kd_weight, self.feature_weight, **self.kd_options)
         if self.recon_weight:
             layout = self.representation.layout
-            target = layout.vector(layout.weights(self.representation.target))
+            target = layout.vector(self.representation.original_weights())
             terms["recon"] = self.recon_weight * reconstruction_rmse(layout.vector(weights), target)
         return terms
 

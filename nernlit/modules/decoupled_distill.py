@@ -126,7 +126,7 @@ class DecoupledDistill(StagedModule, DistillingModule):
             terms["cross_entropy"] = self.cross_entropy_weight * cross_entropy(logits_BC, _labels(batch))
         if self.recon_weight:
             layout, scale = representation.layout, representation.scale
-            target = layout.vector(layout.weights(representation.target))
+            target = layout.vector(representation.original_weights())
             terms["recon"] = self.recon_weight * reconstruction_mse(layout.vector(weights) / scale, target / scale)
         return terms
 

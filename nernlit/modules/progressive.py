@@ -174,7 +174,8 @@ class Progressive(StagedModule):
             return
         layout = self.representation.layout
         networks = [layout.vector(weights) for weights in self._networks.values()]
-        target, original = (layout.vector(layout.weights(x)) for x in (self.round_target, self.representation.target))
+        target = layout.vector(layout.weights(self.round_target))
+        original = layout.vector(self.representation.original_weights())
         accs = [float(results[f"acc_trial_{trial}"]) for trial in range(self.trials)]
         rmses = [float(reconstruction_rmse(network, target)) for network in networks]
         leader = max(range(self.trials), key=lambda trial: (accs[trial], -rmses[trial]))

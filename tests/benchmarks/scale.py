@@ -38,7 +38,7 @@ def build(scheme: str, representation: Representation) -> ReconstructionModule:
 
 
 def measure(network: str, layers: str, hidden: int, scheme: str) -> dict[str, float]:
-    """Kernels; seconds of a second step and of predicting the whole table; GiB at the peak of it all."""
+    """Kernels; seconds of a second step and of predicting what an evaluation measures; GiB at the peak of it all."""
     original = random_original(network)
     predictor = MLP(hidden, activation="gelu", base=0.9, kernel_size=7 if layers == "all_convs" else 3)
     representation = Representation(original, predictor, layers=layers, order="none")  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def measure(network: str, layers: str, hidden: int, scheme: str) -> dict[str, fl
         torch.stack(list(module.loss_terms(batch).values())).sum().backward()
         optimizer.step()
 
-    def table() -> None:
+    def predict() -> None:
         with torch.inference_mode():
             module.predicted_networks()
 
@@ -70,7 +70,7 @@ def measure(network: str, layers: str, hidden: int, scheme: str) -> dict[str, fl
     return {
         "kernels": representation.layout.num_kernels,
         "step_s": seconds_of(step),
-        "tables_s": seconds_of(table),
+        "predict_s": seconds_of(predict),
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
