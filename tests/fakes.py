@@ -59,6 +59,12 @@ def tiny_representation(seed: int = 0, **options: object) -> Representation:
     return Representation(original, MLP(8, depth=3, kernel_size=5, levels=4), **options)  # type: ignore[arg-type]
 
 
+def digits_representation(hidden: int = 8) -> Representation:
+    """Of a trained network."""
+    torch.manual_seed(0)
+    return Representation(Original("digits_resnet8", pretrained=True), MLP(hidden, levels=4))
+
+
 def write_weights(name: str, path: Path, **options: object) -> Path:
     """A file of random weights of a timm model."""
     torch.manual_seed(0)

@@ -1,13 +1,15 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from nernlit import representation as representation_file
 from nernlit.errors import CheckpointError, LayoutError
 from nernlit.kernels import LayerFilter
 from nernlit.predictors import MLP, Predictor
 from nernlit.representation import Representation
-from tests.fakes import tiny_original, tiny_representation
+from tests.fakes import digits_representation, tiny_original, tiny_representation
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -104,6 +106,47 @@ def test_a_predictor_too_small_for_a_layer_is_refused() -> None:
     with pytest.raises(LayoutError, match=r"kernel_size=3 is smaller than layer 'stem' \(5x5\); pass --model"):
         Representation(tiny_original(), MLP(4))
     Representation(tiny_original(), MLP(4), layers=LayerFilter(exclude=["stem"]))
+
+
+@pytest.mark.parametrize("make", [digits_representation, tiny_representation])
+def test_weights_in_chunks_have_the_same_gradients(
+    make: Callable[[], Representation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    representation = make()  # of 3x3 kernels, and of several sizes
+    outcomes = []
+    for chunk in (10**6, 7):
+        monkeypatch.setattr(representation_file, "_WHOLE", chunk)
+        monkeypatch.setattr(representation_file, "_CHUNK", chunk)
+        representation.zero_grad()
+        weights = representation.weights()
+        torch.stack([value.square().sum() for value in weights.values()]).sum().backward()
+        gradients = {
+            name: p.grad.clone() for name, p in representation.predictor.named_parameters() if p.grad is not None
+        }
+        assert len(gradients) == len(list(representation.predictor.parameters()))
+        outcomes.append({**weights, **gradients})
+    assert outcomes[0].keys() == outcomes[1].keys()
+    for key, value in outcomes[0].items():
+        torch.testing.assert_close(outcomes[1][key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_chunks_keep_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    representation = digits_representation(32)
+    kept = []
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    totals = []
+    for chunk in (10**6, 100):
+        monkeypatch.setattr(representation_file, "_WHOLE", chunk)
+        monkeypatch.setattr(representation_file, "_CHUNK", chunk)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            representation.weights()
+        totals.append(sum(kept))
+    assert totals[1] < totals[0] / 10
 
 
 def test_ten_lines_of_python_fit_without_lightning() -> None:

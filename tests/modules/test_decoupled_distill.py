@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,15 +7,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 from torch.utils.data import DataLoader
 
-from nernlit import representation as representation_file
 from nernlit.cli import main, run
 from nernlit.data import DigitsDataModule
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.modules import DecoupledDistill, ReconOnly
 from nernlit.originals import Original
-from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_representation
+from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
 
 #: Four epochs of two steps, three of reconstruction and five of distillation, with a tiny predictor.
 QUICK_DECOUPLED = [
@@ -33,11 +31,6 @@ def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=1e-3)
 
 
-def _representation(hidden: int = 8) -> Representation:
-    torch.manual_seed(0)
-    return Representation(Original("digits_resnet8", pretrained=True), MLP(hidden, levels=4))
-
-
 def _first_step(module: DecoupledDistill, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     trainer = quiet_trainer(max_steps=1)
     trainer.fit(module, DataLoader([(images, labels)], batch_size=None))  # type: ignore[arg-type]
@@ -52,7 +45,7 @@ def _distilling(representation: Representation, **options: object) -> DecoupledD
 
 
 def test_the_terms_are_what_they_say() -> None:
-    representation = _representation()
+    representation = digits_representation()
     images, labels = torch.rand(16, 1, 8, 8), torch.randint(0, 10, (16,))
     with torch.no_grad():
         student, teacher = representation(images) / 2, representation.original(images) / 2
@@ -69,12 +62,12 @@ def test_the_terms_are_what_they_say() -> None:
 
 
 def test_the_default_loss_is_distillation_alone() -> None:
-    terms = _first_step(_distilling(_representation()), torch.rand(4, 1, 8, 8), torch.zeros(4).long())
+    terms = _first_step(_distilling(digits_representation()), torch.rand(4, 1, 8, 8), torch.zeros(4).long())
     assert {name for name in terms if name.startswith("train/")} == {"train/kd", "train/loss"}
 
 
 def test_every_predicted_kernel_carries_gradients() -> None:
-    representation = _representation()
+    representation = digits_representation()
     table = representation.target.clone().requires_grad_()  # real weights: a random network has dead channels
     images = torch.rand(64, 1, 8, 8)
     representation(images, representation.layout.weights(table)).square().sum().backward()
@@ -82,58 +75,18 @@ def test_every_predicted_kernel_carries_gradients() -> None:
     assert (table.grad.flatten(1).norm(dim=1) > 0).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("make", [_representation, tiny_representation])
-def test_weights_in_chunks_have_the_same_gradients(
-    make: Callable[[], Representation], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    representation = make()  # of 3x3 kernels, and of several sizes
-    outcomes = []
-    for chunk in (10**6, 7):
-        monkeypatch.setattr(representation_file, "_WHOLE", chunk)
-        monkeypatch.setattr(representation_file, "_CHUNK", chunk)
-        representation.zero_grad()
-        weights = representation.weights()
-        torch.stack([value.square().sum() for value in weights.values()]).sum().backward()
-        gradients = {
-            name: p.grad.clone() for name, p in representation.predictor.named_parameters() if p.grad is not None
-        }
-        assert len(gradients) == len(list(representation.predictor.parameters()))
-        outcomes.append({**weights, **gradients})
-    assert outcomes[0].keys() == outcomes[1].keys()
-    for key, value in outcomes[0].items():
-        torch.testing.assert_close(outcomes[1][key], value, rtol=1e-3, atol=1e-5)
-
-
-def test_chunks_keep_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    representation = _representation(32)
-    kept = []
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.numel())
-        return tensor
-
-    totals = []
-    for chunk in (10**6, 100):
-        monkeypatch.setattr(representation_file, "_WHOLE", chunk)
-        monkeypatch.setattr(representation_file, "_CHUNK", chunk)
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            representation.weights()
-        totals.append(sum(kept))
-    assert totals[1] < totals[0] / 10
-
-
 def test_bf16_is_close_to_fp32() -> None:
     images, labels = torch.rand(16, 1, 8, 8), torch.zeros(16).long()
     terms = [
-        _first_step(_distilling(_representation(), precision=p), images, labels)["train/kd"] for p in ("fp32", "bf16")
+        _first_step(_distilling(digits_representation(), precision=p), images, labels)["train/kd"]
+        for p in ("fp32", "bf16")
     ]
     assert terms[1] == pytest.approx(terms[0], rel=0.05)
 
 
 def test_neither_the_original_nor_the_teacher_changes_or_is_stored() -> None:
     teacher = Original("digits_resnet8", pretrained=True)
-    module = DecoupledDistill(_representation(), optimizer=_adam, teacher=teacher, recon_steps=2)
+    module = DecoupledDistill(digits_representation(), optimizer=_adam, teacher=teacher, recon_steps=2)
     networks = (teacher, module.representation.original)
     before = [network.fingerprint() for network in networks]
     module.train()
@@ -150,22 +103,22 @@ def test_neither_the_original_nor_the_teacher_changes_or_is_stored() -> None:
 def test_a_teacher_of_other_classes_or_without_weights_is_refused() -> None:
     other = Original("digits_resnet8", num_classes=7)
     with pytest.raises(UsageError, match=r"the teacher 'digits_resnet8' has random weights; pass --model.teacher"):
-        DecoupledDistill(_representation(), optimizer=_adam, recon_steps=1, teacher=other)
+        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, teacher=other)
     other.weights_from = "a test"
     with pytest.raises(UsageError, match="the teacher 'digits_resnet8' has 7 classes, the original 'digits_resnet8'"):
-        DecoupledDistill(_representation(), optimizer=_adam, recon_steps=1, teacher=other)
+        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, teacher=other)
 
 
 def test_noise_distils_and_reads_no_image() -> None:
     data = DigitsDataModule(train_on="noise", batch_size=8, steps_per_epoch=2)
     trainer = quiet_trainer(max_steps=2)
-    trainer.fit(_distilling(_representation()), datamodule=data)
+    trainer.fit(_distilling(digits_representation()), datamodule=data)
     assert trainer.global_step == 2
     assert "train" not in data.sources
 
 
 def test_noise_has_no_labels() -> None:
-    module = _distilling(_representation(), cross_entropy_weight=1.0)
+    module = _distilling(digits_representation(), cross_entropy_weight=1.0)
     with pytest.raises(UsageError, match="cross_entropy_weight needs labels"):
         quiet_trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(train_on="noise", batch_size=8))
 
@@ -173,14 +126,14 @@ def test_noise_has_no_labels() -> None:
 def test_there_must_be_a_phase_1_and_something_to_learn() -> None:
     with pytest.raises(UsageError, match="Decoupled-distill has no phase 1"):
         quiet_trainer(max_steps=1).fit(
-            DecoupledDistill(_representation(), optimizer=_adam), datamodule=DigitsDataModule()
+            DecoupledDistill(digits_representation(), optimizer=_adam), datamodule=DigitsDataModule()
         )
     with pytest.raises(UsageError, match=r"the run ends after 4 steps, within phase 1 \(recon_steps=4\)"):
         quiet_trainer(max_steps=4).fit(
-            DecoupledDistill(_representation(), optimizer=_adam, recon_steps=4), datamodule=DigitsDataModule()
+            DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=4), datamodule=DigitsDataModule()
         )
     with pytest.raises(UsageError, match="are all 0; nothing is left to learn"):
-        DecoupledDistill(_representation(), optimizer=_adam, recon_steps=1, kd_weight=0.0)
+        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, kd_weight=0.0)
     with pytest.raises(UsageError, match="neither a representation nor a checkpoint"):
         DecoupledDistill(optimizer=_adam, recon_steps=1)
 
@@ -248,6 +201,6 @@ def test_init_from_must_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
     with pytest.raises(CheckpointError, match="holds no representation"):
         DecoupledDistill(optimizer=_adam, init_from=str(tmp_path / "empty.ckpt"))
-    torch.save({"state_dict": ReconOnly(_representation(), _adam).state_dict()}, tmp_path / "library.ckpt")
+    torch.save({"state_dict": ReconOnly(digits_representation(), _adam).state_dict()}, tmp_path / "library.ckpt")
     with pytest.raises(CheckpointError, match="does not say how its representation is built"):
         DecoupledDistill(optimizer=_adam, init_from=str(tmp_path / "library.ckpt"))
