@@ -13,10 +13,11 @@ from nernlit.__main__ import HELP
 ROOT = Path(nernlit.__file__).parent
 
 #: Part of the package -> the parts that it may import.
-_PLAIN = {"errors", "files"}
+_PLAIN = {"errors", "files", "file_kinds"}
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "file_kinds": set(),
     "kernels": _PLAIN,
     "predictors": _PLAIN,
     "originals": _PLAIN,
@@ -41,6 +42,7 @@ ALLOWED = {
 WITHOUT_LIGHTNING = {
     "errors",
     "files",
+    "file_kinds",
     "kernels",
     "predictors",
     "originals",
