@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError as ParserError
+from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
@@ -22,7 +23,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 # Imported so that YAML can name their classes without a module path.
 from nernlit import kernels, optimisers, predictors  # noqa: F401
 from nernlit.base_files import expand_bases
-from nernlit.callbacks import BestCheckpoint, RepresentationFigures, RoundCheckpoint, Summary, WeightsWriter
+from nernlit.callbacks import BestCheckpoint, CpuThreads, RepresentationFigures, RoundCheckpoint, Summary, WeightsWriter
+from nernlit.cpu import use_free_cores
 from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.modules import ClassifierModule
@@ -40,6 +42,12 @@ class NernlitCLI(LightningCLI):
             type=Literal["fast", "paper"],
             default="fast",
             help="Optimisers and lengths of shipped configurations: ours, or the paper's (X.paper.yaml beside X.yaml).",
+        )
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | Literal["auto"],
+            default="auto",
+            help="CPU threads; auto uses the cores that other programs leave free.",
         )
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
@@ -82,7 +90,9 @@ class NernlitCLI(LightningCLI):
             self.config[self.config["subcommand"]][original] = file
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer_config = self.config_init[self.subcommand]["trainer"]
+        config = self.config_init[self.subcommand]
+        trainer_config = config["trainer"]
+        trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), CpuThreads(config["threads"])]
         if trainer_config["enable_progress_bar"] is not False:
             trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), RichProgressBar(leave=True)]
         return super().instantiate_trainer(**kwargs)
@@ -187,6 +197,8 @@ def main(args: Sequence[str] | None = None) -> None:
     _keep_freed_memory()
     try:
         if given[:1] in (["sweep"], ["analyze"], ["report"]):
+            if given[0] != "sweep":  # whose fits adapt to the machine themselves
+                use_free_cores()
             import_module(f"nernlit.{given[0]}").main(given[1:])
         else:
             run(given)

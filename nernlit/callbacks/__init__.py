@@ -7,6 +7,7 @@ from nernlit.callbacks.figures import RepresentationFigures
 from nernlit.callbacks.layers import LayerDifference, LowFrequencyEnergy
 from nernlit.callbacks.rounds import RoundCheckpoint
 from nernlit.callbacks.summary import Summary
+from nernlit.callbacks.threads import CpuThreads
 from nernlit.callbacks.throughput import Throughput
 from nernlit.callbacks.writer import WeightsWriter
 
@@ -14,6 +15,7 @@ __all__ = [
     "AdversarialAccuracy",
     "BestCheckpoint",
     "Compile",
+    "CpuThreads",
     "LayerDifference",
     "LowFrequencyEnergy",
     "RepresentationFigures",

@@ -15,11 +15,12 @@ SCRIPT = Path(__file__).with_name("ddp_fit.py")
 def _fit(processes: int, batch_size: int, scheme: str, out: Path) -> list[dict[str, Any]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(nernlit.__file__).parent.parent)}
     command = [sys.executable, str(SCRIPT), str(processes), str(batch_size), scheme, str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=840, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(processes)]
 
 
+@pytest.mark.timeout(900)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize("scheme", ["mse", "rmse", "decoupled", "joint", "progressive"])
 def test_two_processes_train_like_one_with_the_joined_batch(tmp_path: Path, scheme: str) -> None:
     (alone,) = _fit(1, 64, scheme, tmp_path / "alone")

@@ -1,0 +1,141 @@
+"""The number of CPU threads of a run: fixed, or adapted to what other programs leave free."""
+
+import time
+from typing import Any, Literal, final
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from nernlit.cpu import OtherPrograms, other_programs
+from nernlit.errors import UsageError
+
+#: Windows in a row in which a core must be free before a thread more is used: a pause of the other program is none.
+_QUIET_WINDOWS = 5
+_SLOW = 10.0
+
+
+@final
+class CpuThreads(L.Callback):
+    """Use the cores that other programs leave free, and say so; or a fixed number of threads.
+
+    Results differ in their last bits with the number of threads. On a machine without other programs `auto` always uses
+    all of them, so that runs repeat to the bit; a fixed number does so on a busy machine too. The number is kept in
+    checkpoints, and a resumed fit begins with it. It is logged as `threads` whenever it changes.
+
+    With several processes Lightning divides the cores, and `auto` leaves that as it is; on an accelerator the CPU's
+    threads do not matter, and it does nothing.
+
+    Args:
+        threads: How many, or `auto`.
+        window_s: Seconds over which the use of the CPU is measured.
+        others: Measures what other programs use.
+    """
+
+    def __init__(
+        self,
+        threads: int | Literal["auto"] = "auto",
+        window_s: float = 2.0,
+        others: OtherPrograms = other_programs,
+    ) -> None:
+        if threads != "auto" and threads < 1:
+            raise UsageError(f"threads={threads}; expected at least 1, or auto.")
+        self.threads, self.window_s, self._others = threads, window_s, others
+        self._most = torch.get_num_threads()
+        self._adapts = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._most = torch.get_num_threads()
+        self._adapts = self.threads == "auto" and trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
+        if self.threads != "auto":
+            torch.set_num_threads(self.threads)
+        elif self._adapts:
+            torch.set_num_threads(self._others.free_threads(self._most))
+            self._tell()
+        self._window_began = time.monotonic()
+        self._quiet = 0
+        self._seconds, self._steps, self._warned = 0.0, 0, False
+        self._fastest: tuple[int, float] | None = None  # stage of the scheme, and seconds per step
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        torch.set_num_threads(self._most)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"threads": torch.get_num_threads()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._adapts:
+            torch.set_num_threads(min(self._most, int(state_dict["threads"])))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._log(trainer)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._step_began = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._seconds += time.monotonic() - self._step_began
+        self._steps += 1
+        if self._window_is_over():
+            changed = self._adapt()
+            self._look_at_speed(int(getattr(pl_module, "stage", 0)))
+            if changed:
+                self._log(trainer)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._adapt_between()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._adapt_between()
+
+    @staticmethod
+    def _log(trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({"threads": torch.get_num_threads()}, trainer.global_step)
+
+    def _adapt_between(self) -> None:
+        if self._window_is_over():
+            self._adapt()
+
+    def _window_is_over(self) -> bool:
+        now = time.monotonic()
+        if now - self._window_began < self.window_s:
+            return False
+        self._window_began = now
+        return True
+
+    def _adapt(self) -> bool:
+        """Change the number of threads if that is called for."""
+        free = self._others.free_threads(self._most)
+        if not self._adapts:
+            return False
+        used = torch.get_num_threads()
+        self._quiet = self._quiet + 1 if free > used else 0
+        if free < used or self._quiet >= _QUIET_WINDOWS:
+            torch.set_num_threads(free)
+            self._quiet = 0
+            self._tell()
+            return True
+        return False
+
+    def _tell(self) -> None:
+        used = torch.get_num_threads()
+        if used < self._most:
+            rank_zero_info(
+                f"Other programs use {self._others.cores():.1f} of {len(self._others.allowed)} cores: going on with "
+                f"{used} of {self._most} threads (--threads {self._most} keeps them all)."
+            )
+
+    def _look_at_speed(self, stage: int) -> None:
+        per_step = self._seconds / self._steps
+        self._seconds, self._steps = 0.0, 0
+        if self._fastest is None or self._fastest[0] != stage:
+            self._fastest = stage, per_step
+        self._fastest = stage, min(per_step, self._fastest[1])
+        others = self._others.cores()
+        if per_step > _SLOW * self._fastest[1] and others >= 0.5 and not self._warned:
+            self._warned = True  # once per run
+            rank_zero_warn(
+                f"Steps have become {per_step / self._fastest[1]:.0f} times slower ({per_step:.3g} s each): other "
+                f"programs use {others:.1f} of {len(self._others.allowed)} cores. End them, or run the fit later."
+            )
