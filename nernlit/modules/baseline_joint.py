@@ -83,8 +83,14 @@ class BaselineJoint(DistillingModule):
                 "would never look at an image; make it longer (--trainer.max_epochs) or the warm-up shorter."
             )
 
+    @property
+    def stage(self) -> int:
+        """0 while only kernels are looked at, 1 when images are."""
+        warming_up = self.trainer.global_step < self.warmup_steps
+        return int(not warming_up and bool(self.feature_weight or self.kd_weight))
+
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
-        if self.trainer.global_step < self.warmup_steps or not (self.feature_weight or self.kd_weight):
+        if self.stage == 0:
             in_units_of_scale = self.reconstruction_term(self.sampled_rows(self.sampling), "rmse")
             return {"recon": self.recon_weight * self.representation.scale * in_units_of_scale}
         weights = self._weights()
