@@ -13,10 +13,11 @@ from nernlit.__main__ import HELP
 ROOT = Path(nernlit.__file__).parent
 
 #: Part of the package -> the parts that it may import.
-_PLAIN = {"errors", "files", "file_kinds"}
+_PLAIN = {"errors", "files", "file_kinds", "progress"}
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "progress": set(),
     "file_kinds": set(),
     "cpu": set(),
     "kernels": _PLAIN,
@@ -54,6 +55,7 @@ ALLOWED = {
 WITHOUT_LIGHTNING = {
     "errors",
     "files",
+    "progress",
     "file_kinds",
     "cpu",
     "kernels",

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 from platformdirs import user_cache_path
-from rich.console import Console
-from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -21,6 +19,7 @@ from torch import Tensor
 from nernlit.files import write_atomically
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, positions
+from nernlit.progress import progress
 
 _CACHED_FROM = 100_000  # kernels; the order of fewer is found in a second or two
 _ALGORITHM = "1"  # to be counted up when an order comes out differently
@@ -60,15 +59,16 @@ def _cache_file(weights: Sequence[Tensor], order: OrderName) -> Path:
 
 
 def _computed(weights: Sequence[Tensor], order: OrderName) -> Tensor:
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with bar, ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        task = bar.add_task(f"{order} order", total=sum(weight[:, :, 0, 0].numel() for weight in weights))
+    kernels = sum(weight[:, :, 0, 0].numel() for weight in weights)
+    with (
+        progress(f"{order} order of {kernels:,} kernels", kernels) as advance,
+        ThreadPoolExecutor(torch.get_num_threads()) as threads,
+    ):
 
         def rows(number: int) -> Tensor:
             weight = weights[number]
             places_OI2 = positions(weight, order)
-            bar.advance(task, places_OI2.shape[:2].numel())
+            advance(places_OI2.shape[:2].numel())
             return torch.cat([torch.full((len(places_OI2.flatten(0, 1)), 1), number), places_OI2.flatten(0, 1)], dim=1)
 
         # The largest layer first: no thread is left alone with it at the end.

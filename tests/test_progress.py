@@ -1,0 +1,40 @@
+import time
+
+import pytest
+
+from nernlit.progress import progress
+
+
+def test_work_that_is_done_soon_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("counting", 3) as advance:
+        for _ in range(3):
+            advance(1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_long_work_is_one_line_of_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("counting 3 things", 3, delay=0.01) as advance:
+        for _ in range(3):
+            time.sleep(0.02)
+            advance(1)
+    assert capsys.readouterr() == ("", "counting 3 things ...\n")
+
+
+def test_long_work_is_a_bar_on_a_terminal_that_vanishes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("counting", 2, delay=0) as advance:
+        advance(1)
+    shown = capsys.readouterr().err
+    assert "counting" in shown
+    assert "50%" in shown
+    assert shown.endswith("\x1b[2K")  # the line is erased
+
+
+def test_one_process_of_a_machine_shows_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with progress("counting", 1, delay=0) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""
