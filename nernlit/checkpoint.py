@@ -1,12 +1,17 @@
 """Representations out of the checkpoints that fits leave behind."""
 
+import contextlib
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from torch import Tensor
 
 from nernlit.errors import CheckpointError, UsageError
+from nernlit.file_kinds import describe_file, zip_damage
 from nernlit.representation import Representation
 
 _PREFIX = "representation."
@@ -16,17 +21,50 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A Lightning checkpoint's contents, without unpickling code.
 
     Raises:
-        CheckpointError: If there is no such file, or it is not a checkpoint.
+        CheckpointError: If there is no such file, it is something else, or it is damaged: a wrong checksum, or a weight
+            or an optimizer's state that is not finite.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; pass the .ckpt that a fit wrote into its checkpoints/ folder.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything for files that are not its own
-        raise CheckpointError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path} holds no state_dict; expected the .ckpt of a fit.")
+    content: Any = None
+    if zip_damage(path) is None:
+        with contextlib.suppress(Exception):  # torch raises nearly anything for files that are not its own
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(
+            f"{path} is {describe_file(path)}. Pass a .ckpt that a fit wrote into its checkpoints/ folder."
+        )
+    for part in ("state_dict", "optimizer_states"):
+        name = _not_finite(content.get(part), part)
+        if name is not None:
+            raise CheckpointError(
+                f"{path} is damaged, or its fit diverged: {name} holds values that are not finite. "
+                "Pass another checkpoint."
+            )
     return content
+
+
+def _not_finite(value: Any, name: str) -> str | None:
+    """The name of the first tensor or number in nested containers that is infinite or not a number."""
+    if isinstance(value, Tensor):
+        return None if bool(value.isfinite().all()) else name
+    if isinstance(value, float):
+        return None if math.isfinite(value) else name
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value)
+    return next((found for key, part in inside if (found := _not_finite(part, f"{name}.{key}")) is not None), None)
+
+
+def newest_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest file of a `checkpoints/` folder that can be read, and its contents; None if there is none."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(CheckpointError):
+            return path, read_checkpoint(path)
+    return None
 
 
 def load_representation(

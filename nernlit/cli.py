@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError as ParserError
 from jsonargparse.typing import PositiveInt
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
@@ -23,11 +24,20 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 # Imported so that YAML can name their classes without a module path.
 from nernlit import kernels, optimisers, predictors  # noqa: F401
 from nernlit.base_files import expand_bases
-from nernlit.callbacks import BestCheckpoint, CpuThreads, RepresentationFigures, RoundCheckpoint, Summary, WeightsWriter
+from nernlit.callbacks import (
+    BestCheckpoint,
+    CpuThreads,
+    DurableCheckpointIO,
+    RepresentationFigures,
+    RoundCheckpoint,
+    Summary,
+    WeightsWriter,
+)
 from nernlit.cpu import use_free_cores
 from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.modules import ClassifierModule
+from nernlit.resume import require_usable, whole_last_checkpoint
 
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -80,8 +90,12 @@ class NernlitCLI(LightningCLI):
             if found is not None:
                 # Go on in the same folder, so that TensorBoard draws one curve.
                 config["trainer"]["logger"]["init_args"]["version"] = found.parent.parent.name
+            if found is not None and given == "last":
+                config["ckpt_path"] = str(whole_last_checkpoint(found))
         elif given and not Path(given).is_file():
             raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, `last` or `best`.")
+        if config.get("ckpt_path"):
+            require_usable(Path(config["ckpt_path"]), config["model"]["class_path"], self.config["subcommand"])
         original = "model.init_args.representation.original.checkpoint"
         file = config.get(original)
         super()._parse_ckpt_path()
@@ -95,6 +109,10 @@ class NernlitCLI(LightningCLI):
         trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), CpuThreads(config["threads"])]
         if trainer_config["enable_progress_bar"] is not False:
             trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), RichProgressBar(leave=True)]
+        plugins = trainer_config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            trainer_config["plugins"] = [*plugins, DurableCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:

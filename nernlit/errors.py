@@ -22,3 +22,7 @@ class DataError(NernlitError):
 
 class UsageError(NernlitError):
     """A combination of options that cannot work."""
+
+
+class StorageError(NernlitError):
+    """A file cannot be written: no space, no permission, or a failing disk."""

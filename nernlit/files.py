@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import contextlib
 import csv
 import io
 import os
@@ -7,19 +8,52 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nernlit.errors import StorageError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Ends the names of files that are being written; a killed process may leave one behind.
+UNFINISHED = ".part"
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file, and the folders above it, so that nobody ever sees half of it: not even other processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, and the folders above it, so that nobody ever sees half of it, whenever the machine stops.
+
+    The content goes to a hidden file beside the target, reaches the disk, and then takes the target's name. Until then
+    the former file stays as it is, also where this fails.
+
+    Raises:
+        StorageError: If the file cannot be written: no space, no permission, a failing disk.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder, and run it again."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder survive a power failure. Not every system can open folders."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        unfinished.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def write_figure(path: Path, figure: "Figure") -> None:

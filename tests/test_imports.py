@@ -16,7 +16,7 @@ ROOT = Path(nernlit.__file__).parent
 _PLAIN = {"errors", "files", "file_kinds", "progress"}
 ALLOWED = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "progress": set(),
     "file_kinds": set(),
     "cpu": set(),
@@ -30,7 +30,7 @@ ALLOWED = {
     "checkpoint": {*_PLAIN, "representation"},
     "modules": {"checkpoint", *_PLAIN, "kernels", "predictors", "originals", "losses", "optimisers", "representation"},
     "data": _PLAIN,
-    "callbacks": {"cpu", *_PLAIN, "analysis", "originals", "predictors", "representation"},
+    "callbacks": {"checkpoint", "cpu", *_PLAIN, "analysis", "originals", "predictors", "representation"},
     "base_files": _PLAIN,
     "cli": {
         "base_files",
@@ -42,8 +42,10 @@ ALLOWED = {
         "modules",
         "data",
         "callbacks",
+        "resume",
         "sweep",
     },
+    "resume": {*_PLAIN, "checkpoint"},
     "runs": {*_PLAIN, "checkpoint", "data", "representation"},
     "sweep": {"base_files", *_PLAIN, "analysis", "cli", "modules"},
     "analyses": {*_PLAIN, "analysis", "representation", "runs"},

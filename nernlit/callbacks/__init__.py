@@ -2,6 +2,7 @@
 
 from nernlit.callbacks.attacks import AdversarialAccuracy
 from nernlit.callbacks.best import BestCheckpoint
+from nernlit.callbacks.checkpoint_io import DurableCheckpointIO
 from nernlit.callbacks.compiled import Compile
 from nernlit.callbacks.figures import RepresentationFigures
 from nernlit.callbacks.layers import LayerDifference, LowFrequencyEnergy
@@ -16,6 +17,7 @@ __all__ = [
     "BestCheckpoint",
     "Compile",
     "CpuThreads",
+    "DurableCheckpointIO",
     "LayerDifference",
     "LowFrequencyEnergy",
     "RepresentationFigures",

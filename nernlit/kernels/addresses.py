@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from nernlit.errors import StorageError
 from nernlit.files import write_atomically
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, positions
@@ -46,7 +47,7 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
     with contextlib.suppress(OSError, SafetensorError, KeyError):
         return load(file.read_bytes())["addresses"].long()
     table_N3 = _computed(weights, order)
-    with contextlib.suppress(OSError):  # a home that cannot be written to costs time only
+    with contextlib.suppress(StorageError):  # a home that cannot be written to costs time only
         write_atomically(file, save({"addresses": table_N3.int()}))
     return table_N3
 
