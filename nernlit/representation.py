@@ -11,13 +11,13 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from nernlit.errors import CheckpointError, LayoutError
 from nernlit.kernels import LayerFilter, LayerPreset, Layout, OrderName, addresses, packed_bits
 from nernlit.originals import Original, leave_out_of_checkpoints
 from nernlit.predictors import Predictor
+from nernlit.sharing import distinct_elements
 
 #: A table of up to so many kernels is predicted in one piece, and nothing is computed twice.
 _WHOLE = 65_536
@@ -119,6 +119,9 @@ class Representation(nn.Module):
     def weights(self, predictor: nn.Module | None = None) -> dict[str, Tensor]:
         """The predicted entries of the original's state dict, with gradients to the predictor.
 
+        A weight that the original has under several names is one entry, under the first; `forward` and `reconstructed`
+        put it in all of its places.
+
         Args:
             predictor: One of the same form to ask in place of the representation's own.
         """
@@ -175,24 +178,23 @@ class Representation(nn.Module):
             images_BCHW: Pixels.
             weights: What `weights()` returned, where it serves several batches; predicted here by default.
         """
-        weights = self.weights() if weights is None else weights
-        entries = {f"net.{key}": value for key, value in weights.items()}
-        logits: Tensor = functional_call(self.original, entries, (images_BCHW,))
+        logits: Tensor = self.original(images_BCHW, self.weights() if weights is None else weights)
         return logits
 
     @torch.no_grad()
     def reconstructed(self) -> dict[str, Tensor]:
         """The reconstructed CNN as a state dict with the original's keys and types, for `timm.create_model`."""
         state = {key: value.detach().clone() for key, value in self.original.net.state_dict().items()}
-        for key, value in self.weights().items():
-            state[key] = value.to(state[key].dtype).contiguous()
+        weights = self.weights()
+        for layer in self.layout.layers:
+            for key in (layer.key, *layer.aliases):
+                state[key].copy_(weights[layer.key])
         return state
 
     def sizes(self) -> Sizes:
         """What there is to store, by the paper's count and in full."""
         params, predicted = self.predictor.num_params, self.layout.num_weights
-        state = self.original.net.state_dict()
-        all_bytes = 4 * sum(value.numel() for value in state.values())
+        all_bytes = 4 * distinct_elements(self.original.net.state_dict().values())
         kept_bytes = all_bytes - 4 * predicted
         order_bytes = (packed_bits(self.layout, self.order) + 7) // 8
         return Sizes(

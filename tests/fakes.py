@@ -37,6 +37,23 @@ class TinyCNN(nn.Module):
         return self.head(self.wide(torch.relu(self.pointwise(self.depthwise(x)))).mean((2, 3)))
 
 
+class SharingCNN(nn.Module):
+    """Weights under several names: a module twice, one more by way of a container, a parameter of two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+        self.again = self.a
+        self.chain = nn.Sequential(nn.ReLU(), self.a)
+        self.tied = nn.Conv2d(3, 3, 3, padding=1)
+        self.tied.weight = self.a.weight
+        self.own = nn.Conv2d(3, 4, 1)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.own(self.tied(self.chain(self.again(self.a(x))))).mean((2, 3)))
+
+
 class UntouchableCNN(nn.Module):
     """A CNN that must never run."""
 

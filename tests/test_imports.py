@@ -13,11 +13,12 @@ from nernlit.__main__ import HELP
 ROOT = Path(nernlit.__file__).parent
 
 #: Part of the package -> the parts that it may import.
-_PLAIN = {"errors", "files", "file_kinds", "progress"}
+_PLAIN = {"errors", "files", "file_kinds", "progress", "sharing"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "progress": set(),
+    "sharing": set(),
     "file_kinds": set(),
     "cpu": set(),
     "kernels": _PLAIN,

@@ -11,7 +11,6 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from nernlit.errors import UsageError
@@ -92,8 +91,7 @@ class Reestimated:
         return self._run(images_BCHW, point)
 
     def _run(self, images_BCHW: Tensor, point: Point) -> Tensor:
-        entries = {f"net.{key}": value for key, value in point.items()}
-        logits: Tensor = functional_call(self.classifier, entries, (images_BCHW,))
+        logits: Tensor = self.classifier(images_BCHW, point)
         return logits
 
 

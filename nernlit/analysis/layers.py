@@ -30,6 +30,6 @@ def layer_errors(representation: Representation) -> list[LayerError]:
     errors = []
     for layer in representation.layout.layers:
         pair = predicted[layer.key].flatten(0, 1), target[layer.key].flatten(0, 1)
-        name = layer.key.removesuffix(".weight")
+        name = layer.name
         errors.append(LayerError(name, float(reconstruction_rmse(*pair)), float(variance_explained(*pair))))
     return errors

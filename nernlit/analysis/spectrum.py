@@ -60,6 +60,5 @@ def layer_energies(representation: Representation) -> list[LayerEnergy]:
     original = low_frequency_energy(representation.original_weights())
     reconstructed = low_frequency_energy(representation.weights())
     return [
-        LayerEnergy(layer.key.removesuffix(".weight"), original[layer.key], reconstructed[layer.key])
-        for layer in representation.layout.layers
+        LayerEnergy(layer.name, original[layer.key], reconstructed[layer.key]) for layer in representation.layout.layers
     ]

@@ -1,7 +1,8 @@
 """WHAT is represented: layout, addresses, orders, sampling."""
 
 from nernlit.kernels.addresses import addresses
-from nernlit.kernels.layout import ConvLayer, LayerFilter, LayerPreset, Layout
+from nernlit.kernels.layers import LayerFilter, LayerPreset
+from nernlit.kernels.layout import ConvLayer, Layout
 from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order, packed_bits
 from nernlit.kernels.sampling import AllKernels, MagnitudeMix, Sampling, Uniform
 

@@ -7,58 +7,39 @@ A row of the table is one 2-D kernel `weight[f, c]`; rows run over layers, then 
 than K x K is the centre crop of its row (NeRN, arXiv 2212.13554, section 3), so that one predictor serves all layers.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import Literal
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from nernlit.errors import LayoutError
-
-LayerPreset = Literal["all_convs", "stages_3x3"]
-
-
-@dataclass(frozen=True)
-class LayerFilter:
-    """Which convolutions are predicted; the others are kept as they are.
-
-    Args:
-        include: Shell patterns of module names, for example `layer1.*`; a layer is taken if any of them matches.
-        exclude: Shell patterns of module names that are left out again.
-        kernel_sizes: Only layers whose larger kernel side is listed; None takes every size.
-    """
-
-    include: list[str] = field(default_factory=lambda: ["*"])
-    exclude: list[str] = field(default_factory=list)
-    kernel_sizes: list[int] | None = None
-
-    def takes(self, name: str, conv: nn.Conv2d) -> bool:
-        """Whether the convolution `conv`, found under the module name `name`, is predicted."""
-        if self.kernel_sizes is not None and max(conv.kernel_size) not in self.kernel_sizes:
-            return False
-        return _matches(name, self.include) and not _matches(name, self.exclude)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-#: The paper's two choices: every convolution (CIFAR, STL), the 3x3 ones of the four stages (ImageNet ResNets).
-PRESETS: dict[LayerPreset, LayerFilter] = {
-    "all_convs": LayerFilter(),
-    "stages_3x3": LayerFilter(include=["layer[1-4].*"], kernel_sizes=[3]),
-}
+from nernlit.kernels.layers import LayerFilter, LayerPreset, chosen
+from nernlit.sharing import names_of_weights, overlap
 
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """One predicted layer: its state-dict key, its weight's shape (O, I, kh, kw), and its first row in the table."""
+    """One predicted weight.
+
+    Attributes:
+        key: Its state-dict key.
+        shape: (O, I, kh, kw).
+        start: Its first row in the table.
+        aliases: Further state-dict keys of the same weight, which get the same prediction.
+    """
 
     key: str
     shape: tuple[int, int, int, int]
     start: int
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+        return self.key.removesuffix("weight").removesuffix(".")
 
     @property
     def kernels(self) -> int:
@@ -83,7 +64,8 @@ class Layout:
     """Where every predicted kernel stands in the table.
 
     Args:
-        layers: The predicted layers as (state-dict key, weight shape (O, I, kh, kw)), in the network's order.
+        layers: The predicted weights as (state-dict key, shape (O, I, kh, kw)), in the network's order.
+        aliases: For some of these keys, further keys of the same weight.
 
     Raises:
         LayoutError: If there is no layer.
@@ -93,12 +75,16 @@ class Layout:
     (8, 72, 3)
     """
 
-    def __init__(self, layers: Sequence[tuple[str, tuple[int, int, int, int]]]) -> None:
+    def __init__(
+        self,
+        layers: Sequence[tuple[str, tuple[int, int, int, int]]],
+        aliases: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         if not layers:
             raise LayoutError("no convolution is left to predict; expected at least one layer.")
         start, placed = 0, []
         for key, shape in layers:
-            placed.append(ConvLayer(key, shape, start))
+            placed.append(ConvLayer(key, shape, start, (aliases or {}).get(key, ())))
             start += placed[-1].kernels
         self.layers: tuple[ConvLayer, ...] = tuple(placed)
         self.num_kernels = start
@@ -106,26 +92,37 @@ class Layout:
         self.kernel_size = max(max(layer.shape[2:]) for layer in placed)
 
     @classmethod
-    def of(cls, net: nn.Module, layers: LayerPreset | LayerFilter = "all_convs") -> "Layout":
+    def of(cls, net: nn.Module, layers: LayerPreset | LayerFilter = "all_convs") -> Self:
         """The layout of a network's `Conv2d` weights (grouped and depthwise ones too), in module order.
 
+        A weight that several convolutions share is one layer; it is taken if `layers` takes any of them.
+
         Raises:
-            LayoutError: If no convolution matches; the message lists some names that exist.
+            LayoutError: If a pattern of `layers` matches no convolution, none is left, or a predicted weight shares
+                memory with another tensor of the network.
         """
-        rule = layers if isinstance(layers, LayerFilter) else PRESETS[layers]
-        convs = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
-        taken = [
-            (f"{name}.weight", (m.weight.shape[0], m.weight.shape[1], m.weight.shape[2], m.weight.shape[3]))
-            for name, m in convs.items()
-            if rule.takes(name, m)
-        ]
-        if not taken:
-            some = ", ".join(list(convs)[:5]) or "none"
-            raise LayoutError(
-                f"no Conv2d of {type(net).__name__} matches layers={layers!r}; it has {len(convs)} (first: {some}). "
-                "Widen --model.representation.layers."
-            )
-        return cls(taken)
+        state, names = net.state_dict(keep_vars=True), names_of_weights(net)
+        convs: dict[str, list[str]] = defaultdict(list)
+        for name, module in net.named_modules(remove_duplicate=False):
+            if isinstance(module, nn.Conv2d):
+                key = f"{name}.weight".removeprefix(".")
+                if key not in names:
+                    raise LayoutError(
+                        f"the convolution {name!r} has no weight in the state dict but computes it from other tensors "
+                        "(weight_norm, spectral_norm, pruning); make it permanent first, for example with "
+                        "torch.nn.utils.parametrize.remove_parametrizations."
+                    )
+                convs[names[key][0]].append(name)
+        keys = chosen(convs, {key: max(state[key].shape[2:]) for key in convs}, layers)
+        for key in keys:
+            views = [k for k, v in state.items() if k not in names[key] and k in names and overlap(state[key], v)]
+            if views:
+                raise LayoutError(
+                    f"{key!r} shares memory with {views[0]!r}, which is another view of it: it cannot be predicted "
+                    "while the other one is kept. Copy one of the two tensors (`.clone()`), or leave the layer out "
+                    "(--model.representation.layers)."
+                )
+        return cls([(key, tuple(state[key].shape)) for key in keys], {key: names[key][1:] for key in keys})
 
     def table(self, state: Mapping[str, Tensor], kernel_size: int | None = None) -> Tensor:
         """The table (N, K, K) of a state dict's kernels; what lies outside a smaller kernel's crop is zero.

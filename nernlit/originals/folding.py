@@ -6,7 +6,6 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nernlit.originals.original import Original
 
@@ -63,11 +62,10 @@ class Folded:
             images_BCHW: Pixels.
             weights: Entries of the classifier's network's state dict in place of its own: weights of convolutions.
         """
-        entries = {
-            f"net.{key}": value * self.factors[key] if key in self.factors else value
-            for key, value in (weights or {}).items()
+        scaled = {
+            key: value * self.factors[key] if key in self.factors else value for key, value in (weights or {}).items()
         }
-        logits: Tensor = functional_call(self.classifier, entries, (images_BCHW,))
+        logits: Tensor = self.classifier(images_BCHW, scaled)
         return logits
 
 
@@ -100,7 +98,8 @@ def _pairs(net: nn.Module, classifier: Original, images_BCHW: Tensor) -> dict[st
     handles = []
     for name, module in net.named_modules():
         # Subclasses may do more than their names say.
-        if type(module) is nn.Conv2d:
+        # A weight of several convolutions has no factor of its own.
+        if type(module) is nn.Conv2d and len(classifier.places[f"{name}.weight"]) == 1:
             handles.append(module.register_forward_hook(lambda _m, _in, out, name=name: note_conv(name, out)))
         elif type(module) is nn.BatchNorm2d and module.track_running_stats:
             handles.append(module.register_forward_pre_hook(lambda _m, given, name=name: note_norm(name, given[0])))

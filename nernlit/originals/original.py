@@ -8,10 +8,12 @@ from typing import Self, final
 import timm
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
 from nernlit.originals.checkpoint import load_strictly, read_state_dict
+from nernlit.sharing import places_of_weights
 
 
 @final
@@ -84,6 +86,7 @@ class Original(nn.Module):
                     f"pass {channels} numbers (--model.representation.original.{what})."
                 )
         self.net = net
+        self.places = places_of_weights(net)
         self._frozen = False
         self.name = name
         self.weights_from = weights
@@ -92,9 +95,19 @@ class Original(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits (B, num_classes) of pixels in [0, 1]."""
-        logits: Tensor = self.net((images_BCHW - self.mean) / self.std)
+    def forward(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (B, num_classes) of pixels in [0, 1].
+
+        Args:
+            images_BCHW: Pixels.
+            weights: Entries of the network's state dict to use in place of its own, which do not change. A weight that
+                the network has under several names is replaced under all of them; give it by one.
+        """
+        pixels_BCHW = (images_BCHW - self.mean) / self.std
+        entries = {place: value for key, value in (weights or {}).items() for place in self.places[key]}
+        logits: Tensor = (
+            functional_call(self.net, entries, (pixels_BCHW,), tie_weights=False) if entries else self.net(pixels_BCHW)
+        )
         return logits
 
     def freeze(self) -> Self:

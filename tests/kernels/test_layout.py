@@ -1,3 +1,6 @@
+import re
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -80,6 +83,54 @@ def test_the_papers_choice_of_resnet18_has_its_number_of_weights() -> None:
     assert layout.num_weights == 10_985_472
 
 
-def test_nothing_to_predict_is_an_error_that_names_what_there_is() -> None:
-    with pytest.raises(LayoutError, match=r"no Conv2d of TinyCNN matches .*it has 4 \(first: stem, depthwise"):
-        Layout.of(TinyCNN(), LayerFilter(include=["nothing"]))
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (LayerFilter(include=["stem", "wyde"]), r"layers\.include: the pattern 'wyde' matches no .*mean 'wide'\?"),
+        (LayerFilter(exclude=["wide.*"]), r"layers\.exclude: the pattern 'wide\.\*' matches no .*did you mean 'wide'"),
+        (LayerFilter(include=["zzzz"]), r"'zzzz' matches no convolution; there are stem, depthwise, pointwise, wide"),
+        (
+            LayerFilter(kernel_sizes=[3, 7]),
+            r"none of these convolutions has kernels of size 7; there are sizes 1, 3, 5",
+        ),
+        (LayerFilter(exclude=["*"]), r"takes none of the network's 4 convolutions \(first: stem, depthwise"),
+        (LayerFilter(include=[]), r"takes none of the network's 4 convolutions"),
+        (LayerFilter(kernel_sizes=[]), r"takes none of the network's 4 convolutions"),
+        ("stages_3x3", r"layers='stages_3x3': the pattern 'layer\[1-4\]\.\*' matches no convolution"),
+        ("stage_3x3", r"layers='stage_3x3'; expected 'all_convs' or 'stages_3x3', or a LayerFilter"),
+        (["stem"], r"layers=\['stem'\]; expected 'all_convs' or 'stages_3x3', or a LayerFilter"),
+    ],
+)
+def test_a_choice_that_matches_nothing_is_named_with_what_is_close(rule: Any, message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        Layout.of(TinyCNN(), rule)
+
+
+def test_close_patterns_are_suggested_for_stages() -> None:
+    net = timm.create_model("cifar_resnet20")
+    with pytest.raises(LayoutError, match=r"'layr2\.\*' matches no convolution; did you mean 'layer2\.\*'"):
+        Layout.of(net, LayerFilter(include=["layer1.*", "layr2.*"]))
+    with pytest.raises(LayoutError, match=r"'layer2' matches no convolution; did you mean 'layer2\.\*'\?"):
+        Layout.of(net, LayerFilter(include=["layer2"]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"include": "layer1.*"}, {"exclude": "stem"}, {"kernel_sizes": 3}, {"kernel_sizes": ["3"]}]
+)
+def test_patterns_are_lists(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(LayoutError, match=rf"layers\.{name}={re.escape(repr(value))}; expected a list, for example"):
+        LayerFilter(**options)
+
+
+def test_networks_without_a_convolution_or_with_computed_weights_are_refused() -> None:
+    with pytest.raises(LayoutError, match="the network has no Conv2d"):
+        Layout.of(torch.nn.Linear(2, 2))
+    net = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 2, 3)))
+    with pytest.raises(LayoutError, match="the convolution '0' has no weight in the state dict but computes it"):
+        Layout.of(net)
+
+
+def test_a_network_that_is_one_convolution_has_a_layout() -> None:
+    (layer,) = Layout.of(torch.nn.Conv2d(2, 3, 3)).layers
+    assert (layer.key, layer.shape) == ("weight", (3, 2, 3, 3))

@@ -1,0 +1,87 @@
+"""Weights that a network has under several names: modules that are used twice, tied parameters."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+def names_of_weights(net: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every key of a network's state dict -> all keys of the same weight, in the state dict's order.
+
+    Two tensors are the same weight if they are the same memory in the same shape. Tensors that only overlap, such as a
+    weight and its transposed view, are two weights; see `overlap`.
+
+    >>> shared = nn.Linear(1, 1, bias=False)
+    >>> names_of_weights(nn.Sequential(shared, shared))
+    {'0.weight': ('0.weight', '1.weight'), '1.weight': ('0.weight', '1.weight')}
+    """
+    groups: dict[object, list[str]] = defaultdict(list)
+    for key, value in net.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor):
+            in_memory = _in_memory(value) and value.numel()
+            groups[_memory(value) if in_memory else id(value)].append(key)
+    return {key: tuple(group) for group in groups.values() for key in group}
+
+
+def places_of_weights(net: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every key of a network's state dict -> the keys by which `functional_call` must be given that weight.
+
+    Each module that holds the weight has one key in it, however many names the module has: torch restores a module that
+    is named twice to the weight that the call brought, and not to its own.
+    """
+    places: dict[str, tuple[str, ...]] = {}
+    for key, names in names_of_weights(net).items():
+        holders: dict[tuple[int, str], str] = {}
+        for name in names:
+            path, _, attribute = name.rpartition(".")
+            holders.setdefault((id(net.get_submodule(path)), attribute), name)
+        places[key] = tuple(holders.values())
+    return places
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors may have numbers in common: their ranges in memory overlap."""
+    if not (_in_memory(one) and _in_memory(other)) or one.untyped_storage().data_ptr() == 0:
+        return False
+    start, stop = _range(one)
+    other_start, other_stop = _range(other)
+    same_storage = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return same_storage and start < other_stop and other_start < stop
+
+
+def distinct_elements(tensors: Iterable[Tensor]) -> int:
+    """How many numbers there are in memory; those that several tensors share count once."""
+    by_storage: dict[int, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        by_storage[tensor.untyped_storage().data_ptr()].append(tensor)
+    return sum(_covered(group) for group in by_storage.values())
+
+
+def _covered(tensors: list[Tensor]) -> int:
+    """The numbers of tensors in one storage."""
+    ranges = end = 0
+    for start, stop in sorted(map(_range, tensors)):
+        ranges += max(0, stop - max(start, end))
+        end = max(end, stop)
+    # The range of a strided view has gaps, which count as nothing.
+    return min(ranges, sum(tensor.numel() for tensor in {_memory(tensor): tensor for tensor in tensors}.values()))
+
+
+def _in_memory(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and tensor.layout == torch.strided and tensor.device.type != "meta"
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor.untyped_storage().data_ptr(), _range(tensor), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """The first element in the storage, and the one after the last."""
+    if not tensor.numel():
+        return 0, 0
+    last: int = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset())
+    return start, start + last + 1
