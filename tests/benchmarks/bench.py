@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from rich.table import Table
 from nernlit.cli import _keep_freed_memory
 from nernlit.kernels.orders import OrderName, positions
 from nernlit.modules.base import Precision
-from tests.benchmarks import works
+from tests.benchmarks import busy, works
 from tests.benchmarks.scale import SCHEMES
 from tests.benchmarks.works import Work
 
@@ -161,6 +162,22 @@ def lines() -> Iterator[tuple[str, Callable[[], Figures]]]:
             f"scale: {scheme} step, resnet18, stages_3x3, H=1372",
             lambda s=scheme: at_scale("resnet18", "stages_3x3", "1372", s),
         )
+    steps = 3_000
+
+    def idle_cost() -> Figures:
+        fixed, adapting = [], []
+        for _ in range(3):  # in turns: the machine's own drift falls on both
+            fixed += busy.seconds_of(busy.started(torch.get_num_threads(), steps))
+            adapting += busy.seconds_of(busy.started("auto", steps))
+        return {"steps_per_s": steps / min(adapting), "of_a_fixed_number": min(adapting) / min(fixed)}
+
+    yield "busy: a fit alone, adapting its threads", idle_cost
+    for threads in ("auto", torch.get_num_threads(), 1):
+        yield (
+            f"busy: a fit beside a busy process, {threads} threads",
+            partial(busy.beside_a_busy_process, threads, steps),
+        )
+        yield f"busy: two fits at once, {threads} threads", partial(busy.side_by_side, threads, steps)
     yield "peak memory of all lines above", lambda: {"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
