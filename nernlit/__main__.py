@@ -5,6 +5,8 @@ The overview needs neither PyTorch nor Lightning, whose import takes seconds.
 
 import sys
 
+from nernlit import __version__
+
 HELP = """usage: nernlit COMMAND -c CONFIG [options]      (also `lightning ...` and `python -m nernlit ...`)
 
 Store a trained CNN as a small coordinate network.
@@ -20,6 +22,7 @@ commands:
 
   -c CONFIG   YAML files, merged in order; configs/ holds one for every cell of the paper's tables
   --debug     show the traceback of an error
+  --version   show the version
 
 `nernlit COMMAND --help` lists a command's options, `nernlit COMMAND -c CONFIG --print_config` shows their values.
 """
@@ -27,6 +30,9 @@ commands:
 
 def main() -> None:
     """Entry of `lightning`, `nernlit` and `python -m nernlit`."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"nernlit {__version__}")
+        raise SystemExit(0)
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(HELP, end="")
         raise SystemExit(0 if sys.argv[1:] else 2)

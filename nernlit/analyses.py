@@ -130,7 +130,7 @@ def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
     original = representation.original_weights()
     reference = _correct(representation, original, batches)
     rows = []
-    for ended in json.loads(record.read_text()):
+    for ended in json.loads(record.read_text(encoding="utf-8")):
         file = run.folder / "rounds" / f"round-{ended['round']:02d}.safetensors"
         state = load_file(file)
         correct = _correct(representation, {k: state[k] for k in original}, batches)

@@ -40,7 +40,7 @@ def _positive(text: str) -> int:
 
 def main(args: Sequence[str]) -> None:
     """Run the command with these arguments; `--data...` ones change the run's own data configuration."""
-    parser = argparse.ArgumentParser(prog="nernlit analyze", description=__doc__)
+    parser = argparse.ArgumentParser(prog="nernlit analyze", description=__doc__, allow_abbrev=False)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder of a fit (runs/<name>/version_N) or a checkpoint"

@@ -2,12 +2,13 @@
 
 import contextlib
 import ctypes
+import io
 import logging
 import os
 import re
 import sys
 import warnings
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,13 +18,13 @@ from jsonargparse import ArgumentError as ParserError
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported so that YAML can name their classes without a module path.
-from nernlit import kernels, optimisers, predictors  # noqa: F401
-from nernlit.base_files import expand_bases
+from nernlit import __version__, kernels, optimisers, predictors  # noqa: F401
+from nernlit.base_files import SCHEDULES, ConfigFile, expand_bases
 from nernlit.callbacks import (
     BestCheckpoint,
     CpuThreads,
@@ -33,25 +34,43 @@ from nernlit.callbacks import (
     Summary,
     WeightsWriter,
 )
+from nernlit.callbacks.writer import run_folder
 from nernlit.cpu import use_free_cores
 from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, NernlitError, UsageError
+from nernlit.files import write_atomically
 from nernlit.modules import ClassifierModule
+from nernlit.parser_errors import closest, explain
 from nernlit.resume import require_usable, whole_last_checkpoint
 
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+_COMMANDS = (*_TRAINER_COMMANDS, "sweep", "analyze", "report")
+_PARSER = {"exit_on_error": False, "allow_abbrev": False}
+_ROOTS = {"model": ClassifierModule, "data": ImageDataModule}
+_LARGEST_SEED = 2**32 - 1  # NumPy's
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keep the configuration in the run's folder; without a logger there is none, and `config.yaml` may be a user's."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and trainer.loggers and not self.already_saved:
+            content = self.parser.dump(self.config, skip_none=False)
+            write_atomically(folder / self.config_filename, content.encode())
+        self.already_saved = True
 
 
 class NernlitCLI(LightningCLI):
     """LightningCLI with the callbacks that every run has, and `--ckpt_path last|best` that survive a restart."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--base", type=list[str], default=[], help="YAML files that a configuration builds on.")
+        # Listed by --help only: `expand_bases` has taken it out of the arguments.
         parser.add_argument(
             "--schedule",
-            type=Literal["fast", "paper"],
-            default="fast",
-            help="Optimisers and lengths of shipped configurations: ours, or the paper's (X.paper.yaml beside X.yaml).",
+            choices=SCHEDULES,
+            default=SUPPRESS,
+            help="Optimizers and lengths of shipped configurations: ours, or the paper's (X.paper.yaml beside X.yaml).",
         )
         parser.add_argument(
             "--threads",
@@ -71,13 +90,27 @@ class NernlitCLI(LightningCLI):
             }
         )
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = LightningArgumentParser(dump_header=[f"nernlit=={__version__}"], **kwargs)
+        parser.add_argument(
+            "-c", "--config", action=ConfigFile, help="YAML file of options; several are merged in order."
+        )
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # always a list here
+        try:
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]  # always a list here
+        except (ParserError, ArgumentError) as error:
+            options = self._subcommand_parsers[args[0]].get_defaults().keys()  # type: ignore[index]
+            raise UsageError(explain(str(error), _ROOTS, options)) from error
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed <= _LARGEST_SEED:
+            raise UsageError(
+                f"--seed_everything {seed}: expected a whole number from 0 to {_LARGEST_SEED}, true or false."
+            )
 
     def _parse_ckpt_path(self) -> None:
         config = self.config[self.config["subcommand"]]
-        # Bases were merged already; a saved configuration must not look for them again.
-        config["base"] = []
         given = config.get("ckpt_path")
         if given in ("last", "best"):
             found = _newest_checkpoint(config, f"{given}.ckpt")
@@ -118,6 +151,9 @@ class NernlitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
             self.save_config_callback = None  # the run's folder keeps the configuration that it was fitted with
+        logger = self.config[self.subcommand]["trainer"].get("logger")
+        if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):
+            _require_writable(Path(str(logger["init_args"]["save_dir"])))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -153,6 +189,14 @@ def _run_folder(config: Any) -> Path:
     return Path(str(arguments["save_dir"]), str(arguments["name"]))
 
 
+def _require_writable(folder: Path) -> None:
+    """Say before any work is done that the run's files will find no place."""
+    existing = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written to" if existing.is_dir() else "is no folder"
+        raise UsageError(f"{existing} {what}; pass another --trainer.logger.init_args.save_dir ({folder} was given).")
+
+
 def _newest_checkpoint(config: Any, name: str) -> Path | None:
     found = list(_run_folder(config).glob(f"version_*/checkpoints/{name}"))
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
@@ -166,14 +210,14 @@ def run(args: Sequence[str]) -> NernlitCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveConfig,
         seed_everything_default=0,
         # Evaluation must count every image exactly once; our loaders share images out themselves.
         trainer_defaults={
             "use_distributed_sampler": False,
             "callbacks": [Timer(), Summary(), RoundCheckpoint()],
         },
-        parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in _TRAINER_COMMANDS}},
+        parser_kwargs={**_PARSER, **dict.fromkeys(_TRAINER_COMMANDS, _PARSER)},
         args=expand_bases(args),
     )
 
@@ -186,12 +230,6 @@ _NOISE = (
     "module(s) in eval mode at the start of training",  # the frozen original
     "does not have many workers",  # whole batches come from memory
     "is smaller than the logging interval",
-)
-
-
-_PARSER_CEREMONY = re.compile(
-    r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>$|Given value type:"
-    r"|Given value: (NestedArg|Namespace)"
 )
 
 
@@ -211,21 +249,40 @@ def main(args: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
     given = [arg for arg in given if arg != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still shows the rest
     _hush()
     _keep_freed_memory()
+    _find_classes_of_ones_own()
     try:
-        if given[:1] in (["sweep"], ["analyze"], ["report"]):
-            if given[0] != "sweep":  # whose fits adapt to the machine themselves
-                use_free_cores()
-            import_module(f"nernlit.{given[0]}").main(given[1:])
-        else:
+        command = given[0] if given else ""
+        if command not in _COMMANDS:
+            raise UsageError(_unknown_command(command))
+        if command in _TRAINER_COMMANDS:
             run(given)
+        else:
+            if command != "sweep":  # whose fits adapt to the machine themselves
+                use_free_cores()
+            import_module(f"nernlit.{command}").main(given[1:])
     except Exception as error:
         message = None if debug else _for_the_user(error)
         if message is None:
             raise
         print(f"nernlit: error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _unknown_command(command: str) -> str:
+    close = closest(command, _COMMANDS)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"there is no command {command!r}{hint}; the command comes first, one of {', '.join(_COMMANDS)}."
+
+
+def _find_classes_of_ones_own() -> None:
+    """Let YAML name modules in the working directory, as `python -m nernlit` does; a script's path has not got it."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _keep_freed_memory() -> None:
@@ -249,12 +306,7 @@ def _for_the_user(error: BaseException) -> str | None:
             return str(cause)
         cause = cause.__cause__
     if isinstance(error, ParserError | ArgumentError):
-        return f"{_condensed(str(error))} (--print_config shows every option)"
+        return explain(str(error), _ROOTS)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
     return None
-
-
-def _condensed(text: str) -> str:
-    """The parser's tree of alternatives in one line, without those that nobody meant."""
-    lines = [line.strip(" -") for line in text.splitlines()]
-    kept = [line for line in lines if line and not _PARSER_CEREMONY.match(line)]
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(kept))

@@ -209,7 +209,7 @@ def _picture(figure: Figure, description: str) -> str:
 
 def main(args: Sequence[str]) -> None:
     """Run the command with these arguments; `--data...` ones change the runs' own data configuration."""
-    parser = argparse.ArgumentParser(prog="nernlit report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="nernlit report", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a fit's folder (runs/<name>/version_N) or a checkpoint")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="which of a run's checkpoints")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file")

@@ -88,7 +88,7 @@ class Run:
         file = self.folder / "config.yaml"
         if not file.is_file():
             raise UsageError(f"{self.folder} has no config.yaml, which says what data the run was fitted with.")
-        config: dict[str, Any] = yaml.safe_load(file.read_text())
+        config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
         return config
 
     def representation(self) -> Representation:
@@ -97,7 +97,7 @@ class Run:
 
     def data(self, overrides: Sequence[str] = ()) -> ImageDataModule:
         """The run's data, with overrides as on the command line (`--data.root DIR`)."""
-        parser = ArgumentParser(exit_on_error=False)
+        parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
         parser.add_subclass_arguments(ImageDataModule, "data")
         given = parser.parse_args(["--data", json.dumps(self.config["data"]), *overrides])
         data: ImageDataModule = parser.instantiate_classes(given).data

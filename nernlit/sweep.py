@@ -44,7 +44,10 @@ Row = dict[str, float | str]
 def main(args: Sequence[str]) -> None:
     """Run the command with these arguments; those it does not know go to `fit` as they are."""
     parser = argparse.ArgumentParser(
-        prog="nernlit sweep", description=__doc__, epilog="All other options are those of `nernlit fit`."
+        prog="nernlit sweep",
+        description=__doc__,
+        epilog="All other options are those of `nernlit fit`.",
+        allow_abbrev=False,
     )
     parser.add_argument("--configs", nargs="+", required=True, help="configurations to compare")
     parser.add_argument("--hidden", type=int, nargs="+", help="hidden widths (default: the configuration's own)")
@@ -190,7 +193,7 @@ def _answers(module: ReconstructionModule, cli: NernlitCLI) -> dict[str, Tensor]
 def _read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
     if rows and "files" not in rows[0]:
         raise UsageError(f"{path} is no table of this version of nernlit; pass another folder as --out.")

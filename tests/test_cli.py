@@ -1,5 +1,8 @@
 import csv
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +12,14 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import nernlit
 from nernlit.cli import main, run
 from nernlit.errors import UsageError
 from nernlit.sweep import main as sweep
 from tests.fakes import CONFIGS, QUICK
+
+DECOUPLED = [QUICK[0], str(CONFIGS / "digits_h64_decoupled.yaml")]
+ROOT = CONFIGS.parent
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -71,6 +78,12 @@ def test_an_originals_checkpoint_serves_as_an_original() -> None:
     assert torch.equal(cli.model.representation.original.net.conv1.weight, trained)
 
 
+def test_without_a_logger_ones_own_config_yaml_stays() -> None:
+    Path("config.yaml").write_text(f"base: [{QUICK[1]}]\n", encoding="utf-8")
+    run(["fit", "-c", "config.yaml", *QUICK[2:], "--trainer.logger=false"])
+    assert Path("config.yaml").read_text(encoding="utf-8") == f"base: [{QUICK[1]}]\n"
+
+
 def test_a_saved_configuration_runs_again() -> None:
     run(["fit", *QUICK])
     cli = run(["fit", "-c", "runs/digits_h64/version_0/config.yaml"])
@@ -107,11 +120,63 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
     ("args", "pattern"),
     [
         (["fit", "-c", "nowhere.yaml"], "no configuration file nowhere.yaml"),
-        (["fit", *QUICK, "--model.loss=mae"], "loss.*mae"),
-        (["fit", *QUICK, "--model.nonsense=1"], "nonsense"),
-        (["fit", *QUICK, "--trainer.max_epochs=many"], "max_epochs.*many"),
-        (["fit", *QUICK, "--nonsense=1"], "nonsense"),
-        (["fit", *QUICK, "--model=Nonsense"], "Nonsense"),
+        (["fit", *QUICK, "--model.loss=mae"], r"--model\.loss mae: expected one of mse, rmse"),
+        (["fit", *QUICK, "--model.los=mse"], r"--model\.los: ReconOnly has no option 'los'; did you mean loss\?"),
+        (
+            ["fit", *QUICK, "--model.representation.predictor.hiden=8"],
+            r"--model\.representation\.predictor\.hiden: MLP has no option 'hiden'; did you mean hidden\?",
+        ),
+        (
+            ["fit", *QUICK, "--model.representation.original.foo=1"],
+            r"--model\.representation\.original\.foo: Original has no option 'foo'; it has name, checkpoint, ",
+        ),
+        (
+            ["fit", *QUICK, "--model.optimizer.lrr=1"],
+            r"--model\.optimizer\.lrr: Muon has no option 'lrr'; did you mean lr",
+        ),
+        (["fit", *QUICK, "--model.optimizer.lr=fast"], r"--model\.optimizer\.lr fast: expected a number"),
+        (["fit", *QUICK, "--model.optimizer=torch.optim.Adm"], r"torch\.optim\.Adm: no class of that name \(module"),
+        (["fit", *QUICK, "--trainer.max_epochs=many"], r"--trainer\.max_epochs many: expected a whole number"),
+        (
+            ["fit", *QUICK, "--trainer.max_epoch=1"],
+            r"no option --trainer\.max_epoch; did you mean --trainer\.max_epochs",
+        ),
+        (
+            ["fit", *QUICK, "--trainer.precision=17"],
+            r"--trainer\.precision 17: expected one of 64, 32, 16, .*bf16-true",
+        ),
+        (
+            ["fit", *QUICK, "--trainer.fast_dev=1"],
+            r"no option --trainer\.fast_dev; did you mean --trainer\.fast_dev_run",
+        ),
+        (["fit", *QUICK, "--nonsense=1"], "there is no option --nonsense; see --help"),
+        (["fit", *QUICK, "--base=x.yaml"], "there is no option --base"),
+        (
+            ["fit", *QUICK, "--model=ReconOny"],
+            "--model ReconOny: expected one of BaselineJoint, DecoupledDistill, OriginalModule, Progressive, ReconOnly "
+            r"\(did you mean ReconOnly\?\), or the path of a class of your own \(module\.Class\)",
+        ),
+        (["fit", *QUICK, "--data=Digits"], "--data Digits: expected one of CIFAR100DataModule, .*DigitsDataModule"),
+        (["fit", *QUICK, "--model.representation.predictor=MPL"], r"MPL: expected one of .*did you mean MLP\?"),
+        (["fit", *QUICK, "--data.flip=maybe"], r"--data\.flip maybe: expected true or false"),
+        (
+            ["fit", *DECOUPLED, "--model.teacher=cifar_resnet56"],
+            r"--model\.teacher cifar_resnet56: expected the options of Original: name, checkpoint, pretrained",
+        ),
+        (["fit", *DECOUPLED, "--model.teacher=[1]"], r"--model\.teacher \[1\]: expected the options of Original: name"),
+        (["fit", *DECOUPLED, "--model.teacher={nme: x}"], r"--model\.teacher\.nme: Original has no option 'nme'"),
+        (["fit", *QUICK, "--seed_everything=-1"], "--seed_everything -1: expected a whole number from 0 to 4294967295"),
+        (
+            ["fit", *QUICK, "--seed_everything=4294967296"],
+            "--seed_everything 4294967296: expected a whole number from 0",
+        ),
+        (["fit", *QUICK, "--seed_everything=1.5"], r"--seed_everything 1\.5: expected true or false or a whole number"),
+        (
+            ["fit", *QUICK, "--trainer.logger.init_args.save_dir=/dev/null"],
+            "/dev/null is no folder; pass another --trainer",
+        ),
+        (["fit", *QUICK, "more"], "'more' is no option; options are given as --name value"),
+        (["fit"], r"--data, --model is not given; pass a configuration \(-c FILE\)"),
         (["fit", *QUICK, "--data.val_share=2"], r"val_share=2\.0; expected a share"),
         (["fit", *QUICK, "--ckpt_path=nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["fit", *QUICK, "--model.representation.original.name=resnet"], "timm has no model named 'resnet'"),
@@ -120,7 +185,9 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             "'digits_resnet8' has random weights; pass",
         ),
         (["fit", "-c", str(CONFIGS / "cifar10_h180.yaml")], "has random weights; pass --model.representation.original"),
-        (["nonsense"], "nonsense"),
+        (["nonsense"], r"there is no command 'nonsense'; the command comes first, one of fit, validate, .*, report\."),
+        (["tset"], r"there is no command 'tset' \(did you mean test\?\); the command comes first, one of fit"),
+        (["sweep", "--configs", QUICK[1], "--seed", "3"], "there is no option --seed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -128,6 +195,7 @@ def test_mistakes_are_one_clear_message(args: list[str], pattern: str, capsys: p
     message = _refused(capsys, *args)
     assert re.search(pattern, message)
     assert message.startswith("nernlit: error: ")
+    assert message.count("\n") == 1
     assert len(message) < 700
 
 
@@ -148,9 +216,65 @@ def test_print_config_prints_what_would_run(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as caught:
         main(["fit", *QUICK, "--print_config"])
     assert caught.value.code == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    printed = yaml.safe_load(text)
     assert printed["model"]["init_args"]["optimizer"]["class_path"] == "timm.optim.Muon"
     assert printed["data"]["init_args"]["steps_per_epoch"] == 5
+    Path("printed.yaml").write_text(text, encoding="utf-8")
+    same, first = run(["fit", "-c", "printed.yaml"]), run(["fit", *QUICK])
+    metrics = [{name: float(value) for name, value in cli.trainer.callback_metrics.items()} for cli in (same, first)]
+    assert metrics[0] == metrics[1]
+
+
+def test_the_papers_schedule_is_printed_and_saved_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", *QUICK, "--schedule", "paper", "--print_config"])
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["model"]["init_args"]["optimizer"]["class_path"] == "nernlit.optimisers.Ranger"
+    assert not {"base", "schedule"} & set(yaml.safe_load(text))
+    Path("printed.yaml").write_text(text, encoding="utf-8")
+    assert run(["fit", "-c", "printed.yaml"]).trainer.global_step == 10
+
+
+def test_a_configuration_that_names_code_runs_none(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.yaml").write_text("model: !!python/object/apply:os.mkdir [run]\n", encoding="utf-8")
+    assert "bad.yaml: " in _refused(capsys, "fit", "-c", "bad.yaml")
+    assert not Path("run").exists()
+
+
+def _program(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The console script: its folder, not the working directory, is where Python looks first."""
+    script = "import sys; del sys.path[0]; from nernlit.__main__ import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", script, *args],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+def test_the_version_is_printed() -> None:
+    assert _program("--version").stdout == f"nernlit {nernlit.__version__}\n"
+
+
+def test_ones_own_class_and_utf_8_work_in_any_locale() -> None:
+    Path("mine.py").write_text(
+        "from nernlit.data import DigitsDataModule\n\n\n"
+        "class Ours(DigitsDataModule):\n"
+        "    def __init__(self, label: str, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+    )
+    text = f"# été\nbase: [{QUICK[1]}]\ndata: {{class_path: mine.Ours, init_args: {{label: é}}}}\n"
+    Path("mine.yaml").write_text(text, encoding="utf-8")
+    line = ["-c", "mine.yaml", *QUICK[2:]]
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = _program("fit", *line, **ascii_only)
+    assert done.returncode == 0, done.stderr
+    saved = Path("runs/digits_h64/version_0/config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(saved)["data"]["init_args"]["label"] == "é"
+    again = _program("test", "-c", "runs/digits_h64/version_0/config.yaml", "--ckpt_path", "best", **ascii_only)
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_sweep_tabulates_and_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Every shipped configuration runs, and says what its name says."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -89,14 +90,13 @@ def test_the_papers_schedule_runs_a_step(scheme: str, fakes: dict[str, Path]) ->
     cli = _one_step(CONFIGS / f"cifar10_{scheme}.yaml", fakes, "--schedule=paper")
     assert type(cli.trainer.optimizers[0]).__name__ == "Ranger"
     assert cli.model.representation.scale == 1
-    assert cli.config["fit"]["schedule"] == "paper"
 
 
 def _said(config: Path, *keys: str) -> Any:
     """What the files of a configuration say in the end under the paper's schedule."""
     values: list[Any] = [None]
     for path in expand_bases(["-c", str(config), "--schedule", "paper"]):
-        value = yaml.safe_load(Path(path).read_text()) if path.endswith(".yaml") else None
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path.endswith(".yaml") else None
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         values += [value] if value is not None else []
@@ -155,14 +155,90 @@ def test_configurations_say_only_what_differs_from_their_bases() -> None:
         assert content["trainer"]["logger"]["init_args"]["name"] == config.stem
 
 
+def _files(args: list[str]) -> list[str]:
+    return [Path(value).name for flag, value in itertools.pairwise(args) if flag == "-c"]
+
+
+def _write(folder: Path, **contents: str) -> None:
+    for name, content in contents.items():
+        (folder / f"{name}.yaml").write_text(content, encoding="utf-8")
+
+
 def test_bases_come_before_the_file_that_names_them(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: [sub/b.yaml]\n")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.yaml").write_text("base: [c.yaml]\n")
     (tmp_path / "sub" / "c.yaml").write_text("seed_everything: 1\n")
     args = expand_bases(["fit", f"--config={tmp_path / 'a.yaml'}", "--x"])
-    names = [Path(arg).name for arg in args]
-    assert names == ["fit", "-c", "c.yaml", "-c", "b.yaml", "-c", "a.yaml", "--x"]
+    assert _files(args) == ["c.yaml", "b.yaml", "a.yaml"]
+    assert (args[0], args[-1]) == ("fit", "--x")
     (tmp_path / "sub" / "c.yaml").write_text("base: [b.yaml]\n")
     with pytest.raises(UsageError, match="builds on itself"):
         expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])
+
+
+def test_a_base_that_two_files_share_is_read_once(tmp_path: Path) -> None:
+    _write(tmp_path, a="base: [b.yaml, c.yaml]\n", b="base: [d.yaml]\nx: 2\n", c="base: d.yaml\n", d="x: 1\n")
+    _write(tmp_path, e="base: [./d.yaml]\n")
+    assert _files(expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])) == ["d.yaml", "b.yaml", "c.yaml", "a.yaml"]
+    several = expand_bases(["fit", "-c", str(tmp_path / "a.yaml"), f"-c{tmp_path / 'e.yaml'}"])
+    assert _files(several) == ["d.yaml", "b.yaml", "c.yaml", "a.yaml", "e.yaml"]
+
+
+def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
+    _write(tmp_path, a="trainer: {max_epochs: 1}\n")
+    line = ["fit", "--trainer.max_epochs", "2", "-c", str(tmp_path / "a.yaml")]
+    assert expand_bases(line) == ["fit", "-c", str(tmp_path / "a.yaml"), "--trainer.max_epochs", "2"]
+
+
+def test_a_schedule_may_stand_in_a_file(tmp_path: Path) -> None:
+    _write(tmp_path, a="schedule: paper\nbase: [b.yaml]\n", b="x: 1\n")
+    _write(tmp_path, **{"b.paper": "x: 2\n"})
+    assert _files(expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])) == ["b.yaml", "a.yaml", "b.paper.yaml"]
+    fast = expand_bases(["fit", "-c", str(tmp_path / "a.yaml"), "--schedule=fast"])
+    assert _files(fast) == ["b.yaml", "a.yaml"]
+    (tmp_path / "b.paper.yaml").unlink()
+    with pytest.raises(UsageError, match=r"a\.yaml: schedule: paper: none of the given configurations has one"):
+        expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])
+
+
+NESTED = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "bad.yaml is empty; expected options"),
+        (b"# nothing\n", "bad.yaml is empty; expected options"),
+        (b"- a\n- b\n", "bad.yaml holds no options; expected a YAML mapping"),
+        (b"just text", "bad.yaml holds no options; expected a YAML mapping"),
+        (b"base: [1, 2]\n", "bad.yaml: base: [1, 2]; expected a list of YAML files"),
+        (b"base: {a: b}\n", "bad.yaml: base: {'a': 'b'}; expected a list of YAML files"),
+        (b"base: nowhere.yaml\n", "no configuration file nowhere.yaml"),
+        (b"base: bad.yaml\n", "bad.yaml builds on itself: bad.yaml -> bad.yaml"),
+        (b"a: {b: 1}\nc: 1\na: {b: 2}\n", "bad.yaml, line 3: 'a' is given again (first in line 1)"),
+        (b"a: {b: 1, b: 2}\n", "bad.yaml, line 1: 'b' is given again (first in line 1)"),
+        (b"a: [1\n", "bad.yaml is not valid YAML"),
+        (b"a: &x {b: *x}\n", "bad.yaml has more than 100,000 values"),
+        (NESTED.encode(), "bad.yaml has more than 100,000 values"),
+        (b"[" * 20_000, "bad.yaml is not valid YAML"),
+        (b"\xff\xfe\x00a", "bad.yaml is not a text file in UTF-8"),
+        (b"schedule: slow\n", "bad.yaml: schedule: slow: expected one of fast, paper"),
+        (b"? [a]\n: 1\n", "bad.yaml, line 1: a list or a mapping as a name"),
+    ],
+)
+def test_a_bad_configuration_is_refused_by_name(content: bytes, message: str) -> None:
+    Path("bad.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        expand_bases(["fit", "-c", "bad.yaml"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_and_a_missing_value_are_no_configuration() -> None:
+    Path("folder").mkdir()
+    with pytest.raises(UsageError, match="cannot read the configuration folder: Is a directory"):
+        expand_bases(["fit", "-c", "folder"])
+    with pytest.raises(UsageError, match="-c needs a value: a YAML file"):
+        expand_bases(["fit", "-c"])

@@ -33,9 +33,11 @@ ALLOWED = {
     "data": _PLAIN,
     "callbacks": {"checkpoint", "cpu", *_PLAIN, "analysis", "originals", "predictors", "representation"},
     "base_files": _PLAIN,
+    "parser_errors": set(),
     "cli": {
         "base_files",
         "cpu",
+        "parser_errors",
         *_PLAIN,
         "kernels",
         "predictors",

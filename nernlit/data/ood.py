@@ -127,7 +127,7 @@ class ImageNetR(TestSet):
         self.root, self.fitting = Path(root), Fitting.of_model(model)
 
     def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
-        ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text().split()
+        ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text(encoding="utf-8").split()
         every = ImageNetInfo().label_names()
         if num_classes != len(every):
             raise DataError(f"ImageNet-R has 200 of ImageNet's 1,000 classes, the data has {num_classes}.")

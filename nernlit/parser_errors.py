@@ -1,0 +1,168 @@
+"""The option parser's messages, retold in one line: the option, the value, what was expected, close matches."""
+
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+_NOISE = re.compile(
+    r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>$|Given value type:|"
+    r"Given value: (NestedArg|Namespace)"
+)
+
+
+def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -> str:
+    """One line that a stranger understands.
+
+    Args:
+        text: jsonargparse's message.
+        roots: The classes that the top-level options `model`, `data`, ... take.
+        options: The names of all top-level options, with dots.
+    """
+    keys: list[str] = []
+    for key in re.findall(r'Parser key "([^"]+)"', text):  # each one's name is below the one before
+        parts = [part for part in key.split(".") if part != "init_args"]
+        keys += parts if keys[-len(parts) :] != parts else []
+    classes = [
+        found for pair in re.findall(r"class_path '([^']+)'|class_path='([^']+)'", text) for found in pair if found
+    ]
+    option = "--" + ".".join(keys)
+    if unknown := re.search(r"Option '([^']+)' is not accepted", text):
+        known = _parameters(_imported(classes[-1])) if classes else {}
+        owner = f"{classes[-1].rpartition('.')[2]} has" if classes else "there is"
+        return f"{option}.{unknown[1]}: {owner} no option {unknown[1]!r}; {_suggest(unknown[1], known)}"
+    if unknown := re.search(r"unrecognized arguments: (\S+)", text):
+        return _unrecognized(unknown[1], option if keys else "", classes, list(options))
+    if missing := re.search(r"arguments are required: (.+)", text):
+        names = ", ".join(f"--{name.strip().partition('.')[2] or name.strip()}" for name in missing[1].split(","))
+        return f"{names} is not given; pass a configuration (-c FILE), such as one in the repository's configs/ folder."
+    value = _value(text)
+    asks_for_class = re.search(r"dot import path|valid subclass|Unable to load config|callable class", text)
+    has_other_type = re.search(r"Expected a typing\.Literal|Expected an? <class '(?!NoneType)\w+'>", text)
+    if asks_for_class and not has_other_type:
+        return f"{option} {value}: {_classes_expected(value, _type_of(keys, classes, roots), text)}"
+    allowed = [choice for found in re.findall(r"typing\.Literal\[([^\]]*)\]", text) for choice in found.split(", ")]
+    allowed = list(dict.fromkeys(choice.strip("'") for choice in allowed))
+    types = [_TYPES.get(name, "") for name in re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", text)]
+    types = [name for name in dict.fromkeys(types) if name not in ("", "null")]
+    if keys and (allowed or types):
+        expected = " or ".join([*([f"one of {', '.join(allowed)}"] if allowed else []), *types])
+        return f"{option} {value}: expected {expected}{' or a class path' if asks_for_class and types else ''}."
+    return _condensed(text)
+
+
+def closest(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that are spelled most alike, at most three."""
+    return difflib.get_close_matches(name, list(known), 3)
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    if close := closest(name, known):
+        return f"did you mean {', '.join(close)}?"
+    return f"it has {', '.join(known)}." if known else "see --help."
+
+
+def _unrecognized(argument: str, prefix: str, classes: Sequence[str], options: Sequence[str]) -> str:
+    flag = argument.partition("=")[0]
+    if not flag.startswith("-"):
+        return f"{argument!r} is no option; options are given as --name value (see --help)."
+    name = flag.lstrip("-")
+    if not prefix:
+        close = ", ".join(f"--{known}" for known in closest(name, options))
+        return f"there is no option {flag}; {f'did you mean {close}?' if close else 'see --help.'}"
+    *above, last = name.split(".")
+    owner = _follow(_imported(classes[-1]), above) if classes else None
+    named = getattr(owner, "__name__", ".".join(above) or prefix)
+    return f"{prefix}.{name}: {named} has no option {last!r}; {_suggest(last, _parameters(owner))}"
+
+
+def _value(text: str) -> str:
+    given = re.findall(r"Given value: (?!NestedArg|Namespace)(.+)", text) or re.findall(
+        r"Got value: (\S+?)\.?(?:\s|$)", text
+    )
+    given = given or re.findall(r"Expected a path but (.+) either not", text)
+    given = given or re.findall(r"Unable to load config ['\"](.+?)['\"]", text)
+    return str(given[0]).strip() if given else ""
+
+
+def _classes_expected(value: str, base: Any, text: str) -> str:
+    """What stands where a class was expected."""
+    if not isinstance(base, type):
+        reason = re.search(r"module '[\w.]+' has no attribute '\w+'|No module named '[\w.]+'", text)
+        because = f" ({reason[0]})" if reason else ""
+        return f"no class of that name{because}; expected a class path such as torch.optim.Adam."
+    names = [found.__name__ for found in _subclasses(base)]
+    if not names or names == [base.__name__]:
+        return f"expected the options of {base.__name__}: {', '.join(_parameters(base))}."
+    close = closest(value, names)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"expected one of {', '.join(names)}{hint}, or the path of a class of your own (module.Class)."
+
+
+def _subclasses(base: type) -> list[type]:
+    """All that can be built, ours alone, by name."""
+    found, waiting = set(), [base]
+    while waiting:
+        each = waiting.pop()
+        waiting += each.__subclasses__()
+        if not inspect.isabstract(each) and each.__module__.startswith("nernlit.") and each.__name__[0] != "_":
+            found.add(each)
+    return sorted(found, key=lambda each: each.__name__)
+
+
+def _type_of(keys: Sequence[str], classes: Sequence[str], roots: Mapping[str, type]) -> Any:
+    """The class that an option takes, as far as annotations tell."""
+    if not keys or keys[0] not in roots:
+        return None
+    if len(keys) == 1:
+        return roots[keys[0]]
+    return _follow(_imported(classes[0]) if classes else roots[keys[0]], keys[1:])
+
+
+def _follow(owner: Any, names: Sequence[str]) -> Any:
+    for name in names:
+        parameter = _parameters(owner).get(name.rstrip("+"))
+        owner = _class_in(parameter.annotation) if parameter is not None else None
+    return owner
+
+
+def _class_in(annotation: Any) -> Any:
+    """The first class of ours in an annotation such as `X | None` or `Sequence[X]`."""
+    if isinstance(annotation, type) and annotation.__module__.startswith("nernlit."):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _class_in(part)) is not None), None)
+
+
+def _parameters(owner: Any) -> dict[str, inspect.Parameter]:
+    """The options of a class; `**kwargs` stand for those of the class that it derives from."""
+    if not isinstance(owner, type):
+        return {}
+    found: dict[str, inspect.Parameter] = {}
+    for each in owner.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        own = inspect.signature(each).parameters if each is not object else {}
+        found = {**{k: v for k, v in own.items() if v.kind not in (v.VAR_KEYWORD, v.VAR_POSITIONAL)}, **found}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return found
+
+
+def _imported(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+def _condensed(text: str) -> str:
+    """The parser's tree of alternatives in one line, without those that nobody meant."""
+    lines = [line.strip(" -") for line in text.splitlines()]
+    kept = [line for line in lines if line and not _NOISE.match(line)]
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(kept)) + " (--print_config shows every option)"
