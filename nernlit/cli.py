@@ -140,6 +140,9 @@ class NernlitCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         trainer_config = config["trainer"]
         trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), CpuThreads(config["threads"])]
+        if trainer_config["max_time"] is None:
+            # `sweep` reads it. With a limit Lightning adds a Timer of its own, unless there is one already.
+            trainer_config["callbacks"].append(Timer())
         if trainer_config["enable_progress_bar"] is not False:
             trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), RichProgressBar(leave=True)]
         plugins = trainer_config["plugins"] or []
@@ -215,7 +218,7 @@ def run(args: Sequence[str]) -> NernlitCLI:
         # Evaluation must count every image exactly once; our loaders share images out themselves.
         trainer_defaults={
             "use_distributed_sampler": False,
-            "callbacks": [Timer(), Summary(), RoundCheckpoint()],
+            "callbacks": [Summary(), RoundCheckpoint()],
         },
         parser_kwargs={**_PARSER, **dict.fromkeys(_TRAINER_COMMANDS, _PARSER)},
         args=expand_bases(args),

@@ -4,7 +4,7 @@ from nernlit.kernels.addresses import addresses
 from nernlit.kernels.layers import LayerFilter, LayerPreset
 from nernlit.kernels.layout import ConvLayer, Layout
 from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order, packed_bits
-from nernlit.kernels.sampling import AllKernels, MagnitudeMix, Sampling, Uniform
+from nernlit.kernels.sampling import AllKernels, MagnitudeMix, Sampling, Uniform, mixed_seed
 
 __all__ = [
     "AllKernels",
@@ -20,5 +20,6 @@ __all__ = [
     "cross_filter_order",
     "greedy_order",
     "in_filter_order",
+    "mixed_seed",
     "packed_bits",
 ]

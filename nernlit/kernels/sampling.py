@@ -14,12 +14,16 @@ from torch import Tensor
 from nernlit.errors import UsageError
 
 
-def _generator(*key: int) -> torch.Generator:
-    """A generator of its own for every key; equal keys give equal draws on every machine."""
+def mixed_seed(*key: int) -> int:
+    """A seed of its own for every key, the same on every machine."""
     seed = 0
     for part in key:
         seed = (seed * 0x9E3779B97F4A7C15 + part + 1) % 2**63
-    return torch.Generator().manual_seed(seed)
+    return seed
+
+
+def _generator(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mixed_seed(*key))
 
 
 class Sampling(ABC):
@@ -39,17 +43,19 @@ class Sampling(ABC):
         """The row numbers (int64) that all processes together look at in a step: `count`, or fewer if N is smaller."""
 
     def indices(self, norms_N: Tensor, seed: int, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        """The row numbers (int64) that one process looks at in a step.
+        """The row numbers (int64) that one process looks at in a step; see `shares`."""
+        return self.shares(norms_N, seed, step, world_size)[rank]
+
+    def shares(self, norms_N: Tensor, seed: int, step: int, world_size: int = 1) -> tuple[Tensor, ...]:
+        """The row numbers (int64) that each process looks at in a step; empty ones if there are too few for all.
 
         Args:
             norms_N: Every kernel's Euclidean norm, on the CPU.
             seed: Of the whole run, equal on all processes.
             step: Number of the batch, counted over the whole run.
-            rank: Of this process.
             world_size: Number of processes.
         """
-        drawn = self.joint(norms_N, seed, step, self.batch_size * world_size)
-        return drawn.chunk(world_size)[rank] if world_size > 1 else drawn
+        return self.joint(norms_N, seed, step, self.batch_size * world_size).tensor_split(world_size)
 
 
 @final

@@ -16,8 +16,17 @@ def _check(predicted: Tensor, target: Tensor, mask: Tensor | None) -> None:
         )
 
 
-def reconstruction_mse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
-    """Mean squared error over every predicted weight (one mean, not one a layer).
+def reconstruction_mse(
+    predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None, num_weights: float | None = None
+) -> Tensor:
+    """Mean squared error over every predicted weight (one mean, not one per layer).
+
+    Args:
+        predicted_NKK: With gradients.
+        target_NKK: The original's kernels.
+        mask_NKK: Which entries are weights; None for all.
+        num_weights: What the sum of squares is divided by, where these kernels are a part of those that the mean is
+            over; their own number of weights by default.
 
     Raises:
         ValueError: If the shapes differ; broadcasting would hide the mistake.
@@ -27,9 +36,11 @@ def reconstruction_mse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tens
     """
     _check(predicted_NKK, target_NKK, mask_NKK)
     errors_NKK = (predicted_NKK - target_NKK).square()
-    if mask_NKK is None:
-        return errors_NKK.mean()
-    return (errors_NKK * mask_NKK).sum() / mask_NKK.sum()
+    if mask_NKK is not None:
+        errors_NKK = errors_NKK * mask_NKK
+    if num_weights is None:
+        return errors_NKK.mean() if mask_NKK is None else errors_NKK.sum() / mask_NKK.sum()
+    return errors_NKK.sum() / num_weights
 
 
 def reconstruction_rmse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -17,6 +17,20 @@ from nernlit.representation import Representation
 
 ReconstructionLoss = Literal["mse", "rmse"]
 Precision = Literal["fp32", "bf16"]
+
+
+class Sample(NamedTuple):
+    """The kernels of a training step.
+
+    Attributes:
+        rows: Those of this process, as rows of the kernel table.
+        num_weights: Weights of those of all processes.
+        energy: Sum of the squares of these weights' targets.
+    """
+
+    rows: Tensor
+    num_weights: int
+    energy: float
 
 
 class ReconstructionModule(ClassifierModule):
@@ -45,7 +59,9 @@ class ReconstructionModule(ClassifierModule):
         representation.original.require_weights()
         self.representation = representation
         self.seed = torch.initial_seed()
+        # Of every kernel: its norm, and how many weights it has.
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
+        self.sizes_N = representation.layer_masks.sum((1, 2), dtype=torch.int16)[representation.addresses[:, 0]].cpu()
 
     def remember(self, described: Mapping[str, Any] | None) -> None:
         """Keep in this module's checkpoints how a representation that came out of another checkpoint is built.
@@ -55,17 +71,23 @@ class ReconstructionModule(ClassifierModule):
         if described is not None and self.hparams:
             self.hparams.update(representation=dict(described), init_from=None)
 
-    def sampled_rows(self, sampling: Sampling, shared: bool = False) -> Tensor:
-        """The rows of the kernel table that this step looks at: this process's share, or the same ones on all."""
-        place = (0, 1) if shared else (self.trainer.global_rank, self.trainer.world_size)
-        return sampling.indices(self.norms_N, self.seed, self.trainer.fit_loop.total_batch_idx, *place).to(self.device)
+    def sample(self, sampling: Sampling) -> Sample:
+        """The kernels that this step looks at, shared out over the processes."""
+        shares = sampling.shares(
+            self.norms_N, self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.world_size
+        )
+        joint = torch.cat(shares)
+        num_weights, energy = int(self.sizes_N[joint].sum()), float(self.norms_N[joint].double().square().sum())
+        return Sample(shares[self.trainer.global_rank].to(self.device), num_weights, energy)
 
-    def reconstruction_term(self, rows: Tensor, loss: ReconstructionLoss) -> Tensor:
-        """The reconstruction error of these rows, in units of the representation's scale."""
+    def reconstruction_term(self, sampling: Sampling, loss: ReconstructionLoss) -> Tensor:
+        """The reconstruction error of this step's kernels, in units of the representation's scale."""
+        sample = self.sample(sampling)
         with self.autocast():
-            predicted_NKK = self.representation.kernels(rows)
-        target_NKK, mask_NKK = self.representation.target[rows], self.representation.mask(rows)
-        return self.sampled_error(predicted_NKK, target_NKK, mask_NKK, loss)
+            predicted_NKK = self.representation.kernels(sample.rows)
+        mse = self.sampled_mse(predicted_NKK, self.representation.target[sample.rows], sample)
+        self.log_variance_explained(mse, sample)
+        return self.joined_root(mse) if loss == "rmse" else mse
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of training steps."""
@@ -73,18 +95,24 @@ class ReconstructionModule(ClassifierModule):
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def sampled_error(
-        self, predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None, loss: ReconstructionLoss
-    ) -> Tensor:
-        """The error of sampled kernels in units of the representation's scale, joined over processes."""
-        scale = self.representation.scale
-        mse = reconstruction_mse(predicted_NKK / scale, target_NKK / scale, mask_NKK)
-        power = reconstruction_mse(torch.zeros_like(target_NKK), target_NKK / scale, mask_NKK)
-        self.log("train/variance_explained", 1 - mse.detach() / power, prog_bar=True)
-        if loss == "mse":
-            return mse
+    def sampled_mse(self, predicted_NKK: Tensor, target_NKK: Tensor, sample: Sample) -> Tensor:
+        """The mean squared error of this process's share, in units of the representation's scale.
+
+        The mean over processes is that of all sampled weights, however the shares differ in size.
+        """
+        scale, share = self.representation.scale, sample.num_weights / self.trainer.world_size
+        mask_NKK = self.representation.mask(sample.rows)
+        return reconstruction_mse(predicted_NKK / scale, target_NKK / scale, mask_NKK, share)
+
+    def log_variance_explained(self, mse: Tensor, sample: Sample) -> None:
+        """Log what an error in units of the representation's scale leaves unexplained of the sampled weights."""
+        power = sample.energy / sample.num_weights
+        value = 1 - mse.detach() * self.representation.scale.square() / power
+        self.log("train/variance_explained", value, prog_bar=True, sync_dist=True)
+
+    def joined_root(self, mse: Tensor) -> Tensor:
+        """The root of the error of all processes: the mean of their roots is another number."""
         if self.trainer.world_size > 1:
-            # The mean of the processes' roots is not the root of their mean.
             gathered = self.all_gather(mse, sync_grads=True)
             assert isinstance(gathered, Tensor)
             mse = gathered.mean()

@@ -91,7 +91,7 @@ class BaselineJoint(DistillingModule):
 
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
         if self.stage == 0:
-            in_units_of_scale = self.reconstruction_term(self.sampled_rows(self.sampling), "rmse")
+            in_units_of_scale = self.reconstruction_term(self.sampling, "rmse")
             return {"recon": self.recon_weight * self.representation.scale * in_units_of_scale}
         weights = self._weights()
         terms, _ = self.student_terms(batch, weights, self.kd_weight, self.feature_weight, **self.kd_options)
@@ -109,7 +109,9 @@ class BaselineJoint(DistillingModule):
         # Two contexts: one remembers the parameters as it converted them, here without gradients.
         with self.autocast(), torch.no_grad():
             weights = self.representation.weights()
-        rows = self.sampled_rows(self.sampling, shared=True).unique()  # drawn twice, it still is one kernel
+        # The same kernels on all processes; drawn twice, a kernel still is one.
+        drawn = self.sampling.indices(self.norms_N, self.seed, self.trainer.fit_loop.total_batch_idx)
+        rows = drawn.unique().to(self.device)
         with self.autocast():
             sampled_SKK = self.representation.kernels(rows)
         return self.representation.layout.with_kernels(weights, rows, sampled_SKK)

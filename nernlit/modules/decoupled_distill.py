@@ -115,7 +115,7 @@ class DecoupledDistill(StagedModule, DistillingModule):
 
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
         if self.reconstructs:
-            return {"recon": self.reconstruction_term(self.sampled_rows(self.recon_sampling), self.recon_loss)}
+            return {"recon": self.reconstruction_term(self.recon_sampling, self.recon_loss)}
         representation = self.representation
         with self.autocast():
             weights = representation.weights()

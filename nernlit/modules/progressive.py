@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from nernlit.checkpoint import load_representation
 from nernlit.errors import UsageError
-from nernlit.kernels import Sampling, Uniform
+from nernlit.kernels import Sampling, Uniform, mixed_seed
 from nernlit.losses import reconstruction_rmse
 from nernlit.modules.base import Precision, ReconstructionLoss
 from nernlit.modules.stages import StagedModule
@@ -92,10 +92,9 @@ class Progressive(StagedModule):
         self.loss = loss
         self.ended: list[Round] = []
         self.trial_predictors = Trials(representation.predictor, trials)
-        # Copied from the leading trial, never trained itself: processes would wait for its gradients.
-        representation.predictor.requires_grad_(False)
         target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
         self.register_buffer("round_target", target_NKK)
+        self._measure_target()
         self._start_trials()
 
     round_target: Tensor
@@ -129,6 +128,9 @@ class Progressive(StagedModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        # Copied from the leading trial and not trained itself: DDP would wait for its gradients.
+        copied = [f"representation.predictor.{name}" for name, _ in self.representation.predictor.named_parameters()]
+        self._ddp_params_and_buffers_to_ignore += copied
         if stage == "fit" and self.trainer.limit_val_batches == 0:
             raise UsageError("limit_val_batches=0: Progressive chooses a round's winner on validation images.")
 
@@ -137,12 +139,14 @@ class Progressive(StagedModule):
 
     def start_stage(self) -> None:
         self.round_target.copy_(self._reconstructed())
-        self.norms_N = self.round_target.flatten(1).norm(dim=1).cpu()
+        self._measure_target()
         self._start_trials()
 
+    def _measure_target(self) -> None:
+        self.norms_N = self.round_target.flatten(1).norm(dim=1).cpu()
+
     def _start_trials(self) -> None:
-        first = self.seed + self.stage * self.trials
-        self.trial_predictors.reset(*((first + trial) % 2**63 for trial in range(self.trials)))
+        self.trial_predictors.reset(*(mixed_seed(self.seed, self.stage, trial) for trial in range(self.trials)))
 
     @torch.no_grad()
     def _reconstructed(self) -> Tensor:
@@ -151,15 +155,16 @@ class Progressive(StagedModule):
         return representation.layout.table(representation.weights(), representation.predictor.kernel_size)
 
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
-        rows = self.sampled_rows(self.sampling)
-        representation = self.representation
+        sample = self.sample(self.sampling)
         with self.autocast():
-            predicted_TNKK = self.trial_predictors(representation.addresses[rows])
-        predicted_TNKK = predicted_TNKK * representation.scale
-        target_NKK, mask_NKK = self.round_target[rows], representation.mask(rows)
-        errors = [self.sampled_error(predicted, target_NKK, mask_NKK, self.loss) for predicted in predicted_TNKK]
-        error = torch.stack(errors).sum()  # a sum, so that every trial has the gradient that it would have alone
-        self.log(f"train/recon_round_{self.round}", error.detach() / self.trials)
+            predicted_TNKK = self.trial_predictors(self.representation.addresses[sample.rows])
+        predicted_TNKK = predicted_TNKK * self.representation.scale
+        target_NKK = self.round_target[sample.rows]
+        mses_T = torch.stack([self.sampled_mse(predicted, target_NKK, sample) for predicted in predicted_TNKK])
+        self.log_variance_explained(mses_T.mean(), sample)
+        errors_T = torch.stack([self.joined_root(mse) for mse in mses_T]) if self.loss == "rmse" else mses_T
+        error = errors_T.sum()  # a sum, so that every trial has the gradient that it would have alone
+        self.log(f"train/recon_round_{self.round}", error.detach() / self.trials, sync_dist=True)
         return {"recon": error}
 
     def predicted_networks(self) -> dict[str, dict[str, Tensor]]:

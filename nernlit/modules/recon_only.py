@@ -40,4 +40,4 @@ class ReconOnly(ReconstructionModule):
         self.loss = loss
 
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
-        return {"recon": self.reconstruction_term(self.sampled_rows(self.sampling), self.loss)}
+        return {"recon": self.reconstruction_term(self.sampling, self.loss)}

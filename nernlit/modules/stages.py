@@ -1,10 +1,12 @@
 """Schemes of several stages in one fit: each stage has an optimiser and a schedule of its own."""
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
+from nernlit.errors import UsageError
 from nernlit.modules.base import ReconstructionModule
 
 
@@ -16,6 +18,8 @@ class StagedModule(ReconstructionModule, ABC):
     """
 
     stage: int = 0
+    #: The step and the stages' starts of the checkpoint that a fit goes on from.
+    _resumed: tuple[int, list[int]] | None = None
 
     @abstractmethod
     def stage_starts(self) -> Sequence[int]:
@@ -38,10 +42,32 @@ class StagedModule(ReconstructionModule, ABC):
             self.start_stage()
             self.trainer.strategy.setup_optimizers(self.trainer)
 
+    def configure_optimizers(self) -> Any:
+        if self._resumed is not None:
+            _ = self.trainer.estimated_stepping_batches  # reads the data, whose length stages may depend on
+            self._refuse_other_stages(*self._resumed)
+            self._resumed = None
+        return super().configure_optimizers()
+
+    def _refuse_other_stages(self, step: int, before: list[int]) -> None:
+        """What is over stays over: a resumed fit neither redoes a part of it nor cuts the running stage short."""
+        now, over = list(self.stage_starts()), self.stage
+        end, end_before = ([*starts, math.inf][min(over, len(starts))] for starts in (now, before))
+        if now[:over] != before[:over] or (end != end_before and end <= step):
+            raise UsageError(
+                f"the checkpoint is from step {step} of a fit whose stages begin at the steps {[0, *before]}; with the "
+                f"options of this one they begin at {[0, *now]}. Resume with the lengths that it was fitted with "
+                f"(--trainer.max_epochs and those of {type(self).__name__}), or start anew from its weights "
+                "(--model.init_from)."
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["stage"] = self.stage
+        checkpoint["stage_starts"] = list(self.stage_starts())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.stage = checkpoint["stage"]
+        if "stage_starts" in checkpoint:
+            self._resumed = checkpoint["global_step"], checkpoint["stage_starts"]

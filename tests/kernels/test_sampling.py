@@ -56,3 +56,14 @@ def test_wrong_options_are_refused() -> None:
         Uniform(0)
     with pytest.raises(UsageError, match="uniform_share=2; expected a probability"):
         MagnitudeMix(8, 2)
+
+
+@pytest.mark.parametrize("count", [1, 3, 9, 64])
+@pytest.mark.parametrize("processes", [2, 4, 7])
+def test_any_number_of_kernels_is_shared_out_over_any_number_of_processes(count: int, processes: int) -> None:
+    for sampling in (AllKernels(), Uniform(5), MagnitudeMix(5, 0.0)):
+        shares = [sampling.indices(NORMS[:count], 1, 2, rank, processes) for rank in range(processes)]
+        drawn = sampling.joint(NORMS[:count], 1, 2, processes * sampling.batch_size)
+        assert torch.equal(torch.cat(shares), drawn)
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1

@@ -31,3 +31,14 @@ def test_nothing_outside_the_mask_gets_a_gradient() -> None:
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match=r"predicted \(6, 3, 3\), target \(1, 3, 3\): expected equal shapes"):
         reconstruction_mse(PREDICTED, TARGET[:1])
+
+
+def test_shares_of_a_mean_add_up_to_it() -> None:
+    whole = reconstruction_mse(PREDICTED, TARGET, MASK)
+    total = int(MASK.sum())
+    shares = [
+        reconstruction_mse(*part, num_weights=total)
+        for part in zip(PREDICTED.split([1, 5, 0]), TARGET.split([1, 5, 0]), MASK.split([1, 5, 0]), strict=True)
+    ]
+    assert float(torch.stack(shares).sum()) == pytest.approx(float(whole), rel=1e-6)
+    assert float(shares[2]) == 0

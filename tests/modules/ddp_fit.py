@@ -20,12 +20,20 @@ from nernlit.callbacks import (
     WeightsWriter,
 )
 from nernlit.data import Corrupted, DigitsDataModule
-from nernlit.kernels import Uniform
+from nernlit.kernels import LayerFilter, Uniform
 from nernlit.modules import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
 from nernlit.modules.distilling import DistillingModule
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
+from tests.fakes import tiny_representation
+
+#: Recon-only of layers whose kernels are shared out unevenly: of several sizes, or fewer than processes.
+UNEVEN = {
+    "mixed_mse": (["*"], "mse"),
+    "mixed_rmse": (["*"], "rmse"),
+    "six_kernels": (["depthwise"], "mse"),
+}
 
 
 class Record(L.Callback):
@@ -45,6 +53,8 @@ class Record(L.Callback):
         )
         self.outcome["end"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
         self.outcome["val"] = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
+        names = ("train/recon", "train/loss", "train/variance_explained")
+        self.outcome["train"] = [float(trainer.callback_metrics[name]) for name in names if sys.argv[3] in UNEVEN]
         torch.save(self.outcome, f"{sys.argv[4]}.{rank}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -68,6 +78,10 @@ def build(scheme: str, batch_size: int) -> ReconstructionModule:
         return BaselineJoint(representation, sgd, sampling=Uniform(64), feature_weight=1e-2, kd_weight=1.0)
     if scheme == "progressive":
         return Progressive(representation, optimizer=sgd, sampling=sampling, rounds=1, trials=2)
+    if scheme in UNEVEN:
+        layers, loss = UNEVEN[scheme]
+        few = tiny_representation(layers=LayerFilter(layers))
+        return ReconOnly(few, sgd, sampling=sampling, loss=loss)  # type: ignore[arg-type]
     return ReconOnly(representation, sgd, sampling=sampling, loss=scheme)  # type: ignore[arg-type]
 
 
@@ -102,6 +116,8 @@ def main() -> None:
         default_root_dir=f"{sys.argv[4]}.run",
     )
     trainer.fit(module, datamodule=data)
+    if sys.argv[3] in UNEVEN:
+        return
     trainer.test(module, datamodule=data, verbose=False)
     trainer.predict(module, datamodule=data)
 

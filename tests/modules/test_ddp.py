@@ -47,5 +47,17 @@ def test_two_processes_train_like_one_with_the_joined_batch(tmp_path: Path, sche
             assert outcome[name] == pytest.approx(value, abs=1e-6 if name.endswith("_original") else 2.1 / 360), name
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("scheme", "processes"), [("mixed_mse", 2), ("mixed_rmse", 2), ("six_kernels", 8)])
+def test_uneven_shares_train_like_one_process_with_all_of_them(tmp_path: Path, scheme: str, processes: int) -> None:
+    (alone,) = _fit(1, 16, scheme, tmp_path / "alone")
+    shared = _fit(processes, 16 // processes, scheme, tmp_path / "shared")
+    for outcome in shared:
+        for one, single in zip(outcome["end"], alone["end"], strict=True):
+            assert torch.allclose(one, single, rtol=0, atol=1e-6)
+        assert outcome["train"] == pytest.approx(alone["train"], rel=1e-5, abs=1e-6)
+    assert len(alone["train"]) == 3
+
+
 def _tested(folder: Path) -> list[Path]:
     return [folder / "alone.test.0", folder / "both.test.0", folder / "both.test.1"]

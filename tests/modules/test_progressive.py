@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from nernlit.cli import run
 from nernlit.data import DigitsDataModule
 from nernlit.errors import UsageError
-from nernlit.kernels import Uniform
+from nernlit.kernels import AllKernels, Uniform, mixed_seed
 from nernlit.modules import Progressive, ReconOnly
 from nernlit.originals import Original
 from nernlit.predictors import MLP
@@ -84,7 +85,7 @@ def test_a_round_fits_what_the_best_trial_of_the_round_before_reconstructed() ->
     assert first.val_acc == max(first.val_acc_trials)
     assert first.trial == first.val_acc_trials.index(first.val_acc) or first.val_acc_trials.count(first.val_acc) > 1
     fresh = _progressive(rounds=2, trials=3).trial_predictors
-    fresh.reset(*(module.seed + 3 + trial for trial in range(3)))
+    fresh.reset(*(mixed_seed(module.seed, 1, trial) for trial in range(3)))
     for began, expected in zip(starts[0], fresh.parameters(), strict=True):
         assert torch.equal(began, expected)
 
@@ -168,3 +169,74 @@ def test_rounds_are_counted_in_steps_of_the_optimiser() -> None:
     data = DigitsDataModule(train_on="none", steps_per_epoch=3)
     quiet_trainer(max_epochs=2, accumulate_grad_batches=2, num_sanity_val_steps=0).fit(module, datamodule=data)
     assert [ended.round for ended in module.ended] == [1, 2]
+
+
+def test_trials_of_different_seeds_share_none() -> None:
+    starts = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        module = _progressive(trials=4)
+        for stage in range(3):
+            module.stage = stage
+            module._start_trials()
+            starts |= {tuple(trial.first.weight.flatten().tolist()) for trial in module.trial_predictors.each}
+    assert len(starts) == 3 * 3 * 4
+
+
+def test_a_finished_module_can_be_trained_on_by_hand() -> None:
+    module = _progressive(rounds=1, trials=2)
+    _fit(module, 1)
+    module.representation.kernels().square().sum().backward()
+    assert all(p.grad is not None for p in module.representation.predictor.parameters())
+
+
+def test_the_variance_explained_of_a_step_is_that_of_all_trials() -> None:
+    module = _progressive(rounds=1, trials=2)
+    module.sampling = AllKernels()
+    representation = module.representation
+    kernels = [representation.kernels(predictor=trial) for trial in module.trial_predictors.each]
+    target = representation.target
+    explained = [float(1 - (k - target).square().sum().detach() / target.square().sum()) for k in kernels]
+    seen: list[float] = []
+    note = LambdaCallback(
+        on_train_batch_end=lambda trainer, *_: seen.append(float(trainer.callback_metrics["train/variance_explained"]))
+    )
+    data = DigitsDataModule(train_on="none", steps_per_epoch=1)
+    quiet_trainer(max_epochs=1, num_sanity_val_steps=0, callbacks=[note]).fit(module, datamodule=data)
+    assert explained[0] != pytest.approx(explained[1], abs=1e-4)
+    assert seen == [pytest.approx(sum(explained) / 2, abs=1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [(["--trainer.max_epochs=12"], r"\[0, 8, 16\]"), (["--trainer.max_epochs=3"], r"\[0, 2, 4\]")],
+)
+def test_rounds_that_are_over_are_not_redone(options: list[str], starts: str) -> None:
+    with pytest.raises(ConnectionAbortedError):
+        run(
+            [
+                "fit",
+                *QUICK_PROGRESSIVE,
+                "--trainer.callbacks=tests.fakes.PowerCut",
+                "--trainer.callbacks.before_batch=7",
+            ]
+        )
+    files = {path: path.read_bytes() for path in Path("runs").rglob("rounds/*")}
+    with pytest.raises(
+        UsageError, match=rf"from step 6 of a fit whose stages begin at the steps \[0, 4, 8\].*{starts}"
+    ):
+        run(["fit", *QUICK_PROGRESSIVE, *options, "--ckpt_path=last"])
+    assert {path: path.read_bytes() for path in Path("runs").rglob("rounds/*")} == files
+
+
+def test_a_finished_chain_goes_on_with_more_rounds_of_the_same_length(tmp_path: Path) -> None:
+    data = DigitsDataModule(train_on="none", steps_per_epoch=3)
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(_progressive(rounds=2, trials=1, min_delta=None), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    longer = _progressive(rounds=4, trials=1, min_delta=None)
+    quiet_trainer(max_epochs=4).fit(longer, datamodule=data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    assert [ended.round for ended in longer.ended] == [1, 2, 3, 4]
+    fewer = _progressive(rounds=1, trials=1, min_delta=None)
+    with pytest.raises(UsageError, match=r"stages begin at the steps \[0, 3\]; .* they begin at \[0\]"):
+        quiet_trainer(max_epochs=4).fit(fewer, datamodule=data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
