@@ -19,7 +19,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported so that YAML can name their classes without a module path.
@@ -29,9 +29,12 @@ from nernlit.callbacks import (
     BestCheckpoint,
     CpuThreads,
     DurableCheckpointIO,
+    LearningRate,
+    ProgressLine,
     RepresentationFigures,
     RoundCheckpoint,
     Summary,
+    ValidationLog,
     WeightsWriter,
 )
 from nernlit.callbacks.writer import run_folder
@@ -41,6 +44,7 @@ from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.files import write_atomically
 from nernlit.modules import ClassifierModule
 from nernlit.parser_errors import closest, explain
+from nernlit.progress import CONSOLE
 from nernlit.resume import require_usable, whole_last_checkpoint
 
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -139,12 +143,15 @@ class NernlitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
         trainer_config = config["trainer"]
-        trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), CpuThreads(config["threads"])]
+        callbacks: list[Callback] = [CpuThreads(config["threads"])]
         if trainer_config["max_time"] is None:
             # `sweep` reads it. With a limit Lightning adds a Timer of its own, unless there is one already.
-            trainer_config["callbacks"].append(Timer())
+            callbacks.append(Timer())
         if trainer_config["enable_progress_bar"] is not False:
-            trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), RichProgressBar(leave=True)]
+            trainer_config["enable_progress_bar"] = CONSOLE.is_interactive
+            callbacks += [ProgressLine()] if CONSOLE.is_interactive else []
+            callbacks += [] if sys.stdout.isatty() else [ValidationLog()]
+        trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), *callbacks]
         plugins = trainer_config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -218,7 +225,8 @@ def run(args: Sequence[str]) -> NernlitCLI:
         # Evaluation must count every image exactly once; our loaders share images out themselves.
         trainer_defaults={
             "use_distributed_sampler": False,
-            "callbacks": [Summary(), RoundCheckpoint()],
+            "enable_model_summary": False,  # counts the frozen original's parameters too; our Summary says the sizes
+            "callbacks": [Summary(), RoundCheckpoint(), LearningRate()],
         },
         parser_kwargs={**_PARSER, **dict.fromkeys(_TRAINER_COMMANDS, _PARSER)},
         args=expand_bases(args),
@@ -233,6 +241,14 @@ _NOISE = (
     "module(s) in eval mode at the start of training",  # the frozen original
     "does not have many workers",  # whole batches come from memory
     "is smaller than the logging interval",
+    "exists and is not empty",  # the checkpoint folder of a fit that goes on
+    "GPU available: False, used: False",
+    "TPU available: False",
+    "HPU available: False",
+    "LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES",
+    "to estimate number of stepping batches",
+    "`Trainer.fit` stopped: `max_",  # the planned end
+    "try installing [lit",  # advertisements
 )
 
 
@@ -240,7 +256,7 @@ def _hush() -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
+        lambda record: not any(message in record.getMessage() for message in _NOISE)
     )
 
 

@@ -1,4 +1,4 @@
-"""Progress of work that may take seconds, on stderr."""
+"""Progress of work that may take seconds, on stderr, and times as people read them."""
 
 import os
 import time
@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress
+
+#: Shared by all displays of a process, so that one may begin while another is shown.
+CONSOLE = Console(stderr=True)
 
 #: Work that is done sooner shows nothing.
 DELAY_SECONDS = 2.0
@@ -27,8 +30,7 @@ def progress(description: str, total: int, delay: float = DELAY_SECONDS) -> Iter
     Yields:
         A function that takes the units done since its last call; threads may call it.
     """
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True)
+    bar = Progress(console=CONSOLE, transient=True)
     task = bar.add_task(description, total=total)
     started = time.monotonic()
     shown = os.environ.get("LOCAL_RANK", "0") != "0"
@@ -39,13 +41,38 @@ def progress(description: str, total: int, delay: float = DELAY_SECONDS) -> Iter
         if shown or time.monotonic() - started < delay:
             return
         shown = True
-        if console.is_terminal:
+        if CONSOLE.is_terminal:
             bar.start()
         else:
-            console.print(f"{description} ...", highlight=False, soft_wrap=True)
+            CONSOLE.print(f"{description} ...", highlight=False, soft_wrap=True)
 
     try:
         yield advance
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> [duration(seconds) for seconds in (0.4, 59, 61, 200, 5400)]
+    ['1 second', '59 seconds', '1 minute', '3 minutes', '1.5 hours']
+    """
+    if seconds < 60:
+        number, unit = f"{max(1, round(seconds))}", "second"
+    elif seconds < 3600:
+        number, unit = f"{round(seconds / 60)}", "minute"
+    else:
+        number, unit = f"{seconds / 3600:.1f}", "hour"
+    return f"{number} {unit}{'' if number == '1' else 's'}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `h:mm:ss`.
+
+    >>> clock(3725.9)
+    '1:02:05'
+    """
+    minutes, second = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"

@@ -1,6 +1,7 @@
 import time
 
 import pytest
+from rich.console import Console
 
 from nernlit.progress import progress
 
@@ -23,8 +24,7 @@ def test_long_work_is_one_line_of_a_log(capsys: pytest.CaptureFixture[str]) -> N
 def test_long_work_is_a_bar_on_a_terminal_that_vanishes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("nernlit.progress.CONSOLE", Console(stderr=True, force_terminal=True, width=80))
     with progress("counting", 2, delay=0) as advance:
         advance(1)
     shown = capsys.readouterr().err

@@ -6,6 +6,8 @@ from nernlit.callbacks.checkpoint_io import DurableCheckpointIO
 from nernlit.callbacks.compiled import Compile
 from nernlit.callbacks.figures import RepresentationFigures
 from nernlit.callbacks.layers import LayerDifference, LowFrequencyEnergy
+from nernlit.callbacks.learning_rate import LearningRate
+from nernlit.callbacks.progress import ProgressLine, ValidationLog
 from nernlit.callbacks.rounds import RoundCheckpoint
 from nernlit.callbacks.summary import Summary
 from nernlit.callbacks.threads import CpuThreads
@@ -19,10 +21,13 @@ __all__ = [
     "CpuThreads",
     "DurableCheckpointIO",
     "LayerDifference",
+    "LearningRate",
     "LowFrequencyEnergy",
+    "ProgressLine",
     "RepresentationFigures",
     "RoundCheckpoint",
     "Summary",
     "Throughput",
+    "ValidationLog",
     "WeightsWriter",
 ]

@@ -1,0 +1,221 @@
+"""What a run shows while it works: one line in a terminal, and a line per validation where there is none."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, final
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from nernlit.progress import CONSOLE, clock
+
+#: Logged metric -> how it is shown, in the order of what matters most.
+_FIGURES = {
+    "val/acc": "acc {:.2%}",
+    "train/variance_explained": "explained {:.2%}",
+    "train/loss": "loss {:.4g}",
+}
+_VALIDATED = {
+    "val/acc": "accuracy {:.2%}",
+    "val/acc_original": "original {:.2%}",
+    "val/variance_explained": "variance explained {:.2%}",
+    "val/recon_rmse": "RMSE {:.5f}",
+    "train/loss": "loss {:.4g}",
+}
+_SECONDS_BETWEEN_UPDATES = 0.2
+
+
+class _Pace:
+    """Steps of a fit, since this process began it."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.began, self.first = time.monotonic(), trainer.global_step
+        planned = trainer.estimated_stepping_batches
+        self.total = int(planned) if planned != float("inf") else None
+        self.trainer = trainer
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def per_second(self) -> float:
+        """Steps; validations take their share of the time."""
+        return (self.trainer.global_step - self.first) / max(self.seconds, 1e-9)
+
+    @property
+    def left(self) -> str:
+        """Time to the last planned step."""
+        if self.total is None or not self.per_second:
+            return ""
+        return f"{clock(max(0, self.total - self.trainer.global_step) / self.per_second)} left"
+
+
+def _round(pl_module: L.LightningModule) -> str:
+    """Where a Progressive is; empty for other schemes."""
+    return f"round {pl_module.round}/{pl_module.rounds}" if hasattr(pl_module, "round") else ""
+
+
+class _OneLine(ProgressColumn):
+    """A task's text, cut at the terminal's edge instead of wrapped."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="crop")
+
+    def get_table_column(self) -> Column:
+        return Column(no_wrap=True)
+
+
+@final
+class ProgressLine(ProgressBar):
+    """One line in a terminal: steps done, steps per second, time left, and the figures that matter.
+
+    Metrics are read a few times a second only: reading one waits for the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._progress: Progress | None = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def _start(self, what: str, total: float | None) -> None:
+        if not self._enabled or self._progress is not None:
+            return
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=8), _OneLine()
+        self._progress = Progress(*columns, console=CONSOLE, transient=self.trainer.sanity_checking)
+        self._task = self._progress.add_task(what, total=None if total == float("inf") else total, figures="")
+        self._shown_at = 0.0
+        self._progress.start()
+
+    def _show(self, what: str, done: int, figures: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, description=what, completed=done, figures=figures)
+            self._shown_at = time.monotonic()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    @property
+    def _is_due(self) -> bool:
+        return self._progress is not None and time.monotonic() - self._shown_at > _SECONDS_BETWEEN_UPDATES
+
+    def _show_fit(self, pl_module: L.LightningModule, validates: bool = False) -> None:
+        if self._progress is None:
+            return
+        what = "validation" if validates else _round(pl_module) or "fit"
+        pace, metrics = self._pace, self.trainer.callback_metrics
+        figures = [form.format(float(metrics[name])) for name, form in _FIGURES.items() if name in metrics]
+        steps = f"{self.trainer.global_step}/{pace.total or '?'}"
+        rate = f"{pace.per_second:.3g}/s" if pace.per_second else ""
+        line = ""
+        room = CONSOLE.width - len(what) - 10
+        for part in (steps, rate, pace.left, *figures):
+            if part and len(line) + len(part) < room:
+                line += f"{part}  "
+        self._show(what, self.trainer.global_step, line)
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pace = _Pace(trainer)
+        self._start("fit", self._pace.total)
+        self._show_fit(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._is_due:
+            self._show_fit(pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            self._start_evaluation("validation check", trainer.num_sanity_val_batches)
+        elif trainer.state.fn == "fit":
+            self._show_fit(pl_module, validates=True)
+        else:
+            self._start_evaluation("validation", trainer.num_val_batches)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._show_fit(pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show_fit(pl_module)
+        self._stop()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start_evaluation("test", trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start_evaluation("predict", trainer.num_predict_batches)
+
+    def _start_evaluation(self, what: str, batches: int | float | Sequence[int | float]) -> None:
+        self._evaluated = 0
+        self._start(what, sum(batches) if isinstance(batches, Sequence) else batches)
+
+    def _count_batch(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """A batch of an evaluation is done; those inside a fit are not counted."""
+        if self._progress is None or (trainer.state.fn == "fit" and not trainer.sanity_checking):
+            return
+        self._evaluated += 1
+        task = self._progress.tasks[0]
+        of = "" if task.total is None else f"/{task.total:.0f}"
+        self._show(task.description, self._evaluated, f"batch {self._evaluated}{of}  {clock(task.elapsed or 0)}")
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _count_batch
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._stop()
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+
+@final
+class ValidationLog(L.Callback):
+    """A line per validation of a fit, for a log that no terminal shows."""
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pace = _Pace(trainer)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        pace, metrics = self._pace, trainer.callback_metrics
+        figures = [form.format(float(metrics[name])) for name, form in _VALIDATED.items() if name in metrics]
+        parts = [f"step {trainer.global_step}" + (f" of {pace.total}" if pace.total else "")]
+        parts += [_round(pl_module), clock(pace.seconds), *figures, f"{pace.per_second:.3g} steps/s", pace.left]
+        print(", ".join(filter(None, parts)), flush=True)
