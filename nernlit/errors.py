@@ -26,3 +26,14 @@ class UsageError(NernlitError):
 
 class StorageError(NernlitError):
     """A file cannot be written: no space, no permission, or a failing disk."""
+
+
+def require_at_least(least: int, **options: int) -> None:
+    """Refuse options that are smaller.
+
+    Raises:
+        UsageError: If one is; names it.
+    """
+    for name, value in options.items():
+        if not value >= least:
+            raise UsageError(f"{name}={value}; expected at least {least}.")

@@ -112,7 +112,7 @@ class Run:
             overrides: Of the data's configuration.
         """
         data = self.data(overrides)
-        data.train_on = "images"
+        data.train_on, data.network = "images", self.representation().original
         data.prepare_data()
         data.setup("fit" if split == "train" else "test")
         source = data.sources[split]

@@ -136,13 +136,13 @@ def _write_cifar(
     return root
 
 
-def write_cifar_c(root: Path, corruptions: tuple[str, ...], each: int = 4) -> Path:
-    """The published layout of CIFAR-10-C and CIFAR-100-C with `each` images a severity."""
+def write_cifar_c(root: Path, corruptions: tuple[str, ...], each: int, classes: int = 10) -> Path:
+    """The published layout of CIFAR-10-C and CIFAR-100-C with `each` images per severity."""
     root.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     for name in corruptions:
         np.save(root / f"{name}.npy", generator.integers(0, 256, (5 * each, 32, 32, 3), dtype=np.uint8))
-    np.save(root / "labels.npy", np.tile(np.arange(each) % 10, 5))
+    np.save(root / "labels.npy", np.tile(np.arange(each) % classes, 5))
     return root
 
 

@@ -36,8 +36,9 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         if dataset == "stl10":
             write_stl10(folder)
         else:
-            wordnet = ImageNetInfo().label_names() if dataset == "imagenet" else None
-            write_image_folder(folder, classes, 2, ("train", "val") if wordnet else ("train", "test"), wordnet)
+            imagenet = dataset == "imagenet"
+            names = ImageNetInfo().label_names() if imagenet else [str(label) for label in range(classes)]
+            write_image_folder(folder, classes, 2, ("train", "val" if imagenet else "test"), names)
         write_weights(name, folder / "original.safetensors", num_classes=classes)
     return places
 

@@ -1,8 +1,9 @@
 """The contract of every dataset: names, pixel statistics and `build(split)`; all else is here."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nernlit.data.augment import mix, pad_crop_flip, resized_crop
-from nernlit.data.batches import BatchNumbers
-from nernlit.data.sources import ImageSource, TensorImages
-from nernlit.data.test_sets import TestSet
-from nernlit.errors import UsageError
+from nernlit.data.batches import BatchNumbers, ErrorsAsBatches
+from nernlit.data.channels import require_channels, statistics_of
+from nernlit.data.sources import ImageSource, InChannels, TensorImages
+from nernlit.data.test_sets import TestCondition, TestSet, conditions_of
+from nernlit.errors import DataError, NernlitError, UsageError, require_at_least
 
 Split = Literal["train", "val", "test"]
 TrainOn = Literal["images", "noise", "none"]
@@ -22,24 +24,8 @@ TrainOn = Literal["images", "noise", "none"]
 _IN_MEMORY_BYTES = 4 * 2**30
 
 
-class TestCondition(NamedTuple):
-    """A condition of a test set.
-
-    Attributes:
-        test_set: The set's name.
-        name: The condition's.
-        classes: The numbers of the classes among which answers are chosen; None for all.
-        source: Its images.
-    """
-
-    test_set: str
-    name: str
-    classes: Tensor | None
-    source: ImageSource
-
-
 class ImageDataModule(L.LightningDataModule, ABC):
-    """Images as batches (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); the original normalises them itself.
+    """Images as batches (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); the original normalizes them itself.
 
     Args:
         batch_size: Training images a step and process.
@@ -48,7 +34,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         split_seed: Of that choice; apart from the run's seed, so that all runs select on the same images.
         train_on: What a training step gets: `images`, `noise` (uniform pixels, no labels) or `none` (nothing at all).
         steps_per_epoch: Length of an epoch where the dataset does not give it (`noise`, `none`).
-        noise_range: `noise` is U(-r, r) in pixels normalised with this dataset's statistics; NeRN draws from U(-2, 2).
+        noise_range: `noise` is U(-r, r) in pixels normalized with this dataset's statistics; NeRN draws from U(-2, 2).
         pad_crop: Pixels of zero padding from which training images are cut at random; 0 for none.
         flip: Whether half of the training images are mirrored.
         resized_crop: Share of its area that a part of a training image, cut out at random and stretched to the image's
@@ -61,6 +47,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     #: Class names, in the order of the labels; empty until `setup` for datasets that find them on disk.
     classes: tuple[str, ...] = ()
+    #: Channels of the images: 1, 3 or 4, or None for the dataset's own. `setup` takes those of `network`.
+    channels: int | None = None
+    #: What the images are for: anything that says its `in_chans` and `num_classes`. Under a trainer, its module.
+    network: object = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -81,11 +71,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         test_sets: Sequence[TestSet] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise UsageError(f"{name}={value}; expected at least 1 image.")
+        require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, steps_per_epoch=steps_per_epoch)
+        require_at_least(0, split_seed=split_seed, pad_crop=pad_crop, num_workers=num_workers)
         if not 0 < val_share < 1:
             raise UsageError(f"val_share={val_share}; expected a share of the training images between 0 and 1.")
+        if train_on not in get_args(TrainOn):
+            raise UsageError(f"train_on={train_on!r}; expected one of {', '.join(get_args(TrainOn))}.")
+        if not 0 < noise_range < math.inf:
+            raise UsageError(f"noise_range={noise_range}; expected a finite number above 0.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_share, self.split_seed = val_share, split_seed
         self.train_on, self.steps_per_epoch, self.noise_range = train_on, steps_per_epoch, noise_range
@@ -108,6 +101,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
             DataError: If files are missing or wrong; says which, and what to put where.
         """
 
+    def check(self) -> None:
+        """Refuse files that cannot work, before any image is decoded; finds `classes` where they are on disk.
+
+        Raises:
+            DataError: If folders are missing, or have other classes than they should.
+        """
+
     @property
     def num_classes(self) -> int:
         return len(self.classes)
@@ -121,39 +121,64 @@ class ImageDataModule(L.LightningDataModule, ABC):
                     "pass use_distributed_sampler=False to the Trainer (nernlit's command line does)."
                 )
             self.seed = trainer.strategy.broadcast(self.seed)
-        if stage in ("fit", "validate"):
-            self._setup_training(with_train=stage == "fit" and self.train_on == "images")
+        if stage == "predict":
+            return  # reads no image
+        self.check()
+        self._match(trainer.lightning_module if trainer is not None else self.network)
+        splits: set[Split] = {"test"} if stage == "test" else {"val"}
+        if stage == "fit" and self.train_on == "images":
+            splits.add("train")
+        if not splits <= self.sources.keys():
+            for split, source in self._find(splits).items():
+                self._keep(split, self._in_channels(source))
         if stage == "test":
-            self._keep("test", self._published("test"))
-            clean = self.sources["test"]
-            self.conditions = [
-                TestCondition(test_set.name, name, test_set.classes, source)
-                for test_set in self.test_sets
-                for name, source in test_set.conditions(clean, self.num_classes).items()
-            ]
-            names = [(condition.test_set, condition.name) for condition in self.conditions]
-            for test_set, name in names:
-                if names.count((test_set, name)) > 1:
-                    raise UsageError(f"test_sets: {test_set} {name} is there twice; every condition may be there once.")
+            found = conditions_of(self.test_sets, self.sources["test"], self.num_classes)
+            self.conditions = [condition._replace(source=self._in_channels(condition.source)) for condition in found]
 
-    def _setup_training(self, with_train: bool) -> None:
+    def _match(self, network: object) -> None:
+        """Take the channels of the network, and refuse other classes than it has."""
+        classes = getattr(network, "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise DataError(
+                f"{type(self).__name__} has {self.num_classes} classes, but the original has {classes}; "
+                "use the data it was trained on, or set its num_classes."
+            )
+        channels = getattr(network, "in_chans", self.channels)
+        if channels is None:
+            return
+        require_channels(channels)
+        if channels != self.channels:
+            self.sources.clear()  # read for another network
+        self.channels = channels
+        self.mean, self.std = (statistics_of(values, channels) for values in (self.mean, self.std))
+
+    def _find(self, splits: set[Split]) -> dict[Split, ImageSource]:
+        """The images of these splits, none of them decoded yet."""
+        if "test" in splits:
+            return {"test": self._published("test")}
         val = self.build("val")
         if val is not None:
-            self._keep("val", val)
-            if with_train:
-                self._keep("train", self._published("train"))
-            return
+            return {"val": val, **({"train": self._published("train")} if "train" in splits else {})}
         train = self._published("train")
-        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.split_seed))
         held_out = max(1, round(self.val_share * len(train)))
-        self._keep("val", train.subset(chosen[:held_out].sort().values))
-        if with_train:
-            self._keep("train", train.subset(chosen[held_out:].sort().values))
+        if "train" in splits and held_out >= len(train):
+            raise DataError(
+                f"{len(train)} training images, of which val_share={self.val_share} holds out {held_out} for "
+                "validation: none is left to train on; add images, lower --data.val_share, or pass a folder val/."
+            )
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.split_seed % 2**63))
+        found = {"val": chosen[:held_out], "train": chosen[held_out:]}
+        return {split: train.subset(found[split].sort().values) for split in ("val", "train") if split in splits}
 
     def _published(self, split: Split) -> ImageSource:
         source = self.build(split)
         assert source is not None, f"{type(self).__name__}.build({split!r}) returned nothing"
         return source
+
+    def _in_channels(self, source: ImageSource) -> ImageSource:
+        if self.channels is None or self.channels == source[[0]][0].shape[1]:
+            return source
+        return InChannels(source, self.channels)
 
     def _keep(self, split: Split, source: ImageSource) -> None:
         if split not in self.sources:
@@ -188,9 +213,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if trainer is not None:
             numbers.epoch_of = lambda: trainer.current_epoch
         workers = 0 if isinstance(source, TensorImages) else self.num_workers
-        return DataLoader(source, batch_size=None, sampler=numbers, num_workers=workers)
+        dataset = ErrorsAsBatches(source) if workers else source
+        return DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, NernlitError):
+            raise batch
         trainer = self.trainer
         training = trainer is not None and trainer.training
         if training and self.train_on != "images":

@@ -1,10 +1,14 @@
 """Batches of numbers: seeded by the epoch, shared out over processes, nothing padded or repeated in evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import torch
-from torch.utils.data import Sampler
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from nernlit.data.sources import ImageSource
+from nernlit.errors import DataError, NernlitError
 
 
 @final
@@ -21,15 +25,22 @@ class BatchNumbers(Sampler[list[int]]):
         seed: Of the shuffles, equal on all processes.
         rank: Of this process.
         world_size: Number of processes.
+
+    Raises:
+        DataError: If there are fewer training items than processes.
     """
 
     def __init__(
         self, size: int, batch_size: int, training: bool, seed: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
+        if training and size < world_size:
+            raise DataError(
+                f"{size} training images cannot be shared by {world_size} processes; lower --trainer.devices."
+            )
         self.size, self.training, self.seed = size, training, seed
         #: Tells the epoch's number. Not `set_epoch`: with max_steps and after a resumption Lightning is one off there.
         self.epoch_of: Callable[[], int] = lambda: 0
-        self.batch_size = min(batch_size, max(1, size // world_size)) if training else batch_size
+        self.batch_size = min(batch_size, size // world_size) if training else batch_size
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -47,3 +58,23 @@ class BatchNumbers(Sampler[list[int]]):
         own = numbers[self.rank :: self.world_size].tolist()
         for batch in range(len(self)):
             yield own[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+@final
+class ErrorsAsBatches(Dataset[tuple[Tensor, Tensor] | NernlitError]):
+    """A source whose user-fixable errors are returned as batches, for the main process to raise.
+
+    A loader would turn an error of a worker process into a traceback of many lines.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | NernlitError:
+        try:
+            return self.source[indices]
+        except NernlitError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.source)

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009)."""
 
+from abc import ABC
 from pathlib import Path
 from typing import Any, final
 
@@ -7,54 +8,54 @@ import torch
 from torchvision import datasets
 
 from nernlit.data.base import ImageDataModule, Split
-from nernlit.data.sources import Fitting, ImageSource, TensorImages, folder_classes, folder_images
+from nernlit.data.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES, published_labels
+from nernlit.data.decode import Fitting
+from nernlit.data.sources import ImageSource, TensorImages
+from nernlit.data.trees import class_folders, tree_images
 from nernlit.errors import DataError
 
 _SIDE = 32
 
 
-class _CifarDataModule(ImageDataModule):
+class _CifarDataModule(ImageDataModule, ABC):
     """What the two have in common: 50,000 training and 10,000 test images of 32x32."""
 
     dataset: type[datasets.CIFAR10]
-    expected_classes: int
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root, self.download = Path(root), download
 
     def prepare_data(self) -> None:
-        if self.download and not self._is_folder():
+        if self.download and not self._is_tree():
             self._published_files("train", download=True)
 
-    def setup(self, stage: str) -> None:
-        if self._is_folder():
-            self.classes = tuple(folder_classes(self.root / "train"))
-            if len(self.classes) != self.expected_classes:
-                raise DataError(
-                    f"{self.root}/train has {len(self.classes)} class folders, "
-                    f"{self.dataset.__name__} has {self.expected_classes}; check --data.root."
-                )
-        else:
-            self.classes = tuple(self._published_files("train").classes)
-        super().setup(stage)
+    def check(self) -> None:
+        if self._is_tree():
+            for split in ("train", "test"):
+                self._labels(split)
 
     def build(self, split: Split) -> ImageSource | None:
         if split == "val":
             return None
-        if self._is_folder():
-            return folder_images(self.root / split, self.classes, Fitting(_SIDE))
+        if self._is_tree():
+            return tree_images(self.root / split, self._labels(split), Fitting(_SIDE), self.channels)
         published = self._published_files(split)
         images = torch.from_numpy(published.data).permute(0, 3, 1, 2).contiguous()
         return TensorImages(images, torch.tensor(published.targets))
 
-    def _is_folder(self) -> bool:
+    def _is_tree(self) -> bool:
         return (self.root / "train").is_dir() and (self.root / "test").is_dir()
 
+    def _labels(self, split: str) -> dict[str, int]:
+        folder = self.root / split
+        return published_labels(class_folders(folder), self.classes, str(folder))
+
     def _published_files(self, split: Split, download: bool = False) -> datasets.CIFAR10:
+        # These files are pickles. torchvision opens them only if their MD5 sums are the published ones.
         try:
             return self.dataset(str(self.root), train=split == "train", download=download)
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # a download fails in many ways
             what = self.dataset
             raise DataError(
                 f"no complete {what.__name__} under {self.root} ({str(error).splitlines()[0]}). Put the published "
@@ -68,6 +69,9 @@ class _CifarDataModule(ImageDataModule):
 class CIFAR10DataModule(_CifarDataModule):
     """CIFAR-10 as published (`cifar-10-batches-py`), or copied to image files (`{train,test}/<class>/...`).
 
+    Labels are the published ones in both forms. Class folders have the published names, known aliases (plane, car) or
+    the labels 0 to 9; where a root holds both forms, the image files are read.
+
     Args:
         root: Folder that holds either.
         download: Fetch it through torchvision where it is missing.
@@ -75,12 +79,15 @@ class CIFAR10DataModule(_CifarDataModule):
     """
 
     dataset = datasets.CIFAR10
-    expected_classes = 10
+    classes = CIFAR10_CLASSES
 
 
 @final
 class CIFAR100DataModule(_CifarDataModule):
     """CIFAR-100 as published (`cifar-100-python`), or copied to image files (`{train,test}/<class>/...`).
+
+    Labels are the published ones in both forms. Class folders have the published (fine) names, known aliases or the
+    labels 0 to 99; where a root holds both forms, the image files are read.
 
     Args:
         root: Folder that holds either.
@@ -89,4 +96,4 @@ class CIFAR100DataModule(_CifarDataModule):
     """
 
     dataset = datasets.CIFAR100
-    expected_classes = 100
+    classes = CIFAR100_CLASSES

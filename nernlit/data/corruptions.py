@@ -81,12 +81,15 @@ def corrupt(images_BCHW: Tensor, name: str, severity: int, seed: int, numbers: S
     """A corrupted copy, uint8 again.
 
     Args:
-        images_BCHW: uint8 pixels; grey images have no saturation to lose and stay as they are there.
+        images_BCHW: uint8 pixels; gray images have no saturation to lose and stay as they are, and so does alpha.
         name: One of `CORRUPTIONS`.
         severity: 1 to 5.
         seed: With an image's number, of the image's randomness.
         numbers: The images' numbers in their dataset.
     """
+    if images_BCHW.shape[1] == 4:
+        colors, alpha = images_BCHW[:, :3], images_BCHW[:, 3:]
+        return torch.cat([corrupt(colors, name, severity, seed, numbers), alpha], dim=1)
     function, strengths = CORRUPTIONS[name]
     if name == "saturation" and images_BCHW.shape[1] != 3:
         return images_BCHW

@@ -4,11 +4,14 @@ from abc import ABC
 from pathlib import Path
 from typing import Any, final
 
+from lightning.pytorch.utilities import rank_zero_info
 from timm.data import ImageNetInfo
 
 from nernlit.data.base import ImageDataModule, Split
-from nernlit.data.sources import FileImages, Fitting, folder_classes, folder_images
-from nernlit.errors import DataError
+from nernlit.data.decode import Fitting
+from nernlit.data.sources import FileImages
+from nernlit.data.trees import class_folders, shared_classes, tree_images
+from nernlit.errors import DataError, require_at_least
 
 
 class _TreeDataModule(ImageDataModule, ABC):
@@ -20,22 +23,22 @@ class _TreeDataModule(ImageDataModule, ABC):
         super().__init__(**kwargs)
         self.root = Path(root)
 
-    def setup(self, stage: str) -> None:
-        folders = {name for name in ("train", "val", "test") if (self.root / name).is_dir()}
+    def check(self) -> None:
+        folders = [name for name in ("train", "val", "test") if (self.root / name).is_dir()]
         if "train" not in folders or len(folders) < 2:
             raise DataError(
-                f"{self.root} has {', '.join(sorted(folders)) or 'none'} of train/, val/, test/; "
+                f"{self.root} has {', '.join(folders) or 'none'} of train/, val/, test/; "
                 f"expected {self.root}/train/<class>/<image> and test/ or val/ beside it (--data.root)."
             )
         self._folders = folders
-        self.classes = tuple(folder_classes(self.root / "train"))
-        super().setup(stage)
+        self.classes = tuple(shared_classes([self.root / name for name in folders]))
 
     def build(self, split: Split) -> FileImages | None:
-        if split == "val" and self._folders != {"train", "val", "test"}:
+        if split == "val" and len(self._folders) < 3:
             return None
         name = split if split in self._folders else "val"
-        return folder_images(self.root / name, self.classes, self.fitting)
+        labels = {name: label for label, name in enumerate(self.classes)}
+        return tree_images(self.root / name, labels, self.fitting, self.channels, empty_classes=split != "train")
 
 
 @final
@@ -43,7 +46,7 @@ class FolderDataModule(_TreeDataModule):
     """`<root>/train/<class>/<image>` with `test/`, `val/` or both beside it.
 
     With both, `val` selects and `test` reports. With one of them, that one reports and a seeded share of `train`
-    selects.
+    selects. Labels number the class folders in the order of their sorted names, which the first set-up prints.
 
     Args:
         root: Folder that holds the splits.
@@ -53,7 +56,17 @@ class FolderDataModule(_TreeDataModule):
 
     def __init__(self, root: str, image_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
+        if image_size is not None:
+            require_at_least(1, image_size=image_size)
         self.fitting = Fitting(image_size) if image_size is not None else None
+
+    def check(self) -> None:
+        before = self.classes
+        super().check()
+        if self.classes != before:
+            numbered = [f"{label} {name}" for label, name in enumerate(self.classes)]
+            shown = numbered if len(numbered) <= 20 else [*numbered[:5], "...", numbered[-1]]
+            rank_zero_info(f"{self.root}: {len(numbered)} classes, in the order of their labels: {', '.join(shown)}")
 
 
 @final
@@ -73,15 +86,15 @@ class ImageNetDataModule(_TreeDataModule):
         super().__init__(root, val_share=val_share, **kwargs)
         self.fitting = Fitting.of_model(model)
 
-    def setup(self, stage: str) -> None:
+    def check(self) -> None:
         expected = sorted(ImageNetInfo().label_names())
         for split in ("train", "val"):
             folder = self.root / split
-            found = folder_classes(folder) if folder.is_dir() else []
+            found = class_folders(folder) if folder.is_dir() else []
             if found != expected:
                 raise DataError(
                     f"{folder} has {len(found)} class folders, {len(set(found) & set(expected))} of them ImageNet's "
                     f"1,000; expected {folder}/n01440764/*.JPEG and so on (ILSVRC2012_img_{split}.tar from "
-                    "https://image-net.org, a folder a class), or use FolderDataModule for other classes."
+                    "https://image-net.org, a folder per class), or use FolderDataModule for other classes."
                 )
-        super().setup(stage)
+        super().check()

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 
-from nernlit.data.sources import ArrayImages, FileImages, Fitting, ImageSource, folder_classes, folder_images
+from nernlit.data.decode import Fitting
+from nernlit.data.sources import ArrayImages, ImageSource
 from nernlit.data.test_sets import SEVERITIES, TestSet, require_known
+from nernlit.data.trees import class_folders, tree_images
 from nernlit.errors import DataError
 
 
@@ -37,7 +39,7 @@ class _CifarC(TestSet, ABC):
         self, root: str, corruptions: Sequence[str] | None = None, severities: Sequence[int] = SEVERITIES
     ) -> None:
         self.root, self.severities = Path(root), list(severities)
-        self.corruptions = list(corruptions or self.standard)
+        self.corruptions = list(self.standard if corruptions is None else corruptions)
         require_known(self.folder, self.corruptions, self.standard + self.extra, self.severities)
 
     @property
@@ -50,13 +52,8 @@ class _CifarC(TestSet, ABC):
                 f"{self.folder} has {self.expected_classes} classes, the data has {num_classes}; use the test set of "
                 "the data that the original was trained on."
             )
-        labels = self._read("labels")
-        size = len(labels) // len(SEVERITIES)
-        if labels.ndim != 1 or not size or len(labels) % len(SEVERITIES) or labels.max() >= self.expected_classes:
-            raise DataError(
-                f"{self.root}/labels.npy has shape {labels.shape} and labels up to {labels.max(initial=0)}; expected "
-                f"50,000 labels below {self.expected_classes}. {self._remedy}"
-            )
+        labels = self._labels(clean)
+        size = len(clean)
         found: dict[str, ImageSource] = {}
         for corruption in self.corruptions:
             images = self._read(corruption)
@@ -67,9 +64,36 @@ class _CifarC(TestSet, ABC):
                 )
             for severity in self.severities:
                 part = slice((severity - 1) * size, severity * size)
-                own = torch.from_numpy(np.array(labels[part]))
+                own = torch.from_numpy(labels[part])
                 found[f"{corruption}_{severity}"] = ArrayImages(images[part], own)
         return found
+
+    def _labels(self, clean: ImageSource) -> NDArray[np.int64]:
+        """Those of the file: the same for every severity, and as many of each class as the clean test images have."""
+        labels, expected = self._read("labels"), len(SEVERITIES) * len(clean)
+        wrong = None
+        if labels.dtype.kind not in "iu" or labels.shape != (expected,):
+            wrong = (
+                f"is {labels.dtype} of shape {labels.shape}; expected whole numbers of shape {(expected,)}, one per "
+                f"severity for each of the {len(clean):,} clean test images"
+            )
+        elif labels.min() < 0 or labels.max() >= self.expected_classes:
+            wrong = f"has labels from {labels.min()} to {labels.max()}; expected 0 to {self.expected_classes - 1}"
+        else:
+            blocks = labels.reshape(len(SEVERITIES), len(clean))
+            odd = [
+                str(severity) for severity, block in zip(SEVERITIES, blocks, strict=True) if (block != blocks[0]).any()
+            ]
+            counts, clean_counts = (
+                np.bincount(own, minlength=self.expected_classes) for own in (blocks[0], clean.labels.numpy())
+            )
+            if odd:
+                wrong = f"has other labels at severity {', '.join(odd)} than at severity 1; expected the same ones"
+            elif not np.array_equal(counts, clean_counts):
+                wrong = "has other labels than the clean test images; both are to be the published ones"
+        if wrong:
+            raise DataError(f"{self.root}/labels.npy {wrong}. {self._remedy}")
+        return labels.astype(np.int64)
 
     @property
     def _remedy(self) -> str:
@@ -78,9 +102,11 @@ class _CifarC(TestSet, ABC):
     def _read(self, name: str) -> NDArray[Any]:
         file = self.root / f"{name}.npy"
         try:
-            mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"cannot read {file} ({error}). {self._remedy}") from error
+            # Maps arrays of numbers only: no archives, and no pickles.
+            mapped: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")
+        except Exception as error:  # a damaged header leads to all kinds
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DataError(f"cannot read {file} ({reason}). {self._remedy}") from error
         return mapped
 
 
@@ -131,13 +157,12 @@ class ImageNetR(TestSet):
         every = ImageNetInfo().label_names()
         if num_classes != len(every):
             raise DataError(f"ImageNet-R has 200 of ImageNet's 1,000 classes, the data has {num_classes}.")
-        found = folder_classes(self.root)
+        found = class_folders(self.root)
         if found != sorted(ids):
             raise DataError(
                 f"{self.root} has {len(found)} class folders, {len(set(found) & set(ids))} of them ImageNet-R's 200; "
                 "unpack imagenet-r.tar (https://github.com/hendrycks/imagenet-r) and pass its folder as root."
             )
-        numbers = torch.tensor([every.index(name) for name in found])
-        self.classes = numbers.sort().values
-        images = folder_images(self.root, found, self.fitting)
-        return {"renditions": FileImages(images.paths, numbers[images.labels], self.fitting)}
+        labels = {name: every.index(name) for name in found}
+        self.classes = torch.tensor(sorted(labels.values()))
+        return {"renditions": tree_images(self.root, labels, self.fitting)}

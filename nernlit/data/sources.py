@@ -7,24 +7,19 @@ that a loader makes one call a batch. `subset` narrows it, `in_memory` decodes i
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, final
+from typing import Self, final
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nernlit.errors import DataError, UsageError
-
-Interpolation = Literal["bilinear", "bicubic"]
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+from nernlit.data.channels import require_channels, to_channels
+from nernlit.data.decode import Fitting, read_image
+from nernlit.errors import DataError
+from nernlit.progress import progress
 
 
 class ImageSource(Dataset[tuple[Tensor, Tensor]], ABC):
@@ -92,57 +87,21 @@ class ArrayImages(ImageSource):
 
 
 @final
-@dataclass(frozen=True)
-class Fitting:
-    """How an image of any size becomes a square: resized, then its centre cut out, as torchvision and timm do it.
-
-    Attributes:
-        side: Of the square, in pixels.
-        crop_share: What the square is of the shorter side after resizing.
-        interpolation: Of the resizing.
-    """
-
-    side: int
-    crop_share: float = 1.0
-    interpolation: Interpolation = "bicubic"
-
-    @classmethod
-    def of_model(cls, name: str) -> Self:
-        """What a timm model was trained or evaluated with.
-
-        Raises:
-            UsageError: If timm does not know the model.
-        """
-        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-        if config is None:
-            raise UsageError(f"timm has no model named {name!r} whose image size it knows.")
-        interpolation: Interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
-        return cls(config.input_size[1], config.crop_pct, interpolation)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """The square."""
-        shorter = int(self.side / self.crop_share)
-        if image.size != (self.side, self.side) or shorter != self.side:
-            longer = int(shorter * max(image.size) / min(image.size))
-            size = (shorter, longer) if image.width <= image.height else (longer, shorter)
-            image = image.resize(size, getattr(Image.Resampling, self.interpolation.upper()))
-            left, top = (round((extent - self.side) / 2) for extent in image.size)
-            image = image.crop((left, top, left + self.side, top + self.side))
-        return image
-
-
-@final
 class FileImages(ImageSource):
-    """Image files, decoded to RGB by threads.
+    """Image files, decoded by threads.
 
     Args:
         paths: The files.
         labels: (N,) integers.
         fitting: To one size; None keeps the files' own.
+        channels: 1, 3 or 4; RGB by default.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, fitting: Fitting | None) -> None:
-        self.paths, self.labels, self.fitting = list(paths), labels.long(), fitting
+    def __init__(
+        self, paths: Sequence[Path], labels: Tensor, fitting: Fitting | None, channels: int | None = None
+    ) -> None:
+        self.paths, self.labels, self.fitting, self.channels = list(paths), labels.long(), fitting, channels or 3
+        require_channels(self.channels)
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         with ThreadPoolExecutor(max_workers=4) as pool:
@@ -150,24 +109,18 @@ class FileImages(ImageSource):
         return self._stack(images, indices), self.labels[torch.as_tensor(indices)]
 
     def subset(self, indices: Tensor) -> Self:
-        return type(self)([self.paths[i] for i in indices], self.labels[indices], self.fitting)
+        return type(self)([self.paths[i] for i in indices], self.labels[indices], self.fitting, self.channels)
 
     def in_memory(self) -> TensorImages:
-        numbers = list(range(len(self)))
-        parts = [numbers[i : i + 1000] for i in range(0, len(numbers), 1000)]
-        shown = track(parts, description=f"decoding {len(self):,} images", transient=True, disable=len(parts) < 5)
-        return TensorImages(torch.cat([self[part][0] for part in shown]), self.labels)
+        parts = []
+        with progress(f"decoding {len(self):,} images", len(self)) as advance:
+            for part in torch.arange(len(self)).split(250):
+                parts.append(self[part.tolist()][0])
+                advance(len(part))
+        return TensorImages(torch.cat(parts), self.labels)
 
     def _decode(self, index: int) -> Tensor:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{path} is not a readable image ({error}); replace or remove the file.") from error
-        if self.fitting is not None:
-            image = self.fitting(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return torch.from_numpy(read_image(self.paths[index], self.channels, self.fitting)).permute(2, 0, 1)
 
     def _stack(self, images: list[Tensor], indices: Sequence[int]) -> Tensor:
         for image, index in zip(images, indices, strict=True):
@@ -179,37 +132,24 @@ class FileImages(ImageSource):
         return torch.stack(images)
 
 
-def folder_classes(folder: Path) -> list[str]:
-    """The class names of an ImageFolder tree: its sub-folders, sorted.
+@final
+class InChannels(ImageSource):
+    """The images of another source in another number of channels, converted as they are read.
 
-    Raises:
-        DataError: If there are none.
+    Args:
+        source: The images.
+        channels: 1, 3 or 4.
     """
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    if not classes:
-        raise DataError(f"{folder} has no class folders; expected {folder}/<class>/<image> with one folder a class.")
-    return classes
 
+    def __init__(self, source: ImageSource, channels: int) -> None:
+        self.source, self.channels, self.labels = source, channels, source.labels
 
-def folder_images(folder: Path, classes: Sequence[str], fitting: Fitting | None) -> FileImages:
-    """The images of an ImageFolder tree, labelled by their class's place in `classes`.
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images_BCHW, labels_B = self.source[indices]
+        return to_channels(images_BCHW, self.channels), labels_B
 
-    Raises:
-        DataError: If the folder's classes are others, or it holds no image.
-    """
-    found = folder_classes(folder)
-    if found != list(classes):
-        odd = sorted(set(found) ^ set(classes))
-        raise DataError(
-            f"{folder} has {len(found)} classes, expected the {len(classes)} of its sibling; "
-            f"they differ in {', '.join(odd[:5])}. Every split needs the same class folders."
-        )
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
-        raise DataError(f"{folder} holds no image files ({', '.join(IMAGE_SUFFIXES)}).")
-    return FileImages([path for path, _ in files], torch.tensor([label for _, label in files]), fitting)
+    def subset(self, indices: Tensor) -> Self:
+        return type(self)(self.source.subset(indices), self.channels)
+
+    def in_memory(self) -> TensorImages:
+        return TensorImages(to_channels(self.source.in_memory().images, self.channels), self.labels)

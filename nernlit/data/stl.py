@@ -34,7 +34,14 @@ class STL10DataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         if self.download and not (self._folder / "train_X.bin").is_file():
-            datasets.STL10(str(self.root), split="train", download=True)
+            try:
+                datasets.STL10(str(self.root), split="train", download=True)
+            except Exception as error:  # a download fails in many ways
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise DataError(
+                    f"could not download STL-10 to {self.root} ({reason}). Put the published {datasets.STL10.filename} "
+                    f"({datasets.STL10.url}) unpacked there, as {self._folder}/."
+                ) from error
 
     @property
     def _folder(self) -> Path:
@@ -46,9 +53,10 @@ class STL10DataModule(ImageDataModule):
         # Not through torchvision, which hashes 2.6 GB of unlabelled images before it reads these.
         pixels, labels = self._read(f"{split}_X.bin"), self._read(f"{split}_y.bin")
         if len(pixels) != len(labels) * _IMAGE_BYTES or not len(labels) or labels.min() < 1 or labels.max() > 10:
+            span = f" from {labels.min()} to {labels.max()}" if len(labels) else ""
             raise DataError(
-                f"{self._folder}/{split}_X.bin has {len(pixels):,} bytes and {split}_y.bin {len(labels):,} labels; "
-                f"expected {_IMAGE_BYTES:,} bytes a label and labels from 1 to 10; "
+                f"{self._folder}/{split}_X.bin has {len(pixels):,} bytes and {split}_y.bin {len(labels):,} labels"
+                f"{span}; expected {_IMAGE_BYTES:,} bytes per label and labels from 1 to 10; "
                 f"unpack {datasets.STL10.filename} again."
             )
         # Stored column by column.
@@ -60,6 +68,6 @@ class STL10DataModule(ImageDataModule):
             return np.fromfile(self._folder / name, dtype=np.uint8)
         except OSError as error:
             raise DataError(
-                f"no {self._folder / name}. Put the published {datasets.STL10.filename} unpacked there; or pass "
-                f"--data.download=true on a machine with a network ({datasets.STL10.url})."
+                f"cannot read {self._folder / name} ({error.strerror}). Put the published {datasets.STL10.filename} "
+                f"unpacked there; or pass --data.download=true on a machine with a network ({datasets.STL10.url})."
             ) from error

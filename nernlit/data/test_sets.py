@@ -6,13 +6,13 @@ them; a set's mean over its conditions is logged under the set's name.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import Self, final
+from typing import NamedTuple, Self, final
 
 from torch import Tensor
 
 from nernlit.data.corruptions import CORRUPTIONS, corrupt
 from nernlit.data.sources import ImageSource, TensorImages
-from nernlit.errors import UsageError
+from nernlit.errors import UsageError, require_at_least
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -43,19 +43,52 @@ class TestSet(ABC):
         """
 
 
+class TestCondition(NamedTuple):
+    """A condition of a test set.
+
+    Attributes:
+        test_set: The set's name.
+        name: The condition's.
+        classes: The numbers of the classes among which answers are chosen; None for all.
+        source: Its images.
+    """
+
+    test_set: str
+    name: str
+    classes: Tensor | None
+    source: ImageSource
+
+
+def conditions_of(test_sets: Sequence[TestSet], clean: ImageSource, num_classes: int) -> list[TestCondition]:
+    """The conditions of all test sets.
+
+    Raises:
+        DataError: If a set's files are missing or wrong, or belong to other classes.
+        UsageError: If a condition is there twice.
+    """
+    found = [
+        TestCondition(test_set.name, name, test_set.classes, source)
+        for test_set in test_sets
+        for name, source in test_set.conditions(clean, num_classes).items()
+    ]
+    names = [(condition.test_set, condition.name) for condition in found]
+    for test_set_name, name in names:
+        if names.count((test_set_name, name)) > 1:
+            raise UsageError(f"test_sets: {test_set_name} {name} is there twice; every condition may be there once.")
+    return found
+
+
 def require_known(name: str, corruptions: Sequence[str], known: Collection[str], severities: Sequence[int]) -> None:
-    """Refuse corruptions and severities that a test set does not have.
+    """Refuse corruptions and severities that a test set does not have, and none at all.
 
     Raises:
         UsageError: If there is one.
     """
     unknown = [str(x) for x in corruptions if x not in known]
     unknown += [str(x) for x in severities if x not in SEVERITIES]
-    if unknown:
-        raise UsageError(
-            f"{name} has no {', '.join(unknown)}; expected corruptions out of {', '.join(known)} "
-            "and severities from 1 to 5."
-        )
+    if unknown or not corruptions or not severities:
+        given = f"has no {', '.join(unknown)}" if unknown else "was given an empty list"
+        raise UsageError(f"{name} {given}; expected corruptions out of {', '.join(known)} and severities from 1 to 5.")
 
 
 @final
@@ -92,7 +125,9 @@ class Corrupted(TestSet):
     def __init__(
         self, corruptions: Sequence[str] | None = None, severities: Sequence[int] = SEVERITIES, seed: int = 0
     ) -> None:
-        self.corruptions, self.severities, self.seed = list(corruptions or CORRUPTIONS), list(severities), seed
+        self.corruptions = list(CORRUPTIONS if corruptions is None else corruptions)
+        self.severities, self.seed = list(severities), seed
+        require_at_least(0, seed=seed)
         require_known("Corrupted", self.corruptions, CORRUPTIONS, self.severities)
 
     def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:

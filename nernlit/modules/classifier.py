@@ -4,7 +4,7 @@ Batches are (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); metrics are `
 """
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +14,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor
 from torch.nn import Parameter
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nernlit.errors import DataError, UsageError
@@ -43,7 +42,8 @@ class ClassifierModule(L.LightningModule, ABC):
             self.save_hyperparameters()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.num_classes, self.in_chans = original.num_classes, original.in_chans
-        self.metrics = torch.nn.ModuleDict()
+        #: Of the evaluation under way; not a ModuleDict, whose names may hold no dots (as in "cifar10.1").
+        self.metrics: dict[str, MulticlassAccuracy] = {}
 
     @abstractmethod
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -65,14 +65,6 @@ class ClassifierModule(L.LightningModule, ABC):
     @abstractmethod
     def network(self) -> tuple[str, dict[str, Tensor]]:
         """The network that the module stands for: its timm name and its state dict."""
-
-    def setup(self, stage: str) -> None:
-        classes = getattr(self._data, "num_classes", self.num_classes)
-        if classes != self.num_classes:
-            raise DataError(
-                f"{type(self._data).__name__} has {classes} classes, but the original has {self.num_classes}; "
-                "use the data it was trained on, or set its num_classes."
-            )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         terms = self.loss_terms(batch)
@@ -110,11 +102,16 @@ class ClassifierModule(L.LightningModule, ABC):
         self._conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
         tops = {"acc": 1, "acc_top5": min(5, self.num_classes)}
         tops |= {f"acc{_suffix(condition)}": 1 for condition in self._conditions}
-        for name, top in tops.items():
-            for suffix in self._classifiers:
-                if name + suffix not in self.metrics:
-                    metric = MulticlassAccuracy(self.num_classes, top_k=top, average="micro")
-                    self.metrics[name + suffix] = metric.to(self.device)
+        self.metrics = {
+            name + suffix: MulticlassAccuracy(self.num_classes, top_k=top, average="micro").to(self.device)
+            for name, top in tops.items()
+            for suffix in self._classifiers
+        }
+        means = {f"acc_{condition.test_set}" for condition in self._conditions}
+        names = Counter(name + suffix for name in (*means, *tops) for suffix in self._classifiers)
+        for name, count in names.items():
+            if count > 1:
+                raise UsageError(f"test_sets: two results would be named {name}; rename the test set or its condition.")
 
     @property
     def _data(self) -> Any:
@@ -125,7 +122,7 @@ class ClassifierModule(L.LightningModule, ABC):
         if images_BCHW.shape[1] != self.in_chans:
             raise DataError(
                 f"images of {images_BCHW.shape[1]} channels, but the original takes {self.in_chans}; "
-                "use the data it was trained on, or set its in_chans."
+                "derive the data from ImageDataModule, which converts them, or convert them yourself."
             )
         condition = self._conditions[dataloader_idx - 1] if dataloader_idx else None
         names = [f"acc{_suffix(condition)}"] if condition else ["acc", "acc_top5"]
@@ -134,29 +131,19 @@ class ClassifierModule(L.LightningModule, ABC):
             if condition is not None and condition.classes is not None:
                 logits_BC = _only(logits_BC, condition.classes)
             for name in names:
-                self._metric(name + suffix).update(logits_BC, labels_B)
-
-    def _metric(self, name: str) -> Metric:
-        metric = self.metrics[name]
-        assert isinstance(metric, Metric)
-        return metric
+                self.metrics[name + suffix].update(logits_BC, labels_B)
 
     def _report(self, stage: str) -> None:
-        results = {}
+        results: dict[str, Tensor] = {}
         for suffix in self._classifiers:
             by_set = defaultdict(list)
             for condition in self._conditions:
-                value = results[f"acc{_suffix(condition)}{suffix}"] = self._result(f"acc{_suffix(condition)}{suffix}")
+                name = f"acc{_suffix(condition)}{suffix}"
+                value = results[name] = self.metrics[name].compute()
                 by_set[condition.test_set].append(value)
             results |= {f"acc_{name}{suffix}": torch.stack(values).mean() for name, values in by_set.items()}
-            results |= {name: self._result(name) for name in (f"acc{suffix}", f"acc_top5{suffix}")}
+            results |= {name: self.metrics[name].compute() for name in (f"acc{suffix}", f"acc_top5{suffix}")}
         self.log_results(stage, results)
-
-    def _result(self, name: str) -> Tensor:
-        metric = self._metric(name)
-        result: Tensor = metric.compute()
-        metric.reset()
-        return result
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         """Log an evaluation's figures; equal on all processes already."""

@@ -40,12 +40,12 @@ LITTLE = Corrupted(["contrast"], [1])
 
 
 def _cifar10(root: Path) -> ImageDataModule:
-    published = CIFAR10C(str(write_cifar_c(root / "c", ("fog", "frost"))), ["fog", "frost"], [1, 5])
+    published = CIFAR10C(str(write_cifar_c(root / "c", ("fog", "frost"), 10)), ["fog", "frost"], [1, 5])
     return CIFAR10DataModule(str(write_cifar10(root)), test_sets=[published, LITTLE], **SMALL)
 
 
 def _cifar100(root: Path) -> ImageDataModule:
-    published = CIFAR100C(str(write_cifar_c(root / "c", ("fog",))), ["fog"], [2])
+    published = CIFAR100C(str(write_cifar_c(root / "c", ("fog",), 100, 100)), ["fog"], [2])
     return CIFAR100DataModule(str(write_cifar100(root)), test_sets=[published], **SMALL)
 
 

@@ -1,0 +1,124 @@
+"""Trees of image files, `<folder>/<class>/<image>`: which classes and files there are."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from nernlit.data.decode import Fitting, image_suffixes
+from nernlit.data.sources import FileImages
+from nernlit.errors import DataError
+from nernlit.progress import progress
+
+#: Files that systems leave in folders.
+_CLUTTER = {"thumbs.db", "desktop.ini"}
+
+
+def abbreviated(names: Sequence[str], shown: int = 5) -> str:
+    """The names in one line, the first ones of many.
+
+    >>> abbreviated(["a", "b", "c"], shown=2)
+    'a, b and 1 more'
+    """
+    rest = len(names) - shown
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:shown])} and {rest} more"
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The class names of a tree: its sub-folders, sorted, without those that begin with a dot.
+
+    Raises:
+        DataError: If there are none.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot list {folder} ({error.strerror}); expected {folder}/<class>/<image>.") from error
+    if not classes:
+        raise DataError(f"{folder} has no class folders; expected {folder}/<class>/<image> with one folder per class.")
+    return classes
+
+
+def shared_classes(folders: Sequence[Path]) -> list[str]:
+    """The class names of several trees, which must have the same ones.
+
+    Raises:
+        DataError: If one has others than the first, or none.
+    """
+    first, *others = folders
+    classes = class_folders(first)
+    for other in others:
+        found = class_folders(other)
+        if found != classes:
+            odd = sorted(set(found) ^ set(classes))
+            raise DataError(
+                f"{other} has {len(found)} class folders, {first} has {len(classes)}; they differ in "
+                f"{abbreviated(odd)}. Every split needs the same class folders."
+            )
+    return classes
+
+
+def tree_images(
+    folder: Path,
+    labels: Mapping[str, int],
+    fitting: Fitting | None,
+    channels: int | None = None,
+    empty_classes: bool = False,
+) -> FileImages:
+    """The images of a tree.
+
+    Files and folders that begin with a dot are passed over; others that are no images are counted in a warning.
+
+    Args:
+        folder: Of the class folders.
+        labels: The label of each class folder.
+        fitting: To one size; None keeps the files' own.
+        channels: 1, 3 or 4; RGB by default.
+        empty_classes: Warn of a class without images instead of refusing it.
+
+    Raises:
+        DataError: If a class has no image, or a folder cannot be read.
+    """
+    files: list[tuple[Path, int]] = []
+    left_out: Counter[str] = Counter()
+    empty = []
+    with progress(f"listing the images of {folder}", len(labels)) as advance:
+        for name, label in labels.items():
+            found = []
+            for path in _files(folder / name):
+                suffix = path.suffix.lower()
+                if suffix in image_suffixes():
+                    found.append((path, label))
+                else:
+                    left_out[suffix or "no suffix"] += 1
+            empty += [] if found else [name]
+            files += found
+            advance(1)
+    if left_out:
+        kinds = abbreviated([f"{count:,} {suffix}" for suffix, count in left_out.most_common()])
+        rank_zero_warn(f"{folder}: files left out because they are no images: {kinds}.")
+    if empty:
+        message = f"{folder}: no image in {abbreviated(empty)} ({len(empty)} of {len(labels)} classes)"
+        if not files or not empty_classes:
+            raise DataError(f"{message}; expected at least one image per class (.jpg, .png, .tif, ...).")
+        rank_zero_warn(f"{message}.")
+    paths, numbers = zip(*files, strict=True)
+    return FileImages(paths, torch.tensor(numbers), fitting, channels)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, without what begins with a dot and the clutter of systems."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot list {error.filename} ({error.strerror}).") from error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        shown = [name for name in names if not name.startswith(".") and name.lower() not in _CLUTTER]
+        found += [Path(place, name) for name in shown]
+    return sorted(found)
