@@ -23,6 +23,7 @@ _SIGNATURES = {
     b"Rar!": "a RAR archive; unpack it first",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes it",
     b"\x93NUMPY": "a NumPy array (.npy)",
+    b"GGUF": "a GGUF model, as llama.cpp reads it",
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
     b"%PDF": "a PDF document",
@@ -55,6 +56,8 @@ def describe_file(path: str | Path) -> str:
     for signature, kind in _SIGNATURES.items():
         if head.startswith(signature):
             return kind
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -99,7 +102,8 @@ def _zip(path: Path, size: int) -> str:
 
 def _torch(path: Path) -> str:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its name, torch takes a `.safetensors` for what it may not be
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         objects = _pickled_objects(path)
         return f"a PyTorch file of pickled objects{objects}, which are not loaded because that could run code"
@@ -120,7 +124,8 @@ def _torch(path: Path) -> str:
 
 def _pickled_objects(path: Path) -> str:
     try:
-        names = sorted(set(get_unsafe_globals_in_checkpoint(str(path))))
+        with path.open("rb") as file:
+            names = sorted(set(get_unsafe_globals_in_checkpoint(file)))
     except Exception:  # older files cannot be looked into
         return ""
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
@@ -154,6 +159,8 @@ def _text(path: Path, head: bytes, size: int) -> str | None:
     if start.startswith(("<?xml", "<Error>")):
         return "an XML document, as a server sends it in place of a file; download the file itself"
     if start[:1] in ("{", "["):
+        if '"weight_map"' in start:
+            return "the index of weights that are split over several safetensors files; join them into one file"
         return "a JSON file"
     line = start.splitlines()[0][:40] if start else ""
     return f"a text file that begins with {line!r}"

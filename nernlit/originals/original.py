@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Self, final
+from typing import Any, Self, final
 
 import timm
 import torch
@@ -13,6 +13,7 @@ from torch.func import functional_call
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
 from nernlit.originals.checkpoint import load_strictly, read_state_dict
+from nernlit.originals.checks import pixel_statistics, require_finite_weights, require_plain_weights
 from nernlit.sharing import places_of_weights
 
 
@@ -24,14 +25,16 @@ class Original(nn.Module):
         name: A timm model name: `cifar_resnet20`, `cifar_resnet56_b`, `resnet18`, ...
         checkpoint: File of weights (.safetensors, .pt, .pth, .th, .ckpt).
         pretrained: Load the weights that timm knows for this name; most are downloaded.
-        num_classes: Logits, by default the model's own.
+        num_classes: Logits, at least 2, by default the model's own.
         in_chans: Image channels, by default the model's own.
-        mean: A number a channel in [0, 1] pixel units, by default what timm says the model was trained with.
+        mean: One number or one per channel in [0, 1] pixel units, by default what timm says the model was trained with.
         std: Likewise.
+        ema: Of a checkpoint with two sets of weights load the moving average (true) or the raw ones (false). By default
+            the moving average where there is one, as timm does.
 
     Raises:
-        UsageError: If timm does not know the name, or both kinds of weights are asked for.
-        CheckpointError: If the weights cannot be read, downloaded, or do not fit.
+        UsageError: If timm does not know the name, or options are invalid or contradict each other.
+        CheckpointError: If the weights cannot be read or downloaded, do not fit, or are not finite.
     """
 
     mean: Tensor
@@ -46,54 +49,80 @@ class Original(nn.Module):
         in_chans: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        ema: bool | None = None,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
             close = difflib.get_close_matches(name, timm.list_models(), 3) or ["cifar_resnet20", "resnet18"]
             raise UsageError(f"timm has no model named {name!r}; did you mean {', '.join(close)}?")
-        if checkpoint and pretrained:
+        if checkpoint is not None and pretrained:
             raise UsageError(f"both checkpoint={checkpoint!r} and pretrained=true are given; keep one of them.")
-        shape = {"num_classes": num_classes, "in_chans": in_chans}
-        try:
-            net = timm.create_model(name, pretrained=pretrained, **{k: v for k, v in shape.items() if v is not None})
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the pretrained weights of {name!r} could not be had: {str(error).splitlines()[0]} "
-                "Without a network, pass checkpoint=FILE instead of pretrained=true."
-            ) from error
-        if checkpoint:
-            load_strictly(net, read_state_dict(checkpoint), checkpoint)
+        if ema is not None and checkpoint is None:
+            raise UsageError(
+                f"ema: {str(ema).lower()} chooses among a checkpoint's weights, but no checkpoint is given."
+            )
+        net = _timm_model(name, pretrained, num_classes, in_chans)
+        if checkpoint is not None:
+            load_strictly(net, read_state_dict(checkpoint, net, ema), checkpoint)
         config = net.pretrained_cfg
-        weights = checkpoint or ("timm's pretrained weights" if pretrained else None)
-        self._own(net, name, weights, mean or config["mean"], std or config["std"])
+        weights = checkpoint
+        if pretrained and net.num_classes == config["num_classes"]:  # otherwise timm has made a new, random classifier
+            weights = "timm's pretrained weights"
+        statistics = (config["mean"] if mean is None else mean, config["std"] if std is None else std)
+        self._own(net, name, weights, int(net.num_classes), in_chans or int(config["input_size"][0]), *statistics)
 
     @classmethod
-    def of(cls, net: nn.Module, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> Self:
-        """An original from a network that is already in memory; its weights are taken as trained."""
+    def of(
+        cls,
+        net: nn.Module,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        in_chans: int | None = None,
+    ) -> Self:
+        """An original from a network that is already in memory; its weights are taken as trained.
+
+        Args:
+            net: Maps normalised images (B, C, H, W) to logits (B, num_classes). Its weights are float32.
+            num_classes: Logits, at least 2.
+            mean: One number or one per channel, in [0, 1] pixel units.
+            std: Likewise.
+            in_chans: Image channels. By default what the network says (`in_chans`, or timm's `pretrained_cfg`), else
+                the channels of its first convolution.
+
+        Raises:
+            UsageError: If the weights are not plain float32 parameters, or an argument is invalid.
+            CheckpointError: If a weight is not finite.
+        """
+        _require_counts(type(net).__name__, num_classes, in_chans)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        net.num_classes = num_classes  # type: ignore[assignment]
-        self._own(net, type(net).__name__, "memory", mean, std)
+        channels = in_chans or _image_channels(net) or len(mean)
+        self._own(net, type(net).__name__, "memory", num_classes, channels, mean, std)
         return self
 
-    def _own(self, net: nn.Module, name: str, weights: str | None, mean: Sequence[float], std: Sequence[float]) -> None:
-        conv = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-        channels = conv.in_channels if conv is not None else len(mean)
-        for what, values in (("mean", mean), ("std", std)):
-            if len(values) not in (1, channels):
-                raise UsageError(
-                    f"{what} has {len(values)} numbers, but {name!r} takes images of {channels} channels; "
-                    f"pass {channels} numbers (--model.representation.original.{what})."
-                )
+    def _own(
+        self,
+        net: nn.Module,
+        name: str,
+        weights: str | None,
+        num_classes: int,
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        require_plain_weights(net, name)
+        require_finite_weights(net, weights if weights not in (None, "memory") else repr(name))
+        mean_C11, std_C11 = pixel_statistics(mean, std, channels, name)
         self.net = net
         self.places = places_of_weights(net)
         self._frozen = False
         self.name = name
         self.weights_from = weights
-        self.num_classes = int(net.num_classes)  # type: ignore[arg-type]
+        self.num_classes = num_classes
         self.in_chans = channels
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", mean_C11, persistent=False)
+        self.register_buffer("std", std_C11, persistent=False)
 
     def forward(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (B, num_classes) of pixels in [0, 1].
@@ -111,7 +140,12 @@ class Original(nn.Module):
         return logits
 
     def freeze(self) -> Self:
-        """No gradients, and evaluation mode whatever happens: BatchNorm statistics never move."""
+        """No gradients, and evaluation mode whatever happens: BatchNorm statistics never move.
+
+        Raises:
+            CheckpointError: If a weight is not finite.
+        """
+        require_finite_weights(self.net, repr(self.name))
         self._frozen = True
         return self.requires_grad_(False).eval()
 
@@ -129,12 +163,47 @@ class Original(nn.Module):
             flag = {"original": "representation.original", "teacher": "teacher"}[role]
             raise UsageError(
                 f"the {role} {self.name!r} has random weights; pass --model.{flag}.checkpoint FILE "
-                "(or pretrained: true where timm knows some). `lightning fit` with an OriginalModule config trains one."
+                "(or pretrained: true where timm knows some, for as many classes). "
+                "`lightning fit` with an OriginalModule config trains one."
             )
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights' names, shapes and bits: two originals are the same if and only if these are equal."""
         return fingerprint(self.net.state_dict())
+
+
+def _timm_model(name: str, pretrained: bool, num_classes: int | None, in_chans: int | None) -> Any:
+    _require_counts(name, num_classes, in_chans)
+    shape = {k: v for k, v in (("num_classes", num_classes), ("in_chans", in_chans)) if v is not None}
+    try:
+        return timm.create_model(name, pretrained=pretrained, **shape)
+    except Exception as error:  # each of timm's models and each way of downloading raises its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if pretrained:
+            raise CheckpointError(
+                f"the pretrained weights of {name!r} could not be had: {reason} "
+                "Without a network, pass checkpoint=FILE instead of pretrained=true."
+            ) from error
+        raise UsageError(f"timm cannot make {name!r} with {shape or 'its own options'}: {reason}") from error
+
+
+def _require_counts(name: str, num_classes: int | None, in_chans: int | None) -> None:
+    for what, count, least in (("num_classes", num_classes, 2), ("in_chans", in_chans, 1)):
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
+            raise UsageError(f"{what}={count!r} for {name!r}; expected a whole number of at least {least}.")
+
+
+def _image_channels(net: nn.Module) -> int | None:
+    """How many channels a network's images have; the first convolution may come behind a reshape of them."""
+    stated = getattr(net, "in_chans", None)
+    if isinstance(stated, int) and stated > 0:
+        return stated
+    channels = [module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)][:1]
+    config = getattr(net, "pretrained_cfg", None) or getattr(net, "default_cfg", None)
+    if isinstance(config, Mapping) and config.get("input_size"):
+        # The fewer: stems that rearrange pixels have more, and the configuration does not know of `in_chans=1`.
+        channels.append(int(config["input_size"][0]))
+    return min(channels, default=None)
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

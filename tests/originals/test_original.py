@@ -1,13 +1,17 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original, read_state_dict
-from tests.fakes import tiny_original
+from tests.fakes import STATISTICS, TinyCNN, tiny_original
 
 STATE = {"conv.weight": torch.ones(2, 1, 3, 3), "linear.bias": torch.zeros(4)}
 
@@ -94,3 +98,235 @@ def test_the_fingerprint_changes_with_a_single_bit() -> None:
     with torch.no_grad():
         two.net.get_parameter("head.bias")[0] += 1e-6
     assert one.fingerprint() != two.fingerprint()
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 1}, {"num_classes": 0}, {"num_classes": -3}, {"in_chans": 0}])
+def test_counts_that_no_classifier_has_are_refused(options: dict[str, int]) -> None:
+    (name, count), least = next(iter(options.items())), 1 if "in_chans" in options else 2
+    with pytest.raises(
+        UsageError, match=rf"{name}={count} for 'cifar_resnet20'; expected a whole number of at least {least}"
+    ):
+        Original("cifar_resnet20", **options)
+    with pytest.raises(UsageError, match=rf"{name}={count} for 'TinyCNN'; expected a whole number of at least {least}"):
+        Original.of(TinyCNN(), **{"num_classes": 10, **options}, **STATISTICS)  # type: ignore[arg-type]
+
+
+def test_a_pretrained_network_with_a_new_classifier_is_not_trained() -> None:
+    assert Original("digits_resnet8", pretrained=True, num_classes=10).weights_from == "timm's pretrained weights"
+    with pytest.raises(UsageError, match=r"has random weights; pass .*for as many classes"):
+        Original("digits_resnet8", pretrained=True, num_classes=7).require_weights()
+
+
+def test_options_that_timm_does_not_take_are_told_in_one_sentence() -> None:
+    with pytest.raises(UsageError, match=r"timm cannot make 'inception_v3' with \{'in_chans': 70000000000\}: "):
+        Original("inception_v3", in_chans=70_000_000_000)
+    with pytest.raises(CheckpointError, match="the pretrained weights of 'cifar_resnet20' could not be had"):
+        Original("cifar_resnet20", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ([125.3, 123.0, 113.9], [0.2], r"mean=\[125.3, 123, 113.9\] .* 0 to 255, .* pass \[0.4914, 0.4824, 0.4467\]"),
+        ([0.5], [63.0, 62.1, 66.7], r"std=\[63, 62.1, 66.7\] .* 0 to 255, .* pass \[0.2471, 0.2435, 0.2616\]"),
+        ([0.5], [0.2, 0.0, 0.2], r"std=\[0.2, 0, 0.2\] of 'cifar_resnet20'; pixels are divided by it"),
+        ([0.5], [1e-60], r"std=\[0\] of 'cifar_resnet20'; pixels are divided by it"),
+        ([0.5], [-0.2], r"std=\[-0.2\] of 'cifar_resnet20'; expected finite numbers in \[0, 1\]"),
+        ([-0.1], [0.2], r"mean=\[-0.1\] of 'cifar_resnet20'; expected finite numbers in \[0, 1\]"),
+        ([float("nan")], [0.2], r"mean=\[nan\] of 'cifar_resnet20'; expected finite"),
+        ([0.5], [float("inf")], r"std=\[inf\] of 'cifar_resnet20'; expected finite"),
+        ([], [0.2], "mean has 0 numbers, but 'cifar_resnet20' takes images of 3 channels"),
+    ],
+)
+def test_statistics_that_are_not_of_pixels_in_0_to_1_are_refused(
+    mean: list[float], std: list[float], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        Original("cifar_resnet20", mean=mean, std=std)
+
+
+def test_statistics_at_the_borders_are_taken() -> None:
+    original = Original("cifar_resnet20", mean=[0.0], std=[1.0])
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(original(images), original.net(images))
+    assert Original("cifar_resnet20", mean=[1.0, 0.0, 0.5], std=[1 / 255]).std.item() == pytest.approx(1 / 255)
+
+
+def test_weights_that_are_not_finite_are_refused_wherever_they_come_from() -> None:
+    net = TinyCNN()
+    with torch.no_grad():
+        net.depthwise.weight[2] = float("nan")
+    with pytest.raises(CheckpointError, match=r"9 of 54 values of depthwise\.weight in 'TinyCNN' are not finite .*nan"):
+        Original.of(net, 10, **STATISTICS)
+    original = tiny_original()
+    original.net.get_buffer("norm.running_var").fill_(float("inf"))
+    with pytest.raises(CheckpointError, match=r"6 of 6 values of norm\.running_var in 'TinyCNN' are not finite .*inf"):
+        original.freeze()
+
+
+class _Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.LazyConv2d(6, 3)
+
+
+def _hooked_weight(net: TinyCNN) -> TinyCNN:
+    weight = net.stem.weight.detach()
+    del net.stem.weight
+    net.stem.weight = weight  # type: ignore[assignment]
+    return net
+
+
+def _pruned_head(net: TinyCNN) -> TinyCNN:
+    prune.random_unstructured(net.head, "weight", 0.5)
+    return net
+
+
+def _of_stem(change: Callable[[nn.Module], object]) -> Callable[[TinyCNN], TinyCNN]:
+    def changed(net: TinyCNN) -> TinyCNN:
+        change(net.stem)
+        return net
+
+    return changed
+
+
+REMOVE = r'torch.nn.utils.parametrize.remove_parametrizations(net.stem, "weight")'
+COMPUTED: dict[str, tuple[Callable[[TinyCNN], nn.Module], str]] = {
+    "weight_norm": (_of_stem(parametrizations.weight_norm), REMOVE),
+    "spectral_norm": (_of_stem(parametrizations.spectral_norm), REMOVE),
+    "old weight_norm": (_of_stem(nn.utils.weight_norm), "torch.nn.utils.remove_weight_norm(net.stem)"),
+    "old spectral_norm": (_of_stem(nn.utils.spectral_norm), "torch.nn.utils.remove_spectral_norm(net.stem)"),
+    "pruned": (
+        _of_stem(lambda stem: prune.l1_unstructured(stem, "weight", 0.5)),
+        'torch.nn.utils.prune.remove(net.stem, "weight")',
+    ),
+    "pruned head": (_pruned_head, 'torch.nn.utils.prune.remove(net.head, "weight")'),
+    "a plain tensor": (_hooked_weight, "net.stem.weight = torch.nn.Parameter(net.stem.weight.detach())"),
+    "lazy": (lambda net: _Lazy(), "weights without a shape yet (stem.weight); run one batch through the network"),
+    "half": (lambda net: net.half(), "stem.weight of 'TinyCNN' is float16, but an original's weights are float32"),
+    "bfloat16": (lambda net: net.bfloat16(), "is bfloat16, but an original's weights are float32; call net.float()"),
+    "double": (lambda net: net.double(), "is float64, but an original's weights are float32; call net.float() first"),
+    "one half layer": (_of_stem(lambda stem: stem.half()), "stem.weight of 'TinyCNN' is float16"),
+    "meta": (lambda net: net.to("meta"), "'TinyCNN' is on the meta device, stem.weight has no values"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_weights_that_cannot_be_replaced_are_refused_with_the_call_that_helps(kind: str) -> None:
+    change, message = COMPUTED[kind]
+    net = change(TinyCNN())
+    with pytest.raises(UsageError) as caught:
+        Original.of(net, 10, **STATISTICS)
+    assert message in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_the_calls_that_errors_name_do_help() -> None:
+    images = torch.rand(2, 1, 8, 8)
+    removals: list[tuple[Callable[[nn.Module], object], Callable[[nn.Module], object]]] = [
+        (parametrizations.weight_norm, lambda stem: nn.utils.parametrize.remove_parametrizations(stem, "weight")),  # type: ignore[arg-type]
+        (nn.utils.weight_norm, nn.utils.remove_weight_norm),
+        (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
+        (lambda stem: prune.l1_unstructured(stem, "weight", 0.5), lambda stem: prune.remove(stem, "weight")),  # type: ignore[arg-type]
+    ]
+    for change, back in removals:
+        net = TinyCNN().eval()
+        change(net.stem)
+        expected = net((images - 0.5) / 0.5)
+        back(net.stem)
+        original = Original.of(net, 10, **STATISTICS).freeze()
+        torch.testing.assert_close(original(images), expected)
+
+
+def test_a_parametrized_head_is_kept_as_it_is() -> None:
+    net = TinyCNN()
+    parametrizations.weight_norm(net.head)
+    original = Original.of(net, 10, **STATISTICS).freeze()
+    assert original(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+class _SpaceToDepth(nn.Module):
+    """Its first convolution is not what reads the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(12, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(nn.functional.pixel_unshuffle(x, 2)).mean((2, 3))
+
+
+def test_image_channels_are_given_stated_or_those_of_the_first_convolution() -> None:
+    assert Original.of(_SpaceToDepth(), 4, [0.5], [0.5]).in_chans == 12
+    assert Original.of(_SpaceToDepth(), 4, [0.4, 0.5, 0.6], [0.5], in_chans=3).in_chans == 3
+    stated, configured = _SpaceToDepth(), _SpaceToDepth()
+    stated.in_chans = 3  # type: ignore[assignment]
+    configured.pretrained_cfg = {"input_size": (3, 8, 8)}  # type: ignore[assignment]
+    assert [Original.of(net, 4, [0.5], [0.5]).in_chans for net in (stated, configured)] == [3, 3]
+    with pytest.raises(
+        UsageError, match=r"mean has 3 numbers, but '_SpaceToDepth' takes images of 12 .* right in_chans"
+    ):
+        Original.of(_SpaceToDepth(), 4, [0.4, 0.5, 0.6], [0.5])
+    assert Original.of(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), 2, [0.5] * 3, [0.5]).in_chans == 3
+
+
+def test_a_networks_own_attributes_are_left_alone() -> None:
+    net = TinyCNN()
+    assert Original.of(net, 10, **STATISTICS).num_classes == 10
+    assert not hasattr(net, "num_classes")
+
+
+FAMILIES = ["cifar_resnet20", "resnet18", "mobilenetv2_050", "densenet121", "tresnet_m", "csatv2"]
+MORE_FAMILIES = [
+    *(
+        "vgg11_bn",
+        "convnext_atto",
+        "cspresnet50",
+        "dla34",
+        "edgenext_xx_small",
+        "efficientnet_b0",
+        "fastvit_t8",
+        "ghostnet_050",
+    ),
+    *(
+        "hardcorenas_a",
+        "hrnet_w18_small",
+        "inception_v3",
+        "levit_128s",
+        "lcnet_050",
+        "mixnet_s",
+        "mobilenetv3_small_050",
+    ),
+    *("mobilevit_xxs", "nf_regnet_b0", "poolformer_s12", "pvt_v2_b0", "regnetx_002", "repghostnet_050", "repvgg_a0"),
+    *(
+        "res2net50_14w_8s",
+        "rexnet_100",
+        "selecsls42",
+        "semnasnet_075",
+        "skresnet18",
+        "starnet_s1",
+        "tinynet_e",
+        "xception41",
+    ),
+    *("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnetv2_50", "ese_vovnet19b_dw", "mobileone_s0"),
+]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_FAMILIES)])
+def test_every_family_of_timm_is_an_original_of_as_many_channels_as_timm_says(name: str) -> None:
+    original = Original(name, num_classes=5)
+    assert original.in_chans == 3
+    assert len(original.mean.flatten()) == 3
+    assert Original.of(original.net, 5, [0.5], [0.5]).in_chans == 3
+    if name not in ("csatv2", "vgg11_bn", "xception41"):
+        grey = Original(name, num_classes=5, in_chans=1, mean=[0.5], std=[0.5])
+        assert grey.in_chans == Original.of(grey.net, 5, [0.5], [0.5]).in_chans == 1
+
+
+def test_every_model_of_timm_states_channels_and_statistics_that_are_taken() -> None:
+    for name in timm.list_models():
+        config = timm.get_pretrained_cfg(name)
+        for numbers in (config.mean, config.std):
+            assert len(numbers) in (1, config.input_size[0]), name
+            assert all(0 <= number <= 1 for number in numbers), name
