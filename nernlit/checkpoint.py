@@ -104,8 +104,6 @@ def load_representation(
         representation = built.representation
     try:
         representation.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} was fitted with another representation: {' '.join(str(error).split())[:500]}"
-        ) from error
+    except (CheckpointError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:2000]}") from error
     return representation, described

@@ -7,17 +7,19 @@ Shapes: N kernels, K kernel side that the predictor gives (at least the layout's
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nernlit.constants import WithConstants
 from nernlit.errors import CheckpointError, LayoutError
-from nernlit.kernels import LayerFilter, LayerPreset, Layout, OrderName, addresses, packed_bits
-from nernlit.originals import Original, leave_out_of_checkpoints
+from nernlit.kernels import LayerFilter, LayerPreset, Layout, OrderName, addresses, are_addresses, packed_bits
+from nernlit.originals import Original
 from nernlit.predictors import Predictor
 from nernlit.sharing import distinct_elements
+from nernlit.specification import differences
 
 #: A table of up to so many kernels is predicted in one piece, and nothing is computed twice.
 _WHOLE = 65_536
@@ -48,11 +50,11 @@ class Sizes:
 
 
 @final
-class Representation(nn.Module):
+class Representation(WithConstants):
     """A CNN whose convolution kernels come out of a predictor.
 
-    Its `state_dict` holds the predictor, the scale, the addresses and the original's fingerprint, and never the
-    original.
+    Its `state_dict` holds the predictor and, as extra state, the specification, the scale, the addresses and the
+    original's fingerprint; never the original.
 
     Args:
         original: The CNN; it is frozen and stays in evaluation mode.
@@ -63,9 +65,12 @@ class Representation(nn.Module):
         standardise: Let the predictor work in units of the weights' root mean square (ours); False is NeRN's.
 
     Raises:
-        LayoutError: If no layer matches, or the predictor's kernels are smaller than a layer's.
+        LayoutError: If no layer matches, the predictor's kernels are smaller than a layer's, or the layers' weights are
+            not finite or all zero.
+        UsageError: If the predictor does not keep its constructor's arguments.
     """
 
+    original: Original
     scale: Tensor
     addresses: Tensor
     target: Tensor
@@ -80,31 +85,36 @@ class Representation(nn.Module):
         standardise: bool = True,
     ) -> None:
         super().__init__()
-        self.original = original.freeze()
+        self.set_constant("original", original.freeze())
         self.predictor = predictor
         self.layout = Layout.of(original.net, layers)
         self.order: OrderName = order
+        self.standardise = standardise
         size = predictor.kernel_size
         if size < self.layout.kernel_size:
             largest = max(self.layout.layers, key=lambda layer: max(layer.shape[2:]))
             raise LayoutError(
-                f"kernel_size={size} is smaller than layer {largest.key.removesuffix('.weight')!r} "
+                f"kernel_size={size} is smaller than layer {largest.name!r} "
                 f"({largest.shape[2]}x{largest.shape[3]}); pass --model.representation.predictor.kernel_size="
                 f"{self.layout.kernel_size}, or leave the layer out (--model.representation.layers)."
             )
+        self.specification()  # refuses a predictor that a checkpoint could not describe
         state = original.net.state_dict()
         address_N3 = addresses(self.layout, state, order)
         extent = address_N3.amax(0) + 1
         predictor.bind((int(extent[0]), int(extent[1]), int(extent[2])))
-        masks = self.layout.layer_masks(size)
         target = self.layout.table(state, size).float()
-        power = target.square().sum() / self.layout.num_weights
-        self.register_buffer("scale", power.sqrt() if standardise else torch.ones(()))
-        # int32: gloo cannot broadcast int16 to other processes, and embeddings take nothing narrower.
-        self.register_buffer("addresses", address_N3.int())
-        self.register_buffer("target", target, persistent=False)
-        self.register_buffer("layer_masks", masks, persistent=False)
-        leave_out_of_checkpoints(self, "original")
+        # In float64: independent of the number of threads, and finite for large weights.
+        power = target.double().square().sum() / self.layout.num_weights
+        if not power:
+            names = ", ".join(layer.name for layer in self.layout.layers[:5])
+            raise LayoutError(
+                f"all weights of the predicted layers ({names}, ...) are 0; there is nothing to represent."
+            )
+        self.set_constant("scale", power.sqrt().float() if standardise else torch.ones(()))
+        self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
+        self.set_constant("target", target)
+        self.set_constant("layer_masks", self.layout.layer_masks(size))
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
@@ -150,7 +160,7 @@ class Representation(nn.Module):
         ask = predictor or self.predictor
 
         def cropped(chunk_N3: Tensor) -> Tensor:
-            kernels_NKK: Tensor = ask(chunk_N3) * self.scale
+            kernels_NKK: Tensor = ask(chunk_N3).to(self.scale.dtype) * self.scale
             return kernels_NKK[:, *crop]
 
         if not in_chunks:
@@ -206,13 +216,55 @@ class Representation(nn.Module):
             cr_stored=(4 * params + order_bytes + kept_bytes) / all_bytes,
         )
 
-    def get_extra_state(self) -> dict[str, str]:
-        return {"original": self.original.fingerprint()}
+    def specification(self) -> dict[str, Any]:
+        """How the representation is built, in primitives: its layers, order, scale and predictor.
 
-    def set_extra_state(self, state: dict[str, str]) -> None:
+        Two representations of one original can load each other's checkpoints if and only if these are equal.
+        """
+        return {
+            "layers": {layer.key: list(layer.shape) for layer in self.layout.layers},
+            "aliases": {layer.key: list(layer.aliases) for layer in self.layout.layers if layer.aliases},
+            "order": self.order,
+            "standardise": self.standardise,
+            "predictor": self.predictor.specification(),
+        }
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "original": self.original.fingerprint(),
+            "specification": self.specification(),
+            "scale": self.scale.cpu(),
+            "addresses": self.addresses.cpu(),
+        }
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over a checkpoint's scale and addresses: those that its predictor was fitted with.
+
+        Raises:
+            CheckpointError: If it belongs to another original or to a representation that is built differently, or is
+                damaged.
+        """
+        kinds = {"original": str, "specification": dict, "scale": Tensor, "addresses": Tensor}
+        if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
+            raise CheckpointError(
+                "the checkpoint does not say how its representation is built: it was written by another version of "
+                "nernlit. Fit it again with this one."
+            )
         own = self.original.fingerprint()
         if state["original"] != own:
             raise CheckpointError(
                 f"the checkpoint was fitted to another original (SHA-256 {state['original'][:12]}..., this one's is "
                 f"{own[:12]}...); pass the weights that it was fitted to (--model.representation.original.checkpoint)."
             )
+        if differing := differences(self.specification(), state["specification"]):
+            raise CheckpointError(
+                f"the checkpoint was fitted with another representation: {'; '.join(differing)}. Use the checkpoint's "
+                "values; with init_from, leave `representation` out to take them all from the checkpoint."
+            )
+        scale, table_N3 = state["scale"], state["addresses"]
+        # An order may come out differently on another machine; the predictor knows the one that it was fitted with.
+        close = scale.shape == self.scale.shape and torch.allclose(scale.float(), self.scale.cpu(), rtol=1e-4)
+        if not close or not are_addresses(self.layout, table_N3):
+            raise CheckpointError("the checkpoint is damaged: its scale or its addresses are wrong. Pass another one.")
+        self.set_constant("scale", scale.to(self.scale))
+        self.set_constant("addresses", table_N3.to(self.addresses))

@@ -13,11 +13,12 @@ from nernlit.__main__ import HELP
 ROOT = Path(nernlit.__file__).parent
 
 #: Part of the package -> the parts that it may import.
-_PLAIN = {"errors", "files", "file_kinds", "progress", "sharing"}
+_PLAIN = {"constants", "errors", "files", "file_kinds", "progress", "sharing"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "progress": set(),
+    "constants": set(),
     "sharing": set(),
     "file_kinds": set(),
     "cpu": set(),
@@ -26,7 +27,8 @@ ALLOWED = {
     "originals": _PLAIN,
     "losses": _PLAIN,
     "optimisers": _PLAIN,
-    "representation": {*_PLAIN, "kernels", "predictors", "originals", "losses"},
+    "specification": set(),
+    "representation": {"specification", *_PLAIN, "kernels", "predictors", "originals", "losses"},
     "analysis": {*_PLAIN, "kernels", "predictors", "originals", "losses", "representation"},
     "checkpoint": {*_PLAIN, "representation"},
     "modules": {"checkpoint", *_PLAIN, "kernels", "predictors", "originals", "losses", "optimisers", "representation"},
@@ -61,6 +63,8 @@ WITHOUT_LIGHTNING = {
     "errors",
     "files",
     "progress",
+    "constants",
+    "sharing",
     "file_kinds",
     "cpu",
     "kernels",
@@ -68,6 +72,7 @@ WITHOUT_LIGHTNING = {
     "originals",
     "losses",
     "optimisers",
+    "specification",
     "representation",
     "checkpoint",
     "analysis",

@@ -1,11 +1,16 @@
 import copy
+import json
+import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nernlit import representation as representation_file
-from nernlit.errors import CheckpointError, LayoutError
+from nernlit.checkpoint import load_representation
+from nernlit.errors import CheckpointError, LayoutError, UsageError
 from nernlit.kernels import LayerFilter
 from nernlit.predictors import MLP, Predictor
 from nernlit.representation import Representation
@@ -90,6 +95,158 @@ def test_the_state_dict_carries_no_weight_of_the_original() -> None:
 def test_a_checkpoint_of_another_original_is_refused() -> None:
     with pytest.raises(CheckpointError, match="fitted to another original"):
         tiny_representation(1).load_state_dict(tiny_representation(0).state_dict())
+
+
+def test_the_specification_is_primitives_that_a_checkpoint_holds(tmp_path: Path) -> None:
+    representation = digits_representation()
+    specification = representation.specification()
+    assert json.loads(json.dumps(specification)) == specification
+    assert specification["order"] == "in_filter"
+    assert specification["standardise"] is True
+    assert specification["layers"]["conv1.weight"] == [16, 1, 3, 3]
+    assert specification["predictor"] == {
+        "class_path": "nernlit.predictors.mlp.MLP",
+        "init_args": {"hidden": 8, "depth": 5, "activation": "relu", "kernel_size": 3, "levels": 4, "base": 0.76},
+    }
+    torch.save(representation.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    digits_representation().load_state_dict(state)
+    assert state["_extra_state"]["specification"] == specification
+
+
+@pytest.mark.parametrize(
+    ("predictor", "options", "message"),
+    [
+        ({"activation": "gelu"}, {}, "predictor.init_args.activation is 'gelu' here and 'relu' in the checkpoint"),
+        ({"base": 0.5}, {}, r"predictor.init_args.base is 0\.5 here and 0\.76 in the checkpoint"),
+        ({"levels": 5}, {}, "predictor.init_args.levels is 5 here and 4 in the checkpoint"),
+        ({"depth": 4}, {}, "predictor.init_args.depth is 4 here and 3 in the checkpoint"),
+        ({"hidden": 9}, {}, "predictor.init_args.hidden is 9 here and 8 in the checkpoint"),
+        ({"kernel_size": 7}, {}, "predictor.init_args.kernel_size is 7 here and 5 in the checkpoint"),
+        ({}, {"order": "none"}, "order is 'none' here and 'in_filter' in the checkpoint"),
+        ({}, {"standardise": False}, "standardise is False here and True in the checkpoint"),
+        ({}, {"layers": LayerFilter(exclude=["wide"])}, r"layers.wide.weight is absent here and \[4, 8, 1, 3\] in the"),
+        (
+            {"base": 0.5, "activation": "tanh"},
+            {"order": "cross_filter"},
+            r"order is .*; predictor.init_args.activation is .*; predictor.init_args.base is .* in the checkpoint\. Use",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_specification_is_refused_and_changes_nothing(
+    predictor: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    form = {"hidden": 8, "depth": 3, "kernel_size": 5, "levels": 4}
+    other = Representation(tiny_original(), MLP(**{**form, **predictor}), **options)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(CheckpointError, match=message):
+        other.load_state_dict(tiny_representation().state_dict())
+    for key, value in other.state_dict().items():
+        assert str(value) == str(before[key])
+
+
+def test_the_error_of_a_file_names_the_file(tmp_path: Path) -> None:
+    state = tiny_representation().state_dict(prefix="representation.")
+    torch.save({"state_dict": state}, tmp_path / "fit.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"fit\.ckpt: the checkpoint was fitted with another representation: order"
+    ):
+        load_representation(tmp_path / "fit.ckpt", tiny_representation(order="none"))
+    given = tiny_representation()
+    assert load_representation(tmp_path / "fit.ckpt", given) == (given, None)
+
+
+def test_another_class_of_predictor_and_another_order_of_layers_are_differences() -> None:
+    state = tiny_representation().state_dict()
+    other = Representation(tiny_original(), Oracle(5))
+    with pytest.raises(
+        CheckpointError, match=r"class_path is 'tests\.test_representation\.Oracle' here and 'nernlit\."
+    ):
+        other.load_state_dict(state)
+    stored = state["_extra_state"]["specification"]
+    stored["layers"] = dict(reversed(stored["layers"].items()))
+    with pytest.raises(CheckpointError, match="the layers are numbered in another order"):
+        tiny_representation().load_state_dict(state)
+
+
+def test_a_checkpoint_without_a_specification_is_refused() -> None:
+    state = tiny_representation().state_dict()
+    whole = state["_extra_state"]
+    for extra in ({"original": whole["original"]}, None, "text", {**whole, "scale": 1.0}, {**whole, "original": 1}):
+        with pytest.raises(
+            CheckpointError, match="does not say how its representation is built: it was written by anot"
+        ):
+            tiny_representation().load_state_dict({**state, "_extra_state": extra})
+
+
+def test_a_checkpoints_own_order_is_used() -> None:
+    """Equal similarities may be resolved otherwise on another machine."""
+    representation, other = tiny_representation(), tiny_representation()
+    swapped = representation.addresses.clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    representation.set_constant("addresses", swapped)
+    other.load_state_dict(representation.state_dict())
+    assert torch.equal(other.addresses, swapped)
+    assert torch.equal(other(IMAGES), representation(IMAGES))
+
+
+@pytest.mark.parametrize("damage", ["twice", "outside", "negative", "another layer", "shape", "type", "scale", "nan"])
+def test_damaged_addresses_and_scales_are_refused(damage: str) -> None:
+    state = tiny_representation().state_dict()
+    extra = state["_extra_state"]
+    table = extra["addresses"] = extra["addresses"].clone()
+    if damage == "twice":
+        table[0] = table[1]
+    elif damage in ("outside", "negative"):
+        table[0, 2] = 1 << 20 if damage == "outside" else -1
+    elif damage == "another layer":
+        table[0, 0] = 1
+    elif damage == "shape":
+        extra["addresses"] = table[:-1]
+    elif damage == "type":
+        extra["addresses"] = table.float()
+    else:
+        extra["scale"] = extra["scale"] * (2 if damage == "scale" else math.nan)
+    with pytest.raises(CheckpointError, match="its scale or its addresses are wrong"):
+        tiny_representation().load_state_dict(state)
+
+
+class Forgetful(Oracle):
+    def __init__(self, kernel_size: int, width: int) -> None:
+        super().__init__(kernel_size)
+
+
+class Open(Oracle):
+    def __init__(self, kernel_size: int, **options: int) -> None:
+        super().__init__(kernel_size)
+
+
+class WithModule(Oracle):
+    def __init__(self, kernel_size: int, layer: torch.nn.Module) -> None:
+        super().__init__(kernel_size)
+        self.layer = layer
+
+
+def test_predictors_that_a_checkpoint_cannot_describe_are_refused_at_once() -> None:
+    with pytest.raises(UsageError, match=r"Forgetful does not keep .* argument 'width'; set self\.width = width in"):
+        Representation(tiny_original(), Forgetful(5, 3))
+    with pytest.raises(
+        UsageError, match=r"the constructor of Open takes \*\*options: int; a predictor's arguments must"
+    ):
+        Representation(tiny_original(), Open(5, depth=3))
+    with pytest.raises(
+        UsageError, match=r"WithModule\.layer is ReLU\(\) of type ReLU; a predictor's arguments must be"
+    ):
+        Representation(tiny_original(), WithModule(5, torch.nn.ReLU()))
+
+
+def test_unknown_orders_activations_and_kernel_sizes_are_refused() -> None:
+    with pytest.raises(UsageError, match="order='in-filter'; expected one of none, in_filter, cross_filter"):
+        tiny_representation(order="in-filter")
+    with pytest.raises(UsageError, match="activation='swish'; expected one of relu, gelu, silu, tanh"):
+        MLP(4, activation="swish")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="kernel_size=0; expected at least 1"):
+        MLP(4, kernel_size=0)
 
 
 def test_sizes_count_everything_that_must_be_stored() -> None:

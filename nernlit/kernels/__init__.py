@@ -1,6 +1,6 @@
 """WHAT is represented: layout, addresses, orders, sampling."""
 
-from nernlit.kernels.addresses import addresses
+from nernlit.kernels.addresses import addresses, are_addresses
 from nernlit.kernels.layers import LayerFilter, LayerPreset
 from nernlit.kernels.layout import ConvLayer, Layout
 from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order, packed_bits
@@ -17,6 +17,7 @@ __all__ = [
     "Sampling",
     "Uniform",
     "addresses",
+    "are_addresses",
     "cross_filter_order",
     "greedy_order",
     "in_filter_order",

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import torch
 from platformdirs import user_cache_path
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nernlit.errors import StorageError
+from nernlit.errors import LayoutError, StorageError, UsageError
 from nernlit.files import write_atomically
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, positions
@@ -36,20 +37,56 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
         state: The original's state dict; an order is read off its weights.
         order: `none` (raw indices), `in_filter` or `cross_filter`.
 
+    Raises:
+        UsageError: If there is no such order.
+        LayoutError: If a weight is not finite.
+
     >>> layout = Layout([("w", (2, 2, 1, 1))])
     >>> addresses(layout, {"w": torch.ones(2, 2, 1, 1)}, "none").tolist()
     [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     """
+    if order not in get_args(OrderName):
+        raise UsageError(f"order={order!r}; expected one of {', '.join(get_args(OrderName))}.")
     weights = [state[layer.key].detach().cpu() for layer in layout.layers]
+    for layer, weight in zip(layout.layers, weights, strict=True):
+        if not bool(weight.isfinite().all()):
+            raise LayoutError(
+                f"{int((~weight.isfinite()).sum())} of the {weight.numel()} values of the original's {layer.key!r} are "
+                "not finite; pass weights of a network that works."
+            )
     if order == "none" or layout.num_kernels < _CACHED_FROM:
         return _computed(weights, order)
     file = _cache_file(weights, order)
     with contextlib.suppress(OSError, SafetensorError, KeyError):
-        return load(file.read_bytes())["addresses"].long()
+        cached_N3 = load(file.read_bytes())["addresses"]
+        if are_addresses(layout, cached_N3):
+            return cached_N3.long()
     table_N3 = _computed(weights, order)
     with contextlib.suppress(StorageError):  # a home that cannot be written to costs time only
         write_atomically(file, save({"addresses": table_N3.int()}))
     return table_N3
+
+
+def are_addresses(layout: Layout, table_N3: Tensor) -> bool:
+    """Whether a table gives every kernel of each layer an address of its own, within the layer's filters and channels.
+
+    >>> layout = Layout([("w", (1, 2, 1, 1))])
+    >>> [are_addresses(layout, torch.tensor([[0, 0, a], [0, 0, b]])) for a, b in ((1, 0), (1, 1), (1, 2))]
+    [True, False, False]
+    """
+    if table_N3.shape != (layout.num_kernels, 3) or table_N3.is_floating_point() or table_N3.is_complex():
+        return False
+    for number, layer in enumerate(layout.layers):
+        filters, channels = layer.shape[:2]
+        own = table_N3[layer.rows].long()
+        low, high = torch.tensor([number, 0, 0]), torch.tensor([number + 1, filters, channels])
+        if not bool(((own >= low) & (own < high)).all()):
+            return False
+        taken = torch.zeros(layer.kernels, dtype=torch.bool)
+        taken[own[:, 1] * channels + own[:, 2]] = True
+        if not bool(taken.all()):
+            return False
+    return True
 
 
 def _cache_file(weights: Sequence[Tensor], order: OrderName) -> Path:

@@ -8,15 +8,16 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from nernlit.constants import WithConstants
 from nernlit.errors import DataError, UsageError
 from nernlit.losses import feature_map_loss, kd_loss
 from nernlit.modules.base import Precision, ReconstructionModule
 from nernlit.modules.classifier import ImageBatch
-from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original, leave_out_of_checkpoints
+from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original
 from nernlit.representation import Representation
 
 
-class DistillingModule(ReconstructionModule, ABC):
+class DistillingModule(ReconstructionModule, WithConstants, ABC):
     """A scheme that compares the reconstructed CNN's answers with a teacher's.
 
     Args:
@@ -27,6 +28,8 @@ class DistillingModule(ReconstructionModule, ABC):
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
         precision: Of the predictor and the CNNs in training steps.
     """
+
+    own_teacher: Original | None = None
 
     def __init__(
         self,
@@ -39,7 +42,6 @@ class DistillingModule(ReconstructionModule, ABC):
     ) -> None:
         super().__init__(representation, optimizer, scheduler, precision)
         self.taps = taps
-        self.own_teacher = teacher
         self._folded_pair: tuple[Folded, Folded] | None = None
         if teacher is not None:
             teacher.require_weights("teacher")
@@ -48,8 +50,7 @@ class DistillingModule(ReconstructionModule, ABC):
                     f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the original "
                     f"{representation.original.name!r} has {self.num_classes}; both must know the same classes."
                 )
-            teacher.freeze()
-            leave_out_of_checkpoints(self, "own_teacher")
+            self.set_constant("own_teacher", teacher.freeze())
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

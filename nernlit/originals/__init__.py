@@ -3,7 +3,6 @@
 from nernlit.originals.checkpoint import load_strictly, read_state_dict
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
-from nernlit.originals.frozen import leave_out_of_checkpoints
 from nernlit.originals.original import Original, fingerprint
 from nernlit.originals.taps import NERN_TAPS, FeatureTaps
 
@@ -14,7 +13,6 @@ __all__ = [
     "Folded",
     "Original",
     "fingerprint",
-    "leave_out_of_checkpoints",
     "load_strictly",
     "read_state_dict",
 ]

@@ -1,22 +1,35 @@
 """What every predictor promises."""
 
+import inspect
 from abc import ABC, abstractmethod
+from enum import Enum
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from nernlit.constants import WithConstants
+from nernlit.errors import UsageError
 
 
-class Predictor(nn.Module, ABC):
+class Predictor(WithConstants, ABC):
     """Maps addresses to kernels.
 
-    To be trained by Progressive, a module with parameters of its own needs a method `reset_parameters`, as those of
-    torch have.
+    Every parameter of the constructor must be kept as an attribute of the same name (scikit-learn's convention), so
+    that a checkpoint can say how its predictor is built. To be trained by Progressive, a module with parameters of its
+    own needs a method `reset_parameters`, as those of torch have. Tables that are no parameters are constants
+    (`set_constant`), and not buffers, which callbacks that average weights would average too.
 
     Args:
         kernel_size: Side K of the kernels that come out; a layer with smaller kernels takes the centre crop.
+
+    Raises:
+        UsageError: If `kernel_size` is below 1.
     """
 
     def __init__(self, kernel_size: int = 3) -> None:
         super().__init__()
+        if kernel_size < 1:
+            raise UsageError(f"kernel_size={kernel_size}; expected at least 1.")
         self.kernel_size = kernel_size
 
     @abstractmethod
@@ -31,3 +44,44 @@ class Predictor(nn.Module, ABC):
     def num_params(self) -> int:
         """Parameters that have to be stored."""
         return sum(p.numel() for p in self.parameters())
+
+    def specification(self) -> dict[str, Any]:
+        """The class's path and the constructor's arguments, in primitives.
+
+        Raises:
+            UsageError: If an argument is not kept as an attribute, or cannot be written as primitives.
+        """
+        cls = type(self)
+        arguments = {}
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise UsageError(
+                    f"the constructor of {cls.__name__} takes {parameter}; a predictor's arguments must have names, so "
+                    "that checkpoints can say how it is built."
+                )
+            if not hasattr(self, name):
+                raise UsageError(
+                    f"{cls.__name__} does not keep its constructor's argument {name!r}; set self.{name} = {name} in "
+                    "__init__, so that checkpoints can say how the predictor is built."
+                )
+            arguments[name] = _primitive(getattr(self, name), f"{cls.__name__}.{name}")
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+
+
+def _primitive(value: object, where: str) -> Any:
+    """A value as checkpoints hold it: None, bool, int, float, str, and lists and dictionaries of them."""
+    if isinstance(value, Predictor):
+        return value.specification()
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value.value if isinstance(value, Enum) else value)  # a subclass would be pickled as code
+    if isinstance(value, list | tuple):
+        return [_primitive(part, f"{where}[{number}]") for number, part in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _primitive(part, f"{where}.{key}") for key, part in value.items()}
+    raise UsageError(
+        f"{where} is {value!r} of type {type(value).__name__}; a predictor's arguments must be numbers, strings, other "
+        "predictors, or lists and dictionaries of them, so that checkpoints can hold them."
+    )

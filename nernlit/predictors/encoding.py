@@ -23,7 +23,7 @@ class FourierEncoding:
     """
 
     def __init__(self, levels: int = 40, base: float = 0.76) -> None:
-        if levels < 1 or base <= 0:
+        if levels < 1 or not 0 < base < float("inf"):
             raise UsageError(f"levels={levels}, base={base}; expected at least one level and a positive base.")
         self.levels = levels
         self.base = base

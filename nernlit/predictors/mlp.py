@@ -53,6 +53,10 @@ class MLP(Predictor):
             raise UsageError(
                 f"hidden={hidden}, depth={depth}; expected a width of at least 1 and a depth of at least 2."
             )
+        if activation not in _ACTIVATIONS:
+            raise UsageError(f"activation={activation!r}; expected one of {', '.join(_ACTIVATIONS)}.")
+        self.hidden, self.depth, self.activation = hidden, depth, activation
+        self.levels, self.base = levels, base
         self.encoding = FourierEncoding(levels, base)
         self.first = nn.Linear(3 * self.encoding.width, hidden)
         layers: list[nn.Module] = []
@@ -64,7 +68,7 @@ class MLP(Predictor):
     def bind(self, extent: tuple[int, int, int]) -> None:
         for name, count in zip(("layer", "filter", "channel"), extent, strict=True):
             table = self.encoding.table(count).to(self.first.weight.device)
-            self.register_buffer(f"encoded_{name}", table, persistent=False)
+            self.set_constant(f"encoded_{name}", table)
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         if not hasattr(self, "encoded_layer"):
@@ -72,6 +76,7 @@ class MLP(Predictor):
                 "the MLP does not know how far addresses reach; call bind(extent), or use a Representation."
             )
         tables = (self.encoded_layer, self.encoded_filter, self.encoded_channel)
-        encoded_N3E = torch.cat([table[addresses_N3[:, i]] for i, table in enumerate(tables)], dim=1)
+        dtype = self.first.weight.dtype
+        encoded_N3E = torch.cat([table.to(dtype)[addresses_N3[:, i]] for i, table in enumerate(tables)], dim=1)
         flat: Tensor = self.rest(self.first(encoded_N3E))
         return flat.view(-1, self.kernel_size, self.kernel_size).to(torch.promote_types(flat.dtype, torch.float32))
