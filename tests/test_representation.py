@@ -129,7 +129,7 @@ def test_the_specification_is_primitives_that_a_checkpoint_holds(tmp_path: Path)
         (
             {"base": 0.5, "activation": "tanh"},
             {"order": "cross_filter"},
-            r"order is .*; predictor.init_args.activation is .*; predictor.init_args.base is .* in the checkpoint\. Use",
+            r"order is .*; predictor.init_args.activation is .*; predictor.init_args.base is .* in the checkpoint\.",
         ),
     ],
 )
