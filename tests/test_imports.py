@@ -13,12 +13,13 @@ from nernlit.__main__ import HELP
 ROOT = Path(nernlit.__file__).parent
 
 #: Part of the package -> the parts that it may import.
-_PLAIN = {"constants", "errors", "files", "file_kinds", "progress", "sharing"}
+_PLAIN = {"constants", "errors", "files", "file_kinds", "progress", "sharing", "tables"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "progress": set(),
     "constants": set(),
+    "tables": set(),
     "sharing": set(),
     "file_kinds": set(),
     "cpu": set(),

@@ -3,12 +3,14 @@
 from typing import Any, final
 
 import lightning as L
+import torch
+import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.table import Table
 
+from nernlit.callbacks.writer import run_folder
 from nernlit.representation import Representation
+from nernlit.tables import print_table
 
 
 @final
@@ -30,7 +32,8 @@ class Summary(L.Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         representation = getattr(pl_module, "representation", None)
         if isinstance(representation, Representation):
-            metrics["size/cr_paper"] = representation.sizes().cr_paper
+            sizes = representation.sizes()
+            metrics |= {"size/cr_paper": sizes.cr_paper, "size/predictor_params": sizes.predictor_params}
         shown = {name: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
         # Curves of single rounds and trials have ended where they have; the hparams tab compares runs.
         final = {
@@ -40,34 +43,40 @@ class Summary(L.Callback):
         }
         if not shown:
             return
-        console = Console()
-        console.print(_table(shown, metrics, stage))
+        print_table({"val": "validation", "test": "test"}[stage], ("figure", "value"), _rows(shown, metrics, stage))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 if trainer.state.fn == "fit" and pl_module.hparams:
-                    logger.log_hyperparams(_flat(dict(pl_module.hparams)), final, max(0, trainer.global_step - 1))
-                console.print(f"TensorBoard: tensorboard --logdir {logger.log_dir}", soft_wrap=True, highlight=False)
+                    logger.log_hyperparams(_hyperparameters(trainer, pl_module), final, max(0, trainer.global_step - 1))
+                print(f"TensorBoard: tensorboard --logdir {logger.log_dir}", flush=True)
 
 
-def _table(shown: dict[str, float], metrics: dict[str, float], stage: str) -> Table:
-    table = Table(title={"val": "validation", "test": "test"}[stage], title_justify="left")
-    rows = {
+def _rows(shown: dict[str, float], metrics: dict[str, float], stage: str) -> list[tuple[str, str]]:
+    named = {
         "original accuracy": (f"{stage}/acc_original", "{:.2%}"),
         "reconstructed accuracy" if f"{stage}/acc_original" in shown else "accuracy": (f"{stage}/acc", "{:.2%}"),
         "RMSE (weight units)": (f"{stage}/recon_rmse", "{:.5f}"),
         "variance explained": (f"{stage}/variance_explained", "{:.2%}"),
+        "predictor parameters": ("size/predictor_params", "{:,.0f}"),
         "CR (predictor / predicted weights)": ("size/cr_paper", "{:.1%}"),
     }
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for title, (name, form) in rows.items():
-        if name in metrics:
-            table.add_row(title, form.format(metrics[name]))
+    rows = [(title, form.format(metrics[name])) for title, (name, form) in named.items() if name in metrics]
     for condition, accuracy in _conditions(shown, stage).items():
         original = shown.get(f"{stage}/acc_{condition}_original")
         beside = f" (original {original:.2%})" if original is not None else ""
-        table.add_row(f"accuracy, {condition}", f"{accuracy:.2%}{beside}")
-    return table
+        rows.append((f"accuracy, {condition}", f"{accuracy:.2%}{beside}"))
+    return rows
+
+
+def _hyperparameters(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    """The module's, the seed, and the data's class and options, as TensorBoard's hparams tab compares runs."""
+    found = {**pl_module.hparams, "seed": getattr(pl_module, "seed", torch.initial_seed())}
+    config = run_folder(trainer) / "config.yaml"
+    if config.is_file():  # a fit of the command line
+        found["data"] = yaml.safe_load(config.read_text(encoding="utf-8")).get("data")
+    elif (data := getattr(trainer, "datamodule", None)) is not None:
+        found["data"] = type(data).__name__
+    return _flat(found)
 
 
 def _conditions(shown: dict[str, float], stage: str) -> dict[str, float]:

@@ -59,7 +59,7 @@ def test_one_run_measures_clean_corrupted_and_attacked_images(capsys: pytest.Cap
     shown = " ".join(capsys.readouterr().out.split())
     for condition in ("corrupted", "fgsm_1", "fgsm_8", "ifgsm_4"):
         figures = logged[f"test/acc_{condition}"], logged[f"test/acc_{condition}_original"]
-        assert f"accuracy, {condition} │ {figures[0]:.2%} (original {figures[1]:.2%})" in shown
+        assert f"accuracy, {condition} {figures[0]:.2%} (original {figures[1]:.2%})" in shown
     assert "corrupted_contrast" not in shown
     _check_tables(Path(cli.trainer.log_dir), representation)
     cli = run(["test", *QUICK, "-c", str(CONFIGS / "base" / "robustness.yaml"), "--ckpt_path", "last"])

@@ -1,0 +1,36 @@
+"""What a fit leaves in TensorBoard about how it was run, and the table at its end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from nernlit.cli import run
+from tests.fakes import QUICK
+
+
+def _hyperparameters(folder: Path) -> dict[str, Any]:
+    """Of TensorBoard's hparams tab."""
+    plugin = EventAccumulator(str(folder)).Reload().PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    info = plugin_data_pb2.HParamsPluginData.FromString(plugin).session_start_info
+    return {name: getattr(value, str(value.WhichOneof("kind"))) for name, value in info.hparams.items()}
+
+
+def test_tensorboard_compares_seed_data_and_learning_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    cli = run(["fit", *QUICK, "--seed_everything=7", "--data.eval_batch_size=33"])
+    folder = Path(str(cli.trainer.log_dir))
+    found = _hyperparameters(folder)
+    assert found["seed"] == 7
+    assert found["data.class_path"] == "nernlit.data.DigitsDataModule"
+    assert found["data.init_args.eval_batch_size"] == 33
+    assert found["data.init_args.train_on"] == "none"
+    assert found["representation.predictor.init_args.hidden"] == 8
+    rates = EventAccumulator(str(folder)).Reload().Scalars("lr")
+    assert [event.step for event in rates] == list(range(10))
+    steepest = max(rates, key=lambda event: event.value)
+    assert 0 < steepest.value <= 0.02  # the configuration's
+    assert rates[0].value < rates[-1].value  # ten steps of a warm-up of a hundred
+    parameters = cli.model.representation.sizes().predictor_params
+    assert f"predictor parameters {parameters:,} " in " ".join(capsys.readouterr().out.split())
