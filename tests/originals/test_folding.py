@@ -70,8 +70,27 @@ def test_taps_read_what_they_read_in_the_classifier() -> None:
         assert torch.allclose(got[name], value, rtol=1e-9, atol=1e-9), name
 
 
-class _Twice(nn.Module):
-    """A convolution that a BatchNorm layer and a sum read."""
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("digits_resnet8", 8), ("cifar_resnet56_b", 32), ("resnet18", 64), ("resnet50", 64), ("vgg11_bn", 32)],
+)
+def test_every_pair_of_the_networks_that_fits_use_is_folded(name: str, side: int) -> None:
+    original = Original.of(timm.create_model(name, num_classes=10), 10, [0.5], [0.5]).freeze()
+    assert _norms(original.net) > 0
+    assert _norms(Folded(original, torch.rand(2, original.in_chans, side, side)).net) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_what_is_folded_does_not_depend_on_values(scale: float) -> None:
+    original = Original("digits_resnet8").freeze()
+    for parameter in original.net.parameters():
+        parameter.mul_(scale)
+    for images in (torch.rand(2, 1, 8, 8), torch.full((2, 1, 8, 8), float("nan"))):
+        assert _norms(Folded(original, images).net) == 0
+
+
+class _Net(nn.Module):
+    """A convolution and a BatchNorm layer; what else reads the convolution's output is for subclasses to say."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,27 +98,241 @@ class _Twice(nn.Module):
         self.bn = nn.BatchNorm2d(5)
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        return (maps + self.bn(maps)).mean((2, 3))
+        return self.after(self.conv(images)).mean((2, 3))
+
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(maps)
 
 
-class _Shared(_Twice):
-    """A convolution that runs twice, with one BatchNorm layer behind it once."""
+class _Plain(_Net):
+    pass
 
+
+class _Dropout(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(nn.functional.dropout(maps, training=self.training))
+
+
+class _BatchOfShape(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        assert self.bn.weight.shape[0] == maps.shape[1]
+        return self.bn(maps)
+
+
+class _Sum(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return maps + self.bn(maps)
+
+
+class _SilentTap(_Net):
+    """A tap that gives zeros at the first weights, and not once they have moved."""
+
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(maps) + (maps.clamp(min=3) - 3)
+
+
+class _View(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        rows = maps[:, :, 0]
+        return self.bn(maps) + rows[:, :, None]
+
+
+class _Flattened(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(maps.flatten(2).unflatten(2, maps.shape[2:]))
+
+
+class _InPlaceBefore(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(maps.add_(1))
+
+
+class _InPlaceAfter(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        normed = self.bn(maps)
+        return normed + maps.relu_()
+
+
+class _Data(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(maps) + maps.data
+
+
+class _Script(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(maps) + _scripted(maps)
+
+
+@torch.jit.script
+def _scripted(maps: Tensor) -> Tensor:
+    return maps.clamp(min=3)
+
+
+class _Decides(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        normed = self.bn(maps)
+        return normed + maps.relu() if normed.max() > 100 else normed
+
+
+class _ConvTwice(_Net):
     def forward(self, images: Tensor) -> Tensor:
         return self.bn(self.conv(images)).mean((2, 3)) + self.conv(images.flip(3)).mean((2, 3))
 
 
-@pytest.mark.parametrize("net", [_Twice(), _Shared()])
-def test_what_cannot_be_folded_is_left_alone(net: nn.Module) -> None:
+class _NormTwice(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(self.bn(maps))
+
+
+class _WeightRead(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(maps) + self.conv.weight.abs().mean()
+
+
+class _FunctionalConv(_Net):
+    def forward(self, images: Tensor) -> Tensor:
+        again = nn.functional.conv2d(images, self.conv.weight)
+        return (self.bn(self.conv(images)) + again).mean((2, 3))
+
+
+class _StatisticsRead(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(maps) * self.bn.running_var[:, None, None]
+
+
+class _KindRead(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        normed = self.bn(maps)
+        return normed.relu() if isinstance(self.bn, nn.BatchNorm2d) else normed
+
+
+class _Aliased(_Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = self.bn
+
+    def after(self, maps: Tensor) -> Tensor:
+        return self.norm(maps)
+
+
+class _AliasedConv(_Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = self.conv
+
+
+class _Keyword(_Net):
+    def after(self, maps: Tensor) -> Tensor:
+        return self.bn(input=maps)
+
+
+class _Kept(_Net):
+    """A tap by way of an attribute."""
+
+    def after(self, maps: Tensor) -> Tensor:
+        self.kept = maps
+        return self.bn(maps) + self.kept.clamp(min=3)
+
+
+class _Hooked(_Net):
+    def __init__(self, layer: str, before: bool = False) -> None:
+        super().__init__()
+        module = self.get_submodule(layer)
+        if before:
+            module.register_forward_pre_hook(lambda _m, args: (args[0] * 2,))
+        else:
+            module.register_forward_hook(lambda _m, args, output: output + 1)
+
+
+class _TrainingNorm(_Net):
+    def train(self, mode: bool = True) -> "_TrainingNorm":
+        super().train(mode)
+        self.bn.train()
+        return self
+
+
+class _Lazy(nn.BatchNorm2d):
+    """A subclass that does more."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+class _Subclass(_Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = _Lazy(5)
+
+
+def _check(net: nn.Module, norms: int) -> None:
+    """The folded network has so many BatchNorm layers, and answers as the network does, whatever the weights."""
+    torch.manual_seed(0)
+    norm = net.get_submodule("bn")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.fill_(0.3)
+    norm.running_var.fill_(0.5)
     original = Original.of(net, 5, [0.5], [0.5]).freeze()
-    assert isinstance(net.bn, nn.BatchNorm2d)
-    assert net.bn.running_mean is not None
-    net.bn.running_mean.fill_(3.0)
     images = torch.rand(2, 3, 8, 8)
+    fingerprint = original.fingerprint()
     folded = Folded(original, images)
-    assert torch.equal(folded(images), original(images))
-    assert _norms(folded.net) == 1
+    assert _norms(folded.net) == norms
+    for weights in ({}, {"conv.weight": 30 * torch.randn(5, 3, 3, 3)}):
+        state = {key: value.clone() for key, value in original.net.state_dict().items()}
+        got = folded(images, weights)
+        expected = original(images, weights)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        original.net.load_state_dict(state)  # a norm in training mode has moved its statistics
+    assert original.fingerprint() == fingerprint or isinstance(net, _TrainingNorm)
+
+
+@pytest.mark.parametrize("net", [_Plain(), _Dropout()], ids=lambda net: type(net).__name__)
+def test_what_can_be_proven_is_folded(net: nn.Module) -> None:
+    _check(net, norms=0)
+
+
+NOT_FOLDED = [_Sum, _SilentTap, _View, _Flattened, _InPlaceBefore, _InPlaceAfter, _Data, _Script, _Decides, _ConvTwice]
+NOT_FOLDED += [_NormTwice, _WeightRead, _FunctionalConv, _StatisticsRead, _KindRead, _BatchOfShape, _Aliased]
+NOT_FOLDED += [_AliasedConv, _Keyword, _Kept, _Subclass, _TrainingNorm]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("kind", NOT_FOLDED, ids=lambda kind: kind.__name__)
+def test_what_cannot_be_proven_is_left_alone(kind: type[nn.Module]) -> None:
+    _check(kind(), norms=1)
+
+
+@pytest.mark.parametrize(("layer", "before"), [("conv", False), ("conv", True), ("bn", False), ("bn", True)])
+def test_layers_with_hooks_are_left_alone(layer: str, before: bool) -> None:
+    _check(_Hooked(layer, before), norms=1)
+
+
+def test_a_convolution_that_the_network_returns_is_left_alone() -> None:
+    class Returns(_Net):
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.conv(images)
+            self.normed = self.bn(maps)
+            return maps
+
+    original = Original.of(Returns(), 5, [0.5], [0.5]).freeze()
+    images = torch.rand(2, 3, 3, 3)
+    assert torch.equal(Folded(original, images)(images), original(images))
+
+
+def test_one_tap_leaves_the_other_layers_folded() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = _SilentTap(), _Plain()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.first(images) + self.second(images)
+
+    original = Original.of(Two(), 5, [0.5], [0.5]).freeze()
+    folded = Folded(original, torch.rand(2, 3, 8, 8))
+    assert isinstance(folded.net.get_submodule("first.bn"), nn.BatchNorm2d)
+    assert isinstance(folded.net.get_submodule("second.bn"), nn.Identity)
 
 
 def test_it_can_be_made_where_autograd_and_precision_are_off() -> None:
