@@ -11,6 +11,7 @@ import warnings
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,14 +39,17 @@ from nernlit.callbacks import (
     WeightsWriter,
 )
 from nernlit.callbacks.writer import run_folder
+from nernlit.config_paths import settle_paths
 from nernlit.cpu import use_free_cores
 from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.files import write_atomically
+from nernlit.fitted_options import place_weights, require_fitted_options
 from nernlit.modules import ClassifierModule
 from nernlit.parser_errors import closest, explain
 from nernlit.progress import CONSOLE
-from nernlit.resume import require_usable, whole_last_checkpoint
+from nernlit.resume import require_usable, say, whole_last_checkpoint
+from nernlit.runs import Run
 
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 _COMMANDS = (*_TRAINER_COMMANDS, "sweep", "analyze", "report")
@@ -102,6 +106,7 @@ class NernlitCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.args: list[str] = args  # type: ignore[assignment]  # always a list here
         try:
             self.config = parser.parse_args(args)  # type: ignore[arg-type]  # always a list here
         except (ParserError, ArgumentError) as error:
@@ -116,29 +121,36 @@ class NernlitCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         config = self.config[self.config["subcommand"]]
         given = config.get("ckpt_path")
+        command = self.config["subcommand"]
         if given in ("last", "best"):
             found = _newest_checkpoint(config, f"{given}.ckpt")
-            if found is None and self.config["subcommand"] != "fit":
+            missing = f"--ckpt_path {given}: no {given}.ckpt in {_run_folder(config)}/version_*/checkpoints"
+            if found is None and command != "fit":
                 raise CheckpointError(
-                    f"--ckpt_path {given}: no {given}.ckpt in {_run_folder(config)}/version_*/checkpoints; "
-                    "run `lightning fit` with the same configuration first, or pass the file."
+                    f"{missing}; run `lightning fit` with the same configuration first, or pass the file."
                 )
             config["ckpt_path"] = str(found) if found else None
-            if found is not None:
+            if found is None:
+                say(f"nernlit: {missing} yet; starting a new fit")
+            else:
                 # Go on in the same folder, so that TensorBoard draws one curve.
                 config["trainer"]["logger"]["init_args"]["version"] = found.parent.parent.name
             if found is not None and given == "last":
                 config["ckpt_path"] = str(whole_last_checkpoint(found))
+        elif given and Path(given).is_dir():
+            config["ckpt_path"] = str(Run.open(given, "last" if command == "fit" else "best").checkpoint)
         elif given and not Path(given).is_file():
-            raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, `last` or `best`.")
+            raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, a run's folder, `last` or `best`.")
         if config.get("ckpt_path"):
-            require_usable(Path(config["ckpt_path"]), config["model"]["class_path"], self.config["subcommand"])
-        original = "model.init_args.representation.original.checkpoint"
-        file = config.get(original)
+            self._agree_with(Path(config["ckpt_path"]), command)
+
+    def _agree_with(self, path: Path, command: str) -> None:
+        """Build the module as the checkpoint has it, and refuse options that say otherwise."""
+        content = require_usable(path, self.config[command]["model"]["class_path"], command)
+        given = self.parser.parse_args(self.args, defaults=False)[command].as_dict()["model"].get("init_args", {})
+        require_fitted_options(path, content.get("hyper_parameters", {}), given, command)
         super()._parse_ckpt_path()
-        if file is not None:
-            # The checkpoint says how the model is built; where the original's file lies today is said here.
-            self.config[self.config["subcommand"]][original] = file
+        place_weights(path, self.config[command]["model"]["init_args"], given, command)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
@@ -161,6 +173,9 @@ class NernlitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
             self.save_config_callback = None  # the run's folder keeps the configuration that it was fitted with
+        files = [Path(file) for flag, file in pairwise(self.args) if flag == "-c"]
+        for part in ("model", "data"):
+            settle_paths(self.config[self.subcommand][part], part, files)
         logger = self.config[self.subcommand]["trainer"].get("logger")
         if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):
             _require_writable(Path(str(logger["init_args"]["save_dir"])))

@@ -23,13 +23,13 @@ def whole_last_checkpoint(path: Path) -> Path:
         if found is None:
             raise CheckpointError(f"{error} No other checkpoint in {path.parent} is whole.") from error
         other, content = found
-        _say(f"nernlit: warning: {error}\nnernlit: going on with {other}, of step {content.get('global_step')}.")
+        say(f"nernlit: warning: {error}\nnernlit: going on with {other}, of step {content.get('global_step')}.")
         return other
     return path
 
 
-def require_usable(path: Path, scheme: str, command: str) -> None:
-    """Refuse a checkpoint that the configured scheme cannot load, or that a fit cannot go on from.
+def require_usable(path: Path, scheme: str, command: str) -> dict[str, Any]:
+    """A checkpoint's content, unless the configured scheme cannot load it or a fit cannot go on from it.
 
     Args:
         path: The checkpoint.
@@ -52,6 +52,7 @@ def require_usable(path: Path, scheme: str, command: str) -> None:
             f"{path} holds weights and no optimizer state, so that a fit cannot go on from it; pass a last.ckpt, or "
             f"start a new fit from it (--model.init_from {path})."
         )
+    return content
 
 
 def _name(class_path: Any) -> str:
@@ -59,5 +60,6 @@ def _name(class_path: Any) -> str:
 
 
 @rank_zero_only
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line on stderr, once for all processes."""
     print(text, file=sys.stderr)

@@ -96,9 +96,7 @@ def test_checkpoints_hold_primitives_only_and_bring_their_model_along() -> None:
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["hyper_parameters"]["_class_path"] == "nernlit.modules.ReconOnly"
     assert not [key for key in checkpoint["state_dict"] if ".original." in key]
-    # The width comes from the checkpoint, whatever the configuration says.
-    other = [arg for arg in QUICK if "hidden" not in arg]
-    tested = run(["test", *other, f"--ckpt_path={path}"])
+    tested = run(["test", "-c", "runs/digits_h64/version_0/config.yaml", f"--ckpt_path={path}"])
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(tested.model.eval()(images), fitted.model.eval()(images))
 
@@ -184,7 +182,11 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *QUICK, "--model.representation.original.pretrained=false"],
             "'digits_resnet8' has random weights; pass",
         ),
-        (["fit", "-c", str(CONFIGS / "cifar10_h180.yaml")], "has random weights; pass --model.representation.original"),
+        (
+            ["fit", "-c", str(CONFIGS / "cifar10_h180.yaml")],
+            r"original\.checkpoint runs/cifar10_original: no such file or run; fit it once with "
+            rf"`lightning fit -c {CONFIGS}/cifar10_original\.yaml`, or pass the file of a checkpoint",
+        ),
         (["nonsense"], r"there is no command 'nonsense'; the command comes first, one of fit, validate, .*, report\."),
         (["tset"], r"there is no command 'tset' \(did you mean test\?\); the command comes first, one of fit"),
         (["sweep", "--configs", QUICK[1], "--seed", "3"], "there is no option --seed"),
