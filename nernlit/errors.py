@@ -28,6 +28,10 @@ class StorageError(NernlitError):
     """A file cannot be written: no space, no permission, or a failing disk."""
 
 
+class DivergenceError(NernlitError):
+    """A loss, a weight or a logit is not a finite number."""
+
+
 def require_at_least(least: int, **options: int) -> None:
     """Refuse options that are smaller.
 

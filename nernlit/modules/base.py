@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from nernlit.kernels import Sampling
 from nernlit.losses import reconstruction_mse, reconstruction_rmse, variance_explained
 from nernlit.modules.classifier import ClassifierModule
+from nernlit.modules.divergence import all_finite
 from nernlit.representation import Representation
 
 ReconstructionLoss = Literal["mse", "rmse"]
@@ -143,6 +144,7 @@ class ReconstructionModule(ClassifierModule):
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["sampling_seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -154,6 +156,7 @@ class ReconstructionModule(ClassifierModule):
 
     def classifiers(self) -> dict[str, Callable[[Tensor], Tensor]]:
         self._networks = self.predicted_networks()
+        self.finite = {suffix: all_finite(weights.values()) for suffix, weights in self._networks.items()}
         measured: dict[str, Callable[[Tensor], Tensor]] = {
             suffix: partial(self.representation, weights=weights) for suffix, weights in self._networks.items()
         }
@@ -180,6 +183,7 @@ class ReconstructionModule(ClassifierModule):
         super().log_results(stage, everything)
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         sizes = self.representation.sizes()
         if self.logger is not None and self.trainer.is_global_zero:
             figures = {"cr_paper": sizes.cr_paper, "cr_stored": sizes.cr_stored}

@@ -5,7 +5,7 @@ Batches are (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); metrics are `
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torchmetrics.classification import MulticlassAccuracy
 
-from nernlit.errors import DataError, UsageError
+from nernlit.errors import DataError, DivergenceError, UsageError
+from nernlit.modules.divergence import ADVICE, LossWatch, all_finite, not_finite
 from nernlit.optimisers import NeedsTotalSteps
 from nernlit.originals import Original
 
@@ -66,9 +67,46 @@ class ClassifierModule(L.LightningModule, ABC):
     def network(self) -> tuple[str, dict[str, Tensor]]:
         """The network that the module stands for: its timm name and its state dict."""
 
+    def on_fit_start(self) -> None:
+        at_once = self.device.type == "cpu" and self.trainer.world_size == 1
+        self._losses = LossWatch(at_once, self.joined_flags)
+
+    def joined_flags(self, flags: Tensor) -> Tensor:
+        """Flags (0 or 1) that are 1 where they are on all processes."""
+        if self.trainer.world_size == 1:
+            return flags
+        gathered = self.all_gather(flags)
+        assert isinstance(gathered, Tensor)
+        return gathered.amin(0)
+
+    def refuse_divergence(self) -> None:
+        """Called before a fit validates, saves or ends.
+
+        Raises:
+            DivergenceError: If a loss so far, or a weight now, is not finite.
+        """
+        self._losses.check()
+        if diverged := self.diverged(self.state_dict()):
+            raise DivergenceError(
+                f"the fit has diverged: after step {self.trainer.global_step - 1} {diverged[0]} holds numbers that are "
+                f"not finite; {ADVICE}."
+            )
+
+    def diverged(self, state: Mapping[str, Any]) -> list[str]:
+        """The names of the entries of the module's state that are not finite, and ought to be."""
+        return not_finite(state)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.state.fn == "fit":
+            self.refuse_divergence()  # a checkpoint that is of no use must not take the place of a good one
+
+    def on_train_end(self) -> None:
+        self.refuse_divergence()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         terms = self.loss_terms(batch)
         loss = torch.stack(list(terms.values())).sum()
+        self._losses.note(self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"], terms)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, sync_dist=True)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         return loss
@@ -93,10 +131,17 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[str, dict[str, Tensor]]:
         """The network's timm name and state dict, whatever the batch; the command line writes it to a file."""
-        return self.network()
+        name, state = self.network()
+        if diverged := not_finite(state):
+            raise DivergenceError(f"{diverged[0]} holds numbers that are not finite; pass another checkpoint.")
+        return name, state
 
     def start_evaluation(self, stage: str) -> None:
         """Prepare the classifiers of this evaluation."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.refuse_divergence()
+        #: Whether what was predicted of each classifier, weights and logits, is finite.
+        self.finite: dict[str, Tensor] = {}
         self._classifiers = self.classifiers()
         # Test sets beside the dataset's own, whatever the data calls them.
         self._conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
@@ -128,14 +173,18 @@ class ClassifierModule(L.LightningModule, ABC):
         names = [f"acc{_suffix(condition)}"] if condition else ["acc", "acc_top5"]
         for suffix, classify in self._classifiers.items():
             logits_BC = classify(images_BCHW)
+            self.finite[suffix] = all_finite([logits_BC]) & self.finite.get(suffix, True)
             if condition is not None and condition.classes is not None:
                 logits_BC = _only(logits_BC, condition.classes)
             for name in names:
                 self.metrics[name + suffix].update(logits_BC, labels_B)
 
     def _report(self, stage: str) -> None:
+        flags = torch.stack([self.finite[suffix].int() for suffix in self._classifiers])
+        finite = dict(zip(self._classifiers, self.joined_flags(flags).tolist(), strict=True))
+        self.refuse_unusable(stage, [suffix for suffix in finite if not finite[suffix]])
         results: dict[str, Tensor] = {}
-        for suffix in self._classifiers:
+        for suffix in filter(finite.get, finite):
             by_set = defaultdict(list)
             for condition in self._conditions:
                 name = f"acc{_suffix(condition)}{suffix}"
@@ -144,6 +193,21 @@ class ClassifierModule(L.LightningModule, ABC):
             results |= {f"acc_{name}{suffix}": torch.stack(values).mean() for name, values in by_set.items()}
             results |= {name: self.metrics[name].compute() for name in (f"acc{suffix}", f"acc_top5{suffix}")}
         self.log_results(stage, results)
+
+    def refuse_unusable(self, stage: str, suffixes: Sequence[str]) -> None:
+        """Refuse an evaluation in which the classifiers of these suffixes gave numbers that are not finite.
+
+        Raises:
+            DivergenceError: If there is one.
+        """
+        for suffix in suffixes:
+            who = "the original's" if suffix == "_original" else "the network's"
+            fit = self.trainer.state.fn == "fit" and suffix != "_original"
+            advice = f"the fit has diverged; {ADVICE}" if fit else "pass another checkpoint"
+            raise DivergenceError(
+                f"{who} weights or logits on the {stage} images are not finite numbers, so that there is no accuracy: "
+                f"{advice}."
+            )
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         """Log an evaluation's figures; equal on all processes already."""

@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import Optimizer
 
 from nernlit.checkpoint import load_representation
 from nernlit.errors import UsageError
@@ -32,7 +34,7 @@ class Round:
         round: Its number, from 1.
         trial: The winner's number, from 0.
         val_acc: The winner's validation accuracy.
-        val_acc_trials: Everybody's.
+        val_acc_trials: Everybody's; None for a trial that has diverged.
         recon_rmse: The winner's distance from the original, in weight units.
         round_rmse: Its distance from the round's own target.
         improved: Whether it is better than the round before by `min_delta`.
@@ -41,7 +43,7 @@ class Round:
     round: int
     trial: int
     val_acc: float
-    val_acc_trials: list[float]
+    val_acc_trials: list[float | None]
     recon_rmse: float
     round_rmse: float
     improved: bool
@@ -161,11 +163,38 @@ class Progressive(StagedModule):
         predicted_TNKK = predicted_TNKK * self.representation.scale
         target_NKK = self.round_target[sample.rows]
         mses_T = torch.stack([self.sampled_mse(predicted, target_NKK, sample) for predicted in predicted_TNKK])
-        self.log_variance_explained(mses_T.mean(), sample)
         errors_T = torch.stack([self.joined_root(mse) for mse in mses_T]) if self.loss == "rmse" else mses_T
-        error = errors_T.sum()  # a sum, so that every trial has the gradient that it would have alone
-        self.log(f"train/recon_round_{self.round}", error.detach() / self.trials, sync_dist=True)
+        # A trial that has diverged loses, and the others go on; all of them together are an error.
+        finite_T = errors_T.isfinite()
+        kept_T = finite_T | ~finite_T.any()
+        error = torch.where(kept_T, errors_T, 0).sum()  # a sum: every trial has the gradient that it would have alone
+        self.log_variance_explained(torch.where(kept_T, mses_T, 0).sum() / kept_T.sum(), sample)
+        self.log(f"train/recon_round_{self.round}", error.detach() / kept_T.sum(), sync_dist=True)
         return {"recon": error}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Every trial is clipped as it would be alone."""
+        if gradient_clip_val is None:
+            return
+        clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+        for trial in self.trial_predictors.each:
+            clip(trial.parameters(), gradient_clip_val)
+
+    def diverged(self, state: Mapping[str, Any]) -> list[str]:
+        found = super().diverged(state)
+        prefixes = [f"trial_predictors.each.{trial}." for trial in range(self.trials)]
+        if all(any(name.startswith(prefix) for name in found) for prefix in prefixes):
+            return found
+        return [name for name in found if not name.startswith("trial_predictors.")]
+
+    def refuse_unusable(self, stage: str, suffixes: Sequence[str]) -> None:
+        lost = {f"_trial_{trial}" for trial in range(self.trials)}
+        super().refuse_unusable(stage, suffixes if lost <= set(suffixes) else sorted(set(suffixes) - lost))
 
     def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
         if self.trainer.state.fn != "fit":
@@ -181,9 +210,11 @@ class Progressive(StagedModule):
         networks = [layout.vector(weights) for weights in self._networks.values()]
         target = layout.vector(layout.weights(self.round_target))
         original = layout.vector(self.representation.original_weights())
-        accs = [float(results[f"acc_trial_{trial}"]) for trial in range(self.trials)]
+        accs = {
+            trial: float(results[name]) for trial in range(self.trials) if (name := f"acc_trial_{trial}") in results
+        }
         rmses = [float(reconstruction_rmse(network, target)) for network in networks]
-        leader = max(range(self.trials), key=lambda trial: (accs[trial], -rmses[trial]))
+        leader = max(accs, key=lambda trial: (accs[trial], -rmses[trial]))
         self.representation.predictor.load_state_dict(self.trial_predictors.each[leader].state_dict())
         self._networks[""] = self._networks[f"_trial_{leader}"]
         everything = dict(results)
@@ -195,7 +226,8 @@ class Progressive(StagedModule):
             improved = self.min_delta is None or accs[leader] > before + self.min_delta
             distance = float(reconstruction_rmse(networks[leader], original))
             # Every validation replaces the running round's record; its last one stays.
-            record = Round(self.round, leader, accs[leader], accs, distance, rmses[leader], improved)
+            everybody = [accs.get(trial) for trial in range(self.trials)]
+            record = Round(self.round, leader, accs[leader], everybody, distance, rmses[leader], improved)
             self.ended[self.round - 1 :] = [record]
         super().log_results(stage, everything)
 

@@ -62,6 +62,17 @@ class Record(L.Callback):
         torch.save(tested, f"{sys.argv[4]}.test.{trainer.global_rank}")
 
 
+class PoisonTheSecond(L.Callback):
+    """A NaN in the third batch of the second process."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, number: int
+    ) -> None:
+        if number == 2 and trainer.global_rank == 1:
+            assert isinstance(pl_module, ReconstructionModule)
+            pl_module.representation.target.fill_(torch.nan)
+
+
 def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1)
 
@@ -82,6 +93,8 @@ def build(scheme: str, batch_size: int) -> ReconstructionModule:
         layers, loss = UNEVEN[scheme]
         few = tiny_representation(layers=LayerFilter(layers))
         return ReconOnly(few, sgd, sampling=sampling, loss=loss)  # type: ignore[arg-type]
+    if scheme == "poisoned":
+        scheme = "mse"
     return ReconOnly(representation, sgd, sampling=sampling, loss=scheme)  # type: ignore[arg-type]
 
 
@@ -102,6 +115,8 @@ def main() -> None:
     callbacks = [AdversarialAccuracy(fgsm_255=[4], ifgsm_255=[4], steps=2), LowFrequencyEnergy(), LayerDifference()]
     callbacks += [RoundCheckpoint(), WeightsWriter(), Throughput(1), Record()]
     callbacks += [ModelCheckpoint(f"{sys.argv[4]}.checkpoints", monitor="val/acc", mode="max")]
+    if sys.argv[3] == "poisoned":
+        callbacks = [PoisonTheSecond()]
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,

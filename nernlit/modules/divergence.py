@@ -1,0 +1,71 @@
+"""Numbers that are not finite: a fit that meets one has diverged, and a network that gives one has no accuracy."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nernlit.errors import DivergenceError
+
+#: Steps that are checked together where a check costs something: an accelerator, or several processes.
+_TOGETHER = 50
+
+ADVICE = "lower the learning rate (--model.optimizer.lr); checkpoints from before are kept"
+
+
+def all_finite(tensors: Iterable[Any]) -> Tensor:
+    """Whether all floating-point numbers of these tensors are finite (a boolean tensor, not read yet)."""
+    checked = [value.isfinite().all() for value in tensors if isinstance(value, Tensor) and value.is_floating_point()]
+    return torch.stack(checked).all() if checked else torch.tensor(True)
+
+
+def not_finite(named: Mapping[str, Any]) -> list[str]:
+    """The names of those tensors that hold a number that is not finite."""
+    if bool(all_finite(named.values())):  # reads one number from the device, and not one per tensor
+        return []
+    return [name for name, value in named.items() if not bool(all_finite([value]))]
+
+
+class LossWatch:
+    """Raises for the first step of a fit whose loss terms are not finite.
+
+    On a CPU it does so in that step. Elsewhere reading a number would make every step wait: there some steps are
+    checked together, and always those before a validation or a checkpoint.
+
+    Args:
+        at_once: Whether each step is checked by itself.
+        joined: Makes flags (0 or 1) of this process those of all processes; all of them call it at the same steps.
+    """
+
+    def __init__(self, at_once: bool, joined: Callable[[Tensor], Tensor]) -> None:
+        self._together = 1 if at_once else _TOGETHER
+        self._joined = joined
+        self._noted: list[tuple[int, Any, Mapping[str, Tensor]]] = []
+
+    def note(self, step: int, learning_rate: Any, terms: Mapping[str, Tensor]) -> None:
+        """Take down a step's loss terms."""
+        self._noted.append((step, learning_rate, {name: term.detach() for name, term in terms.items()}))
+        if len(self._noted) >= self._together:
+            self.check()
+
+    def check(self) -> None:
+        """Check the steps that have not been checked yet.
+
+        Raises:
+            DivergenceError: If a term is not finite.
+        """
+        noted, self._noted = self._noted, []
+        if not noted:
+            return
+        values = torch.stack([term.float() for _, _, terms in noted for term in terms.values()])
+        finite = self._joined(values.isfinite().int())
+        if bool(finite.all()):
+            return
+        first = int(finite.argmin())
+        places = [(step, rate, name) for step, rate, terms in noted for name in terms]
+        step, rate, name = places[first]
+        raise DivergenceError(
+            f"the fit has diverged: at step {step} train/{name} is {float(values[first])} "
+            f"(learning rate {float(rate):g}); {ADVICE}."
+        )
