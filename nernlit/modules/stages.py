@@ -18,8 +18,8 @@ class StagedModule(ReconstructionModule, ABC):
     """
 
     stage: int = 0
-    #: The step and the stages' starts of the checkpoint that a fit goes on from.
-    _resumed: tuple[int, list[int]] | None = None
+    #: The step and the stages' ends of the checkpoint that a fit goes on from.
+    _resumed: tuple[int, list[float]] | None = None
 
     @abstractmethod
     def stage_starts(self) -> Sequence[int]:
@@ -44,19 +44,21 @@ class StagedModule(ReconstructionModule, ABC):
 
     def configure_optimizers(self) -> Any:
         if self._resumed is not None:
-            _ = self.trainer.estimated_stepping_batches  # reads the data, whose length stages may depend on
             self._refuse_other_stages(*self._resumed)
             self._resumed = None
         return super().configure_optimizers()
 
-    def _refuse_other_stages(self, step: int, before: list[int]) -> None:
+    def _stage_ends(self) -> list[float]:
+        total = self.trainer.estimated_stepping_batches  # loads the data, on which the stages' lengths may depend
+        return [*self.stage_starts(), total]
+
+    def _refuse_other_stages(self, step: int, before: list[float]) -> None:
         """What is over stays over: a resumed fit neither redoes a part of it nor cuts the running stage short."""
-        now, over = list(self.stage_starts()), self.stage
-        end, end_before = ([*starts, math.inf][min(over, len(starts))] for starts in (now, before))
-        if now[:over] != before[:over] or (end != end_before and end <= step):
+        now, over = self._stage_ends(), self.stage
+        if len(now) <= over or now[:over] != before[:over] or (now[over] != before[over] and now[over] <= step):
             raise UsageError(
-                f"the checkpoint is from step {step} of a fit whose stages begin at the steps {[0, *before]}; with the "
-                f"options of this one they begin at {[0, *now]}. Resume with the lengths that it was fitted with "
+                f"the checkpoint is from step {step} of a fit whose stages end after the steps {before}; with the options "
+                f"of this one they end after {now}. Resume with the lengths that it was fitted with "
                 f"(--trainer.max_epochs and those of {type(self).__name__}), or start anew from its weights "
                 "(--model.init_from)."
             )
@@ -64,10 +66,11 @@ class StagedModule(ReconstructionModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["stage"] = self.stage
-        checkpoint["stage_starts"] = list(self.stage_starts())
+        if self.trainer.state.fn == "fit":
+            checkpoint["stage_ends"] = self._stage_ends()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.stage = checkpoint["stage"]
-        if "stage_starts" in checkpoint:
-            self._resumed = checkpoint["global_step"], checkpoint["stage_starts"]
+        if "stage_ends" in checkpoint:
+            self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]

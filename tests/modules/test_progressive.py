@@ -208,10 +208,10 @@ def test_the_variance_explained_of_a_step_is_that_of_all_trials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "starts"),
-    [(["--trainer.max_epochs=12"], r"\[0, 8, 16\]"), (["--trainer.max_epochs=3"], r"\[0, 2, 4\]")],
+    ("options", "ends"),
+    [(["--trainer.max_epochs=12"], r"\[8, 16, 24\]"), (["--trainer.max_epochs=3"], r"\[2, 4, 6\]")],
 )
-def test_rounds_that_are_over_are_not_redone(options: list[str], starts: str) -> None:
+def test_rounds_that_are_over_are_not_redone(options: list[str], ends: str) -> None:
     with pytest.raises(ConnectionAbortedError):
         run(
             [
@@ -223,7 +223,7 @@ def test_rounds_that_are_over_are_not_redone(options: list[str], starts: str) ->
         )
     files = {path: path.read_bytes() for path in Path("runs").rglob("rounds/*")}
     with pytest.raises(
-        UsageError, match=rf"from step 6 of a fit whose stages begin at the steps \[0, 4, 8\].*{starts}"
+        UsageError, match=rf"from step 6 of a fit whose stages end after the steps \[4, 8, 12\].*{ends}"
     ):
         run(["fit", *QUICK_PROGRESSIVE, *options, "--ckpt_path=last"])
     assert {path: path.read_bytes() for path in Path("runs").rglob("rounds/*")} == files
@@ -238,5 +238,5 @@ def test_a_finished_chain_goes_on_with_more_rounds_of_the_same_length(tmp_path: 
     quiet_trainer(max_epochs=4).fit(longer, datamodule=data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
     assert [ended.round for ended in longer.ended] == [1, 2, 3, 4]
     fewer = _progressive(rounds=1, trials=1, min_delta=None)
-    with pytest.raises(UsageError, match=r"stages begin at the steps \[0, 3\]; .* they begin at \[0\]"):
+    with pytest.raises(UsageError, match=r"stages end after the steps \[3, 6\]; .* they end after \[12\]"):
         quiet_trainer(max_epochs=4).fit(fewer, datamodule=data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
