@@ -1,6 +1,5 @@
 """Schemes of several stages in one fit: each stage has an optimiser and a schedule of its own."""
 
-import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -57,8 +56,8 @@ class StagedModule(ReconstructionModule, ABC):
         now, over = self._stage_ends(), self.stage
         if len(now) <= over or now[:over] != before[:over] or (now[over] != before[over] and now[over] <= step):
             raise UsageError(
-                f"the checkpoint is from step {step} of a fit whose stages end after the steps {before}; with the options "
-                f"of this one they end after {now}. Resume with the lengths that it was fitted with "
+                f"the checkpoint is from step {step} of a fit whose stages end after the steps {before}; with the "
+                f"options of this one they end after {now}. Resume with the lengths that it was fitted with "
                 f"(--trainer.max_epochs and those of {type(self).__name__}), or start anew from its weights "
                 "(--model.init_from)."
             )
