@@ -94,12 +94,14 @@ def tree_images(
                 if suffix in image_suffixes():
                     found.append((path, label))
                 else:
-                    left_out[suffix or "no suffix"] += 1
+                    left_out[suffix or "without suffix"] += 1
             empty += [] if found else [name]
             files += found
             advance(1)
     if left_out:
-        kinds = abbreviated([f"{count:,} {suffix}" for suffix, count in left_out.most_common()])
+        kinds = abbreviated(
+            [f"{left_out[suffix]:,} {suffix}" for suffix in sorted(left_out, key=lambda s: (-left_out[s], s))]
+        )
         rank_zero_warn(f"{folder}: files left out because they are no images: {kinds}.")
     if empty:
         message = f"{folder}: no image in {abbreviated(empty)} ({len(empty)} of {len(labels)} classes)"

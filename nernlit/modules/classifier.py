@@ -145,18 +145,20 @@ class ClassifierModule(L.LightningModule, ABC):
         self._classifiers = self.classifiers()
         # Test sets beside the dataset's own, whatever the data calls them.
         self._conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
-        tops = {"acc": 1, "acc_top5": min(5, self.num_classes)}
-        tops |= {f"acc{_suffix(condition)}": 1 for condition in self._conditions}
+        conditions = [f"acc{_suffix(condition)}" for condition in self._conditions]
+        means = {f"acc_{condition.test_set}" for condition in self._conditions}
+        results = Counter(
+            name + suffix for name in ("acc", "acc_top5", *conditions, *means) for suffix in self._classifiers
+        )
+        for name, count in results.items():
+            if count > 1:
+                raise UsageError(f"test_sets: two results would be named {name}; rename the test set or its condition.")
+        tops = {"acc": 1, "acc_top5": min(5, self.num_classes), **dict.fromkeys(conditions, 1)}
         self.metrics = {
             name + suffix: MulticlassAccuracy(self.num_classes, top_k=top, average="micro").to(self.device)
             for name, top in tops.items()
             for suffix in self._classifiers
         }
-        means = {f"acc_{condition.test_set}" for condition in self._conditions}
-        names = Counter(name + suffix for name in (*means, *tops) for suffix in self._classifiers)
-        for name, count in names.items():
-            if count > 1:
-                raise UsageError(f"test_sets: two results would be named {name}; rename the test set or its condition.")
 
     @property
     def _data(self) -> Any:

@@ -1,4 +1,6 @@
+import http.client
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +11,27 @@ from PIL import Image
 from nernlit.data import (
     CIFAR10DataModule,
     CIFAR100DataModule,
+    Corrupted,
     DigitsDataModule,
     FolderDataModule,
+    ImageDataModule,
     ImageNetDataModule,
+    STL10DataModule,
 )
 from nernlit.data.augment import pad_crop_flip, resized_crop
 from nernlit.data.batches import BatchNumbers
 from nernlit.data.cifar_classes import CIFAR100_CLASSES
 from nernlit.data.decode import Fitting
 from nernlit.errors import DataError, UsageError
-from tests.fakes import without_hashes, write_cifar10, write_image_folder
+from nernlit.modules import ReconOnly
+from tests.fakes import (
+    quiet_trainer,
+    tiny_representation,
+    without_hashes,
+    write_cifar10,
+    write_image_folder,
+    write_stl10,
+)
 
 
 def _all_labels(loader: torch.utils.data.DataLoader[object]) -> list[int]:
@@ -191,11 +204,122 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
         FolderDataModule(root=str(tmp_path)).setup("test")
 
 
-def test_wrong_options_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"val_share=1\.5; expected a share"):
-        DigitsDataModule(val_share=1.5)
-    with pytest.raises(UsageError, match="batch_size=0; expected at least 1"):
-        DigitsDataModule(batch_size=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0; expected at least 1"),
+        ({"eval_batch_size": -1}, "eval_batch_size=-1; expected at least 1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch=0; expected at least 1"),
+        ({"split_seed": -1}, "split_seed=-1; expected at least 0"),
+        ({"pad_crop": -1}, "pad_crop=-1; expected at least 0"),
+        ({"num_workers": -1}, "num_workers=-1; expected at least 0"),
+        ({"val_share": 1.5}, r"val_share=1\.5; expected a share"),
+        ({"val_share": -0.1}, r"val_share=-0\.1; expected a share"),
+        ({"val_share": float("nan")}, "val_share=nan; expected a share"),
+        ({"noise_range": -2.0}, r"noise_range=-2\.0; expected a finite number above 0"),
+        ({"noise_range": float("inf")}, "noise_range=inf; expected a finite number above 0"),
+        ({"noise_range": float("nan")}, "noise_range=nan; expected a finite number above 0"),
+        ({"mixup": -0.1}, r"mixup=-0\.1; expected the largest share"),
+        ({"resized_crop": -1.0}, r"resized_crop=-1\.0; expected a share"),
+        ({"resized_crop": 2.0}, r"resized_crop=2\.0; expected a share"),
+        ({"train_on": "labels"}, "train_on='labels'; expected one of images, noise, none"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DigitsDataModule(**options)
+
+
+def test_wrong_options_of_folders_and_test_sets_are_refused() -> None:
+    for size in (0, -32):
+        with pytest.raises(UsageError, match=f"image_size={size}; expected at least 1"):
+            FolderDataModule("data", image_size=size)
+    with pytest.raises(UsageError, match="seed=-1; expected at least 0"):
+        Corrupted(seed=-1)
+    with pytest.raises(UsageError, match="Corrupted was given an empty list; expected corruptions out of"):
+        Corrupted([])
+
+
+def test_a_split_seed_of_any_size_is_a_seed() -> None:
+    data = DigitsDataModule(split_seed=2**70)
+    data.setup("validate")
+    assert len(data.sources["val"]) == 144
+
+
+def test_a_single_training_image_is_trained_on_where_another_folder_validates(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, 1, 1, ("train", "val", "test"))
+    data = FolderDataModule(str(tmp_path))
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert batch[0].shape == (1, 3, 32, 32)
+    assert len(list(data.val_dataloader())) == 1
+
+
+def test_a_single_training_image_cannot_be_trained_on_and_held_out(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, 1, 1)
+    with pytest.raises(DataError, match=r"1 training images, of which val_share=0\.1 holds out 1 for validation: none"):
+        FolderDataModule(str(tmp_path)).setup("fit")
+    data = FolderDataModule(str(tmp_path), train_on="none")  # it validates only
+    data.setup("fit")
+    assert len(data.sources["val"]) == 1
+    with pytest.raises(DataError, match=r"of which val_share=0\.9 holds out 3 for validation"):
+        FolderDataModule(str(write_image_folder(tmp_path / "few", 1, 3)), val_share=0.9).setup("fit")
+
+
+def test_fewer_training_images_than_processes_are_refused() -> None:
+    with pytest.raises(DataError, match="3 training images cannot be shared by 4 processes"):
+        BatchNumbers(3, 1, training=True, world_size=4)
+
+
+def test_an_image_that_a_worker_process_cannot_read_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nernlit.data.base._IN_MEMORY_BYTES", 0)
+    write_image_folder(tmp_path, 10, 1)
+    (tmp_path / "test" / "class003" / "0.png").write_bytes(b"damaged")
+    data = FolderDataModule(str(tmp_path), num_workers=1)
+    module = ReconOnly(tiny_representation(), optimizer=torch.optim.Adam)
+    with pytest.raises(DataError, match=r"class003/0\.png is not a readable image") as caught:
+        quiet_trainer().test(module, data, verbose=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_predicting_reads_no_data(tmp_path: Path) -> None:
+    module = ReconOnly(tiny_representation(), optimizer=torch.optim.Adam)
+    ((name, state),) = quiet_trainer().predict(module, CIFAR10DataModule(str(tmp_path)))  # type: ignore[misc]
+    assert name == "TinyCNN"
+    assert state.keys() == module.representation.original.net.state_dict().keys()  # type: ignore[attr-defined]
+
+
+def test_labels_of_stl10_out_of_range_are_refused(tmp_path: Path) -> None:
+    root = write_stl10(tmp_path, each=4)
+    labels = root / "stl10_binary" / "test_y.bin"
+    for content, message in (
+        (bytes([1, 2, 0, 3]), "4 labels from 0 to 3; expected 27,648 bytes per label and labels from 1 to 10"),
+        (bytes([1, 2, 3, 11]), "4 labels from 1 to 11; expected"),
+        (bytes([1, 2, 3]), "110,592 bytes and test_y.bin 3 labels from 1 to 3"),
+        (b"", "0 labels; expected"),
+        (b"<html>", "6 labels from 60 to"),
+    ):
+        labels.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            STL10DataModule(str(root)).setup("test")
+    labels.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*test_y.bin \(No such file or directory\)\. Put the published"):
+        STL10DataModule(str(root)).setup("test")
+
+
+@pytest.mark.parametrize("kind", [CIFAR10DataModule, STL10DataModule])
+def test_a_download_that_fails_says_where_to_put_the_files(
+    kind: type[ImageDataModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise http.client.IncompleteRead(b"")
+
+    for name in ("cifar", "stl10"):
+        monkeypatch.setattr(f"torchvision.datasets.{name}.download_and_extract_archive", offline)
+    with pytest.raises(DataError, match=rf"{tmp_path} .*IncompleteRead.*Put the published .*unpacked there"):
+        kind(str(tmp_path), download=True).prepare_data()
 
 
 @pytest.mark.parametrize("size", [(61, 40), (40, 61), (300, 200), (32, 32), (33, 47)])
@@ -236,5 +360,3 @@ def test_a_resized_crop_is_a_part_of_the_image_and_the_same_for_the_same_state()
     assert not torch.equal(first[0], first[1])
     whole = resized_crop(ramp, 1.0, torch.Generator().manual_seed(3))
     assert float((whole - ramp).abs().mean()) < 9  # the sides' ratio still varies
-    with pytest.raises(UsageError, match=r"resized_crop=2.0; expected a share"):
-        DigitsDataModule(resized_crop=2.0)
