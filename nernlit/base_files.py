@@ -12,6 +12,8 @@ from nernlit.errors import UsageError
 SCHEDULES = ("fast", "paper")
 #: Keys of a file that say which other files belong to it; they are no options of a command.
 _OWN_KEYS = ("base", "schedule")
+#: The class that `data: null` stands for. It keeps the length of an epoch that other files gave.
+NO_DATA = "NoImages"
 #: YAML nodes with all aliases expanded; a small file of nested aliases can stand for billions.
 _MOST_NODES = 100_000
 
@@ -22,6 +24,9 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         root = _read(Path(values))
         root.value = [(key, value) for key, value in root.value if key.value not in _OWN_KEYS]
+        for key, value in root.value:
+            if key.value == "data" and value.tag == "tag:yaml.org,2002:null":
+                value.tag, value.value = "tag:yaml.org,2002:str", NO_DATA
         try:
             self.apply_config(parser, cfg, self.dest, yaml.serialize(root))
         except (TypeError, ValueError, yaml.YAMLError) as error:
@@ -73,6 +78,10 @@ def _split(args: Sequence[str]) -> tuple[list[Path], str | None, list[str]]:
         flag, equals, value = arg.partition("=")
         if flag.startswith("-c") and not flag.startswith("--") and flag != "-c":
             flag, equals, value = "-c", "=", arg[2:]
+        if flag == "--data":
+            value = value if equals else next(rest, "")
+            others.append(f"--data={NO_DATA if value == 'null' else value}")
+            continue
         if flag not in ("-c", "--config", "--schedule"):
             others.append(arg)
             continue

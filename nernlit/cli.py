@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError as ParserError
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -25,7 +26,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported so that YAML can name their classes without a module path.
 from nernlit import __version__, kernels, optimisers, predictors  # noqa: F401
-from nernlit.base_files import SCHEDULES, ConfigFile, expand_bases
+from nernlit.base_files import NO_DATA, SCHEDULES, ConfigFile, expand_bases
 from nernlit.callbacks import (
     BestCheckpoint,
     CpuThreads,
@@ -42,7 +43,7 @@ from nernlit.callbacks.writer import run_folder
 from nernlit.config_paths import settle_paths
 from nernlit.cpu import use_free_cores
 from nernlit.data import ImageDataModule
-from nernlit.errors import CheckpointError, NernlitError, UsageError
+from nernlit.errors import CheckpointError, DataError, NernlitError, UsageError
 from nernlit.files import write_atomically
 from nernlit.fitted_options import place_weights, require_fitted_options
 from nernlit.modules import ClassifierModule
@@ -55,6 +56,7 @@ _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 _COMMANDS = (*_TRAINER_COMMANDS, "sweep", "analyze", "report")
 _PARSER = {"exit_on_error": False, "allow_abbrev": False}
 _ROOTS = {"model": ClassifierModule, "data": ImageDataModule}
+_NO_DATA = f"nernlit.data.{NO_DATA}"
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
@@ -163,9 +165,8 @@ class NernlitCLI(LightningCLI):
             trainer_config["enable_progress_bar"] = CONSOLE.is_interactive
             callbacks += [ProgressLine()] if CONSOLE.is_interactive else []
             callbacks += [] if sys.stdout.isatty() else [ValidationLog()]
-        trainer_config["callbacks"] = [*(trainer_config["callbacks"] or []), *callbacks]
-        plugins = trainer_config["plugins"] or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        trainer_config["callbacks"] = [*_listed(trainer_config["callbacks"]), *callbacks]
+        plugins = _listed(trainer_config["plugins"])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer_config["plugins"] = [*plugins, DurableCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
@@ -173,12 +174,26 @@ class NernlitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
             self.save_config_callback = None  # the run's folder keeps the configuration that it was fitted with
+        config = self.config[self.subcommand]
+        if self.subcommand == "predict":  # what is predicted is the network
+            config["data"] = Namespace(class_path=_NO_DATA, init_args=Namespace())  # type: ignore[no-untyped-call]
+        best = config["best_checkpoint"]
+        if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc":
+            best["monitor"], best["mode"] = "val/recon_rmse", "min"
         files = [Path(file) for flag, file in pairwise(self.args) if flag == "-c"]
         for part in ("model", "data"):
-            settle_paths(self.config[self.subcommand][part], part, files)
-        logger = self.config[self.subcommand]["trainer"].get("logger")
+            settle_paths(config[part], part, files)
+        logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):
             _require_writable(Path(str(logger["init_args"]["save_dir"])))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except DataError as error:
+            if self.model.needs_images(subcommand):
+                raise
+            raise DataError(f"{error} Or do without images, and without accuracies: --data null.") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -201,6 +216,11 @@ class NernlitCLI(LightningCLI):
 
     def before_predict(self) -> None:
         self._refuse_random_weights("predict")
+
+
+def _listed(given: Any) -> list[Any]:
+    """What may be given as one thing, as several or not at all."""
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def _run_folder(config: Any) -> Path:

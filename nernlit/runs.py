@@ -112,6 +112,8 @@ class Run:
             overrides: Of the data's configuration.
         """
         data = self.data(overrides)
+        if not data.has_images:
+            raise UsageError(f"{self.folder} was fitted without images; name some (--data CLASS and its options).")
         data.train_on, data.network = "images", self.representation().original
         data.prepare_data()
         data.setup("fit" if split == "train" else "test")

@@ -140,6 +140,8 @@ def _peak_memory_mib() -> float:
 
 def _measure(cli: NernlitCLI, select: str) -> Row:
     trainer, module = cli.trainer, cli.model
+    if not cli.datamodule.has_images:
+        raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
     assert isinstance(module, ReconstructionModule)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     timer = next(callback for callback in callbacks if isinstance(callback, Timer))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nernlit.analysis import Attack
+from nernlit.errors import UsageError
 from nernlit.originals import Folded
 from nernlit.representation import Representation
 
@@ -39,6 +40,12 @@ class AdversarialAccuracy(L.Callback):
         self.attacks = [Attack(eps) for eps in fgsm_255] + [Attack(eps, steps, step_255) for eps in ifgsm_255]
         self._representation: Representation | None = None
         self._networks: dict[str, Callable[[Tensor], Tensor]] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "test" and not getattr(trainer.datamodule, "has_images", True):  # type: ignore[attr-defined]
+            raise UsageError(
+                "AdversarialAccuracy attacks test images, and there are none (`data: null`); leave it out."
+            )
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         representation = getattr(pl_module, "representation", None)

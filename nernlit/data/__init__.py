@@ -4,6 +4,7 @@ from nernlit.data.base import ImageDataModule
 from nernlit.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from nernlit.data.digits import DigitsDataModule
 from nernlit.data.folder import FolderDataModule, ImageNetDataModule
+from nernlit.data.nothing import NoImages
 from nernlit.data.ood import CIFAR10C, CIFAR100C, ImageNetR
 from nernlit.data.stl import STL10DataModule
 from nernlit.data.test_sets import Corrupted, TestSet
@@ -19,6 +20,7 @@ __all__ = [
     "ImageDataModule",
     "ImageNetDataModule",
     "ImageNetR",
+    "NoImages",
     "STL10DataModule",
     "TestSet",
 ]

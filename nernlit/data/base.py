@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
 import torch
@@ -53,6 +53,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     network: object = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    #: Whether there are any; without them evaluations measure the weights alone.
+    has_images: ClassVar[bool] = True
 
     def __init__(
         self,

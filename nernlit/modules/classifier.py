@@ -67,6 +67,18 @@ class ClassifierModule(L.LightningModule, ABC):
     def network(self) -> tuple[str, dict[str, Tensor]]:
         """The network that the module stands for: its timm name and its state dict."""
 
+    def needs_images(self, stage: str) -> bool:
+        """Whether `fit`, `validate`, `test` or `predict` cannot do without images."""
+        return False
+
+    def setup(self, stage: str) -> None:
+        if not self._has_images and self.needs_images(stage):
+            what = getattr(stage, "value", stage)  # Lightning's is an enumeration
+            raise UsageError(
+                f"{type(self).__name__} needs images to {what}, and there are none (`data: null`); "
+                "name the data (--data CLASS and its options)."
+            )
+
     def on_fit_start(self) -> None:
         at_once = self.device.type == "cpu" and self.trainer.world_size == 1
         self._losses = LossWatch(at_once, self.joined_flags)
@@ -142,7 +154,8 @@ class ClassifierModule(L.LightningModule, ABC):
             self.refuse_divergence()
         #: Whether what was predicted of each classifier, weights and logits, is finite.
         self.finite: dict[str, Tensor] = {}
-        self._classifiers = self.classifiers()
+        classifiers = self.classifiers()
+        self._classifiers = classifiers if self._has_images else {}
         # Test sets beside the dataset's own, whatever the data calls them.
         self._conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
         conditions = [f"acc{_suffix(condition)}" for condition in self._conditions]
@@ -161,10 +174,16 @@ class ClassifierModule(L.LightningModule, ABC):
         }
 
     @property
+    def _has_images(self) -> bool:
+        return getattr(self._data, "has_images", True)
+
+    @property
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
 
     def _count(self, batch: ImageBatch, dataloader_idx: int = 0) -> None:
+        if not self._classifiers:
+            return  # no images, no accuracy
         images_BCHW, labels_B = batch
         if images_BCHW.shape[1] != self.in_chans:
             raise DataError(
@@ -182,11 +201,12 @@ class ClassifierModule(L.LightningModule, ABC):
                 self.metrics[name + suffix].update(logits_BC, labels_B)
 
     def _report(self, stage: str) -> None:
-        flags = torch.stack([self.finite[suffix].int() for suffix in self._classifiers])
-        finite = dict(zip(self._classifiers, self.joined_flags(flags).tolist(), strict=True))
+        suffixes = list(self._classifiers or self.finite)  # without images, the weights alone
+        flags = torch.stack([self.finite[suffix].int() for suffix in suffixes])
+        finite = dict(zip(suffixes, self.joined_flags(flags).tolist(), strict=True))
         self.refuse_unusable(stage, [suffix for suffix in finite if not finite[suffix]])
         results: dict[str, Tensor] = {}
-        for suffix in filter(finite.get, finite):
+        for suffix in filter(finite.get, self._classifiers):
             by_set = defaultdict(list)
             for condition in self._conditions:
                 name = f"acc{_suffix(condition)}{suffix}"

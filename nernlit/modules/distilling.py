@@ -52,6 +52,9 @@ class DistillingModule(ReconstructionModule, WithConstants, ABC):
                 )
             self.set_constant("own_teacher", teacher.freeze())
 
+    def needs_images(self, stage: str) -> bool:
+        return stage == "fit"
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._folded_pair = None

@@ -46,6 +46,9 @@ class OriginalModule(ClassifierModule):
     def trained_parameters(self) -> Iterable[Parameter]:
         return self.original.parameters()
 
+    def needs_images(self, stage: str) -> bool:
+        return stage != "predict"
+
     @property
     def is_trained(self) -> bool:
         return self.original.weights_from is not None

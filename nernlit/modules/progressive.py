@@ -128,6 +128,9 @@ class Progressive(StagedModule):
             epochs // self.rounds * math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         )
 
+    def needs_images(self, stage: str) -> bool:
+        return stage == "fit"
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         # Copied from the leading trial and not trained itself: DDP would wait for its gradients.

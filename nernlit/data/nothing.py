@@ -1,0 +1,37 @@
+"""No images at all: what `data: null` stands for."""
+
+from typing import Any, final
+
+from torch.utils.data import DataLoader
+
+from nernlit.data.base import ImageDataModule, Split
+from nernlit.data.sources import ImageSource
+from nernlit.errors import DataError
+
+
+@final
+class NoImages(ImageDataModule):
+    """Steps without images: for Recon-only, and for evaluations that measure weights and no accuracy.
+
+    Args:
+        steps_per_epoch: Training steps of an epoch.
+    """
+
+    has_images = False
+
+    def __init__(self, steps_per_epoch: int = 250) -> None:
+        super().__init__(train_on="none", steps_per_epoch=steps_per_epoch)
+
+    def setup(self, stage: str) -> None:
+        """There is nothing to find."""
+
+    def build(self, split: Split) -> ImageSource | None:
+        raise DataError(f"`data: null` has no {split} images; name the data (--data CLASS and its options).")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """A single empty batch, so that the weights are measured."""
+        return self.predict_dataloader()
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """A single empty batch, so that the weights are measured."""
+        return [self.predict_dataloader()]
