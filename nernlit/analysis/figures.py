@@ -87,7 +87,7 @@ def kernel_figure(representation: Representation, count: int = 10) -> Figure:
             axis.set_yticks([])
             if column == 0:
                 axis.set_ylabel(title, fontsize=8)
-        axes[0, column].set_title(layer.key.removesuffix(".weight"), fontsize=7)
+        axes[0, column].set_title(layer.name, fontsize=7)
     return figure
 
 
@@ -177,8 +177,9 @@ def landscape_figure(
     """
     figure = Figure(figsize=(6.0, 4.8), layout="constrained")
     axis = figure.subplots()
-    losses = [[max(cell.loss, 1e-12) for cell in line] for line in grid]
-    lowest, highest = min(map(min, losses)), max(map(max, losses))
+    finite = [cell.loss for line in grid for cell in line if math.isfinite(cell.loss)] or [1.0]
+    lowest, highest = max(min(finite), 1e-12), max(*finite, 1e-12)
+    losses = [[min(max(cell.loss, lowest), highest) for cell in line] for line in grid]
     levels = torch.logspace(math.log10(lowest), math.log10(highest * (1 + 1e-6)), 25).tolist()
     filled = axis.contourf(xs, ys, losses, levels=levels, norm=LogNorm(), cmap="viridis")
     figure.colorbar(filled, label=f"{split} loss", ticks=levels[::4], format="%.4g")

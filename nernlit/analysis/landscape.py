@@ -26,8 +26,8 @@ class Quality:
     """What a network at some point of weight space is worth.
 
     Attributes:
-        loss: Mean cross-entropy.
-        accuracy: Share of the images that it classifies correctly.
+        loss: Mean cross-entropy; infinite where logits overflow.
+        accuracy: Share of the images that it classifies correctly; an image whose logits overflow is not.
     """
 
     loss: float
@@ -50,11 +50,11 @@ def quality(classify: Classify, point: Point, batches: Batches) -> Quality:
     for images_BCHW, labels_B in batches:
         logits_BC = classify(images_BCHW, point)
         loss += float(cross_entropy(logits_BC, labels_B, reduction="sum"))
-        right += int((logits_BC.argmax(1) == labels_B).sum())
+        right += int(((logits_BC.argmax(1) == labels_B) & ~logits_BC.isnan().any(1)).sum())
         count += len(labels_B)
     if not count:
         raise ValueError("no images to measure on.")
-    return Quality(loss / count, right / count)
+    return Quality(math.inf if math.isnan(loss) else loss / count, right / count)
 
 
 @final

@@ -1,9 +1,11 @@
 """How far each layer is from the original's."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from nernlit.analysis.finite import require_finite
 from nernlit.losses import reconstruction_rmse, variance_explained
 from nernlit.representation import Representation
 
@@ -15,7 +17,7 @@ class LayerError:
     Attributes:
         name: Module name.
         rmse: Root-mean-square error in weight units.
-        variance_explained: 1 - mean squared error / mean squared weight.
+        variance_explained: 1 - mean squared error / mean squared weight; NaN where the original's weight is zero.
     """
 
     name: str
@@ -25,11 +27,17 @@ class LayerError:
 
 @torch.no_grad()
 def layer_errors(representation: Representation) -> list[LayerError]:
-    """The error of every predicted layer, in the network's order."""
+    """The error of every predicted layer, in the network's order.
+
+    Raises:
+        UsageError: If a predicted weight is not finite.
+    """
     predicted, target = representation.weights(), representation.original_weights()
+    require_finite(predicted)
     errors = []
     for layer in representation.layout.layers:
-        pair = predicted[layer.key].flatten(0, 1), target[layer.key].flatten(0, 1)
-        name = layer.name
-        errors.append(LayerError(name, float(reconstruction_rmse(*pair)), float(variance_explained(*pair))))
+        # In float64: squares of very small and very large weights are no float32.
+        own, original = predicted[layer.key].flatten(0, 1).double(), target[layer.key].flatten(0, 1).double()
+        explained = float(variance_explained(own, original)) if bool(original.any()) else math.nan
+        errors.append(LayerError(layer.name, float(reconstruction_rmse(own, original)), explained))
     return errors

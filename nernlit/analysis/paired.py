@@ -8,6 +8,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from nernlit.errors import UsageError
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -34,8 +36,24 @@ def correct_answers(classify: Callable[[Tensor], Tensor], batches: Iterable[tupl
     Args:
         classify: Pixels (B, C, H, W) to logits.
         batches: Pixels and labels.
+
+    Raises:
+        UsageError: If a logit is not a number: the largest of an image's logits is then undefined.
+        ValueError: If there is no image.
     """
-    return torch.cat([classify(images_BCHW).argmax(1) == labels_B for images_BCHW, labels_B in batches])
+    correct = []
+    for images_BCHW, labels_B in batches:
+        logits_BC = classify(images_BCHW)
+        undefined = int(logits_BC.isnan().any(1).sum())
+        if undefined:
+            raise UsageError(
+                f"the network's logits are not numbers for {undefined} of {len(logits_BC)} images, so it has no "
+                "accuracy; the fit diverged. Pass an earlier checkpoint, or fit with a smaller learning rate."
+            )
+        correct.append(logits_BC.argmax(1) == labels_B)
+    if not correct:
+        raise ValueError("no images to measure on.")
+    return torch.cat(correct)
 
 
 def paired_difference(correct: Tensor, reference: Tensor) -> PairedDifference:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nernlit.analysis.finite import require_finite
 from nernlit.errors import UsageError
 
 Weights = Mapping[str, Tensor]
@@ -19,10 +20,11 @@ def truncated(weights: Weights, keep: float) -> dict[str, Tensor]:
     """Keep the largest singular values only, a share of every layer's (LASER: Sharma et al., arXiv 2312.13558).
 
     Raises:
-        UsageError: If `keep` is no share.
+        UsageError: If `keep` is no share, or a weight is not finite.
     """
     if not 0 < keep <= 1:
         raise UsageError(f"keep={keep}; expected a share of the singular values above 0 and up to 1.")
+    require_finite(weights)
     return {key: _with_values(weight, lambda s: s * _first(len(s), keep).to(s)) for key, weight in weights.items()}
 
 
@@ -32,10 +34,11 @@ def shrunk(weights: Weights, by: float, keep: float = 0.5) -> dict[str, Tensor]:
     This raises low-frequency energy, as a predictor does, and moves little else.
 
     Raises:
-        UsageError: If `by` or `keep` is no share.
+        UsageError: If `by` or `keep` is no share, or a weight is not finite.
     """
     if not (0 <= by <= 1 and 0 <= keep <= 1):
         raise UsageError(f"by={by}, keep={keep}; expected shares between 0 and 1.")
+    require_finite(weights)
     return {
         key: _with_values(weight, lambda s: s * (1 - by * ~_first(len(s), keep)).to(s))
         for key, weight in weights.items()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nernlit.analysis.finite import require_finite
 from nernlit.representation import Representation
 
 
@@ -38,10 +39,15 @@ def low_frequency_energy(weights: Mapping[str, Tensor]) -> dict[str, float]:
     """The share of every weight's energy in the first half of its singular values, sum_{i <= r/2} s_i^2 / sum_i s_i^2.
 
     Weights (O, I, kh, kw) of one shape are decomposed in one batch, in float64. A weight of zeros has no energy: NaN.
+    With a single singular value (one filter) the first half is empty: 0.
+
+    Raises:
+        UsageError: If a weight is not finite.
 
     >>> low_frequency_energy({"w": torch.tensor([[3.0, 0.0], [0.0, 4.0]]).view(2, 2, 1, 1)})
     {'w': 0.64}
     """
+    require_finite(weights)
     by_shape = defaultdict(list)
     for key, weight in weights.items():
         by_shape[len(weight), weight[0].numel()].append(key)

@@ -1,4 +1,5 @@
 import copy
+import io
 import math
 
 import pytest
@@ -6,7 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from nernlit.analysis.landscape import Reestimated, between, distance, plane_through, quality, random_plane, survey
+from nernlit.analysis import landscape_figure
+from nernlit.analysis.landscape import (
+    Quality,
+    Reestimated,
+    between,
+    distance,
+    plane_through,
+    quality,
+    random_plane,
+    survey,
+)
 from nernlit.errors import UsageError
 from nernlit.originals import Original
 from tests.fakes import tiny_representation
@@ -98,3 +109,11 @@ def test_quality_matches_a_network_with_those_weights() -> None:
     assert grid[1][2] == quality(representation, plane.at(1.0, 0.5), batches)
     with pytest.raises(ValueError, match="no images"):
         quality(representation, own, [])
+
+
+def test_where_logits_overflow_no_image_is_right_and_the_loss_is_infinite() -> None:
+    batches = [(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))]
+    measured = quality(lambda images, point: torch.full((len(images), 10), math.nan), {}, batches)
+    assert (measured.loss, measured.accuracy) == (math.inf, 0)
+    grid = [[Quality(1.0, 0.5), measured], [measured, Quality(2.0, 0.5)]]
+    landscape_figure([0, 1], [0, 1], grid, {"one": (0, 0)}, "test").savefig(io.BytesIO())

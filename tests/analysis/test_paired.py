@@ -1,10 +1,12 @@
+import math
 from itertools import product
 from math import comb
 
 import pytest
 import torch
 
-from nernlit.analysis import paired_difference
+from nernlit.analysis import correct_answers, paired_difference
+from nernlit.errors import UsageError
 
 
 def test_the_p_value_is_the_exact_binomial_tail() -> None:
@@ -38,3 +40,14 @@ def test_swapping_the_two_turns_the_sign() -> None:
 def test_answers_to_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2,\) and \(3,\) answers: expected as many"):
         paired_difference(torch.ones(2).bool(), torch.ones(3).bool())
+
+
+def test_logits_that_are_no_numbers_give_no_accuracy() -> None:
+    batches = [(torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.long))]
+    logits = torch.eye(3)
+    logits[1, 2] = math.nan
+    with pytest.raises(UsageError, match="logits are not numbers for 1 of 3 images, so it has no accuracy"):
+        correct_answers(lambda images: logits, batches)
+    with pytest.raises(ValueError, match="no images to measure on"):
+        correct_answers(lambda images: logits, [])
+    assert correct_answers(lambda images: torch.eye(3), batches).tolist() == [True, False, False]

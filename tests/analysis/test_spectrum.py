@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from nernlit.analysis import layer_errors
 from nernlit.analysis.spectrum import layer_energies, low_frequency_energy
+from nernlit.errors import UsageError
 from tests.fakes import tiny_representation
 
 
@@ -44,3 +46,19 @@ def test_a_representations_layers_are_compared_with_the_originals() -> None:
     assert [energy.difference for energy in energies] == pytest.approx(
         [reconstructed[key] - originals[key] for key in originals], nan_ok=True
     )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_is_refused_by_name(value: float) -> None:
+    weights = {"good": torch.ones(2, 2, 3, 3), "bad": torch.full((2, 2, 3, 3), value)}
+    with pytest.raises(UsageError, match="36 of the 36 values of 'bad' are not finite, so it cannot be analyzed"):
+        low_frequency_energy(weights)
+
+
+def test_a_diverged_fit_is_refused_with_the_layers_name() -> None:
+    representation = tiny_representation()
+    with torch.no_grad():
+        next(representation.predictor.parameters()).fill_(math.nan)
+    for analysis in (layer_energies, layer_errors):
+        with pytest.raises(UsageError, match=r"150 of the 150 values of 'stem\.weight' are not finite"):
+            analysis(representation)

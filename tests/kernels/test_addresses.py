@@ -1,8 +1,10 @@
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from nernlit.kernels import Layout, addresses
 
@@ -42,6 +44,35 @@ def test_a_damaged_file_in_the_cache_is_replaced(cache: Path) -> None:
         file.write_bytes(damaged)
         assert torch.equal(addresses(layout, state, "cross_filter"), first)
         assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table[:-1],
+        lambda table: table.float(),
+        lambda table: torch.zeros_like(table),
+        lambda table: table + 1,
+        lambda table: -table,
+        lambda table: table[:, 0],
+        lambda table: table.flip(0),
+    ],
+)
+def test_a_cached_order_that_is_none_of_the_network_is_replaced(
+    cache: Path, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    layout, state = _network()
+    first = addresses(layout, state, "in_filter")
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(save({"addresses": change(first.int()).contiguous()}))
+    assert torch.equal(addresses(layout, state, "in_filter"), first)
+    assert file.read_bytes() == whole
+    file.write_bytes(save({"other": first}))
+    assert torch.equal(addresses(layout, state, "in_filter"), first)
+    file.unlink()
+    file.mkdir()  # cannot be replaced
+    assert torch.equal(addresses(layout, state, "in_filter"), first)
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

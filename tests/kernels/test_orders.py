@@ -1,17 +1,29 @@
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
+from nernlit.errors import LayoutError
 from nernlit.kernels import Layout, addresses, greedy_order, packed_bits
 from nernlit.kernels.orders import inverse, positions
 from nernlit.originals import Original
 from tests.reference import slow
 
+SHAPES = [
+    (7, 5, 3, 3),
+    (6, 9, 1, 1),
+    (4, 1, 3, 3),
+    (1, 6, 5, 5),
+    (3, 8, 1, 3),
+    (1, 1, 3, 3),
+    (1, 1, 1, 1),
+    (4, 1, 1, 1),
+]
 
-@pytest.mark.parametrize("shape", [(7, 5, 3, 3), (6, 9, 1, 1), (4, 1, 3, 3), (1, 6, 5, 5), (3, 8, 1, 3)])
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_greedy_orders_match_the_quadratic_reference(shape: tuple[int, int, int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     assert np.array_equal(positions(weight, "in_filter").numpy(), slow.in_filter_positions(weight.numpy()))
@@ -34,6 +46,31 @@ def test_neighbours_in_the_order_are_more_alike_than_before() -> None:
 
     kernels = weight[0].flatten(1)
     assert roughness(kernels[order]) < 0.5 * roughness(kernels)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("values", ["zero", "constant", "zero kernels", "huge", "tiny"])
+def test_degenerate_weights_have_the_orders_of_the_reference(shape: tuple[int, int, int, int], values: str) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    if values in ("zero", "constant"):
+        weight.fill_(0.0 if values == "zero" else 0.5)
+    elif values == "zero kernels":
+        weight.view(-1, *shape[2:])[::2] = 0
+    else:
+        weight *= 1e30 if values == "huge" else 1e-30
+    if values != "zero kernels" or shape[2:] != (1, 1):  # between a number and 0 the reference takes the distance
+        assert np.array_equal(positions(weight, "in_filter").numpy(), slow.in_filter_positions(weight.numpy()))
+    assert np.array_equal(positions(weight, "cross_filter").numpy(), slow.cross_filter_positions(weight.numpy()))
+
+
+@pytest.mark.parametrize("order", ["none", "in_filter", "cross_filter"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(order: Any, value: float) -> None:
+    state = {"a": torch.ones(2, 2, 3, 3), "b": torch.ones(2, 2, 3, 3)}
+    state["b"][1, 0, 2, 2] = value
+    layout = Layout([(key, (2, 2, 3, 3)) for key in state])
+    with pytest.raises(LayoutError, match="1 of the 36 values of the original's 'b' are not finite"):
+        addresses(layout, state, order)
 
 
 def test_equal_similarities_and_zero_kernels_take_the_lower_index() -> None:

@@ -31,7 +31,7 @@ def greedy(items: np.ndarray) -> list[int]:
     def similarity(a: np.ndarray, b: np.ndarray) -> float:
         if len(a) == 1:
             return -float((a[0] - b[0]) ** 2)
-        return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+        return float(a @ b / ((np.linalg.norm(a) * np.linalg.norm(b)) or 1))
 
     order, left = [0], list(range(1, len(items)))
     while left:
@@ -48,7 +48,7 @@ def in_filter_positions(weight: np.ndarray) -> np.ndarray:
     channel_orders = [greedy(flat[f]) for f in range(filters)]
     rows = []
     for f in range(filters):
-        kernels = [flat[f, c] / np.linalg.norm(flat[f, c]) for c in channel_orders[f]]
+        kernels = [flat[f, c] / (np.linalg.norm(flat[f, c]) or 1) for c in channel_orders[f]]
         rows.append(np.concatenate(kernels))
     filter_order = greedy(np.stack(rows))
     places = np.zeros((filters, channels, 2), dtype=np.int64)
