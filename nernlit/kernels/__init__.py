@@ -3,7 +3,8 @@
 from nernlit.kernels.addresses import addresses, are_addresses
 from nernlit.kernels.layers import LayerFilter, LayerPreset
 from nernlit.kernels.layout import ConvLayer, Layout
-from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order, packed_bits
+from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order
+from nernlit.kernels.packing import pack_order, packed_bits, unpack_order
 from nernlit.kernels.sampling import AllKernels, MagnitudeMix, Sampling, Uniform, mixed_seed
 
 __all__ = [
@@ -22,5 +23,7 @@ __all__ = [
     "greedy_order",
     "in_filter_order",
     "mixed_seed",
+    "pack_order",
     "packed_bits",
+    "unpack_order",
 ]

@@ -10,13 +10,10 @@ Shapes: B independent problems, M items, D features; O filters, I channels. A *p
 its inverse gives every item its *position*. Similarities are float64, so that ties break the same way everywhere.
 """
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-from nernlit.kernels.layout import Layout
 
 OrderName = Literal["none", "in_filter", "cross_filter"]
 
@@ -89,19 +86,3 @@ def positions(weight: Tensor, order: OrderName) -> Tensor:
             flat = inverse(cross_filter_order(weight))
         places = (flat // channels).view(filters, channels), (flat % channels).view(filters, channels)
     return torch.stack(places, dim=-1)
-
-
-def packed_bits(layout: Layout, order: OrderName) -> int:
-    """Bits that a decoder needs to know the order: M numbers of ceil(log2 M) bits for a permutation of M items."""
-
-    def permutation(items: int) -> int:
-        return items * math.ceil(math.log2(items)) if items > 1 else 0
-
-    bits = 0
-    for layer in layout.layers:
-        filters, channels = layer.shape[:2]
-        if order == "in_filter":
-            bits += permutation(filters) + filters * permutation(channels)
-        elif order == "cross_filter":
-            bits += permutation(filters * channels)
-    return bits
