@@ -15,15 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nernlit.kernels import LayerFilter, Layout
+    from nernlit.nern import load, save
     from nernlit.originals import Original
     from nernlit.predictors import MLP, FourierEncoding, Predictor
     from nernlit.representation import Representation, Sizes
 
-__all__ = ["MLP", "FourierEncoding", "LayerFilter", "Layout", "Original", "Predictor", "Representation", "Sizes"]
+__all__ = [
+    "MLP",
+    "FourierEncoding",
+    "LayerFilter",
+    "Layout",
+    "Original",
+    "Predictor",
+    "Representation",
+    "Sizes",
+    "load",
+    "save",
+]
 __version__ = "0.1.0"
 
 _NAMES = {
     "kernels": ["LayerFilter", "Layout"],
+    "nern": ["load", "save"],
     "originals": ["Original"],
     "predictors": ["MLP", "FourierEncoding", "Predictor"],
     "representation": ["Representation", "Sizes"],

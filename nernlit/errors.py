@@ -41,3 +41,7 @@ def require_at_least(least: int, **options: int) -> None:
     for name, value in options.items():
         if not value >= least:
             raise UsageError(f"{name}={value}; expected at least {least}.")
+
+
+class FileFormatError(NernlitError):
+    """A .nern file is missing, damaged, of another version, or describes what cannot be built."""

@@ -5,9 +5,10 @@ Schemes train it, files store it, analyses read it; nothing here needs Lightning
 Shapes: N kernels, K kernel side that the predictor gives (at least the layout's), B images, C classes.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -84,37 +85,85 @@ class Representation(WithConstants):
         order: OrderName = "in_filter",
         standardise: bool = True,
     ) -> None:
-        super().__init__()
+        layout = Layout.of(original.net, layers)
+        address_N3 = addresses(layout, original.net.state_dict(), order)
+        self._own(original, predictor, layout, order, standardise, address_N3)
+
+    @classmethod
+    def of_parts(
+        cls,
+        original: Original,
+        predictor: Predictor,
+        layout: Layout,
+        order: OrderName,
+        standardise: bool,
+        address_N3: Tensor,
+        scale: Tensor,
+    ) -> Self:
+        """A representation whose addresses and scale are known and not read off the original's weights.
+
+        Args:
+            original: The CNN; it is frozen and stays in evaluation mode.
+            predictor: Maps addresses to kernels.
+            layout: Which weights are predicted, in which rows.
+            order: What the addresses' order is called.
+            standardise: Whether the predictor works in units of `scale`.
+            address_N3: Address of every kernel; see `are_addresses`.
+            scale: Weight units of the predictor's unit, a scalar.
+
+        Raises:
+            LayoutError: See the class.
+        """
+        self = cls.__new__(cls)
+        self._own(original, predictor, layout, order, standardise, address_N3)
+        self.set_constant("scale", scale)
+        return self
+
+    def _own(
+        self,
+        original: Original,
+        predictor: Predictor,
+        layout: Layout,
+        order: OrderName,
+        standardise: bool,
+        address_N3: Tensor,
+    ) -> None:
+        WithConstants.__init__(self)
         self.set_constant("original", original.freeze())
         self.predictor = predictor
-        self.layout = Layout.of(original.net, layers)
+        self.layout = layout
         self.order: OrderName = order
         self.standardise = standardise
         size = predictor.kernel_size
-        if size < self.layout.kernel_size:
-            largest = max(self.layout.layers, key=lambda layer: max(layer.shape[2:]))
+        if size < layout.kernel_size:
+            largest = max(layout.layers, key=lambda layer: max(layer.shape[2:]))
             raise LayoutError(
                 f"kernel_size={size} is smaller than layer {largest.name!r} "
                 f"({largest.shape[2]}x{largest.shape[3]}); pass --model.representation.predictor.kernel_size="
-                f"{self.layout.kernel_size}, or leave the layer out (--model.representation.layers)."
+                f"{layout.kernel_size}, or leave the layer out (--model.representation.layers)."
             )
         self.specification()  # refuses a predictor that a checkpoint could not describe
-        state = original.net.state_dict()
-        address_N3 = addresses(self.layout, state, order)
         extent = address_N3.amax(0) + 1
         predictor.bind((int(extent[0]), int(extent[1]), int(extent[2])))
-        target = self.layout.table(state, size).float()
+        self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
+        self.set_constant("layer_masks", layout.layer_masks(size))
+        self._take_target(original.net.state_dict())
         # In float64: independent of the number of threads, and finite for large weights.
-        power = target.double().square().sum() / self.layout.num_weights
+        power = self.target.double().square().sum() / layout.num_weights
         if not power:
-            names = ", ".join(layer.name for layer in self.layout.layers[:5])
+            names = ", ".join(layer.name for layer in layout.layers[:5])
             raise LayoutError(
                 f"all weights of the predicted layers ({names}, ...) are 0; there is nothing to represent."
             )
         self.set_constant("scale", power.sqrt().float() if standardise else torch.ones(()))
-        self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
-        self.set_constant("target", target)
-        self.set_constant("layer_masks", self.layout.layer_masks(size))
+
+    def _take_target(self, state: Mapping[str, Tensor]) -> None:
+        self.set_constant("target", self.layout.table(state, self.predictor.kernel_size).float())
+
+    def adopt_reconstruction(self) -> None:
+        """Make the reconstructed weights the original's own, so that they are what further training starts from."""
+        self.original.net.load_state_dict(self.reconstructed())
+        self._take_target(self.original.net.state_dict())
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
@@ -200,6 +249,12 @@ class Representation(WithConstants):
             for key in (layer.key, *layer.aliases):
                 state[key].copy_(weights[layer.key])
         return state
+
+    def module(self) -> nn.Module:
+        """The reconstructed CNN as a plain module in evaluation mode, a copy; it takes normalised images."""
+        net = copy.deepcopy(self.original.net)
+        net.load_state_dict(self.reconstructed())
+        return net.eval()
 
     def sizes(self) -> Sizes:
         """What there is to store, by the paper's count and in full."""

@@ -3,7 +3,7 @@
 from nernlit.originals.checkpoint import load_strictly, read_state_dict
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
-from nernlit.originals.original import Original, fingerprint
+from nernlit.originals.original import Original
 from nernlit.originals.taps import NERN_TAPS, FeatureTaps
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "FeatureTaps",
     "Folded",
     "Original",
-    "fingerprint",
     "load_strictly",
     "read_state_dict",
 ]

@@ -1,15 +1,14 @@
 """An original: a CNN by its timm name, its weights, and the pixel statistics it was trained with."""
 
 import difflib
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
 import timm
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nernlit.container import fingerprint
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
 from nernlit.originals.checkpoint import load_strictly, read_state_dict
@@ -39,6 +38,10 @@ class Original(nn.Module):
 
     mean: Tensor
     std: Tensor
+    #: How timm makes the network; None for one that came from memory.
+    architecture: dict[str, Any] | None = None
+    #: Names of the classes in the order of the logits, where they are known.
+    class_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -68,6 +71,9 @@ class Original(nn.Module):
         weights = checkpoint
         if pretrained and net.num_classes == config["num_classes"]:  # otherwise timm has made a new, random classifier
             weights = "timm's pretrained weights"
+        self.architecture = {"name": name, "num_classes": int(net.num_classes)}
+        if in_chans is not None:
+            self.architecture["in_chans"] = in_chans
         statistics = (config["mean"] if mean is None else mean, config["std"] if std is None else std)
         self._own(net, name, weights, int(net.num_classes), in_chans or int(config["input_size"][0]), *statistics)
 
@@ -204,13 +210,3 @@ def _image_channels(net: nn.Module) -> int | None:
         # The fewer: stems that rearrange pixels have more, and the configuration does not know of `in_chans=1`.
         channels.append(int(config["input_size"][0]))
     return min(channels, default=None)
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict, independent of its order."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
