@@ -4,14 +4,12 @@ All take the runs by name and the command's options, and raise `UsageError` for 
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from safetensors.torch import load_file
 
 from nernlit.analysis import (
     correct_answers,
@@ -36,8 +34,9 @@ from nernlit.analysis.landscape import (
     survey,
 )
 from nernlit.errors import UsageError
+from nernlit.progress import progress
 from nernlit.representation import Representation
-from nernlit.runs import Batches, Run
+from nernlit.runs import Batches, Run, read_round
 
 Runs = Mapping[str, Run]  # by names that tell them apart
 Rows = list[dict[str, Any]]
@@ -80,16 +79,26 @@ def interpolate(runs: Runs, options: argparse.Namespace) -> Outcome:
         end = representation.weights()
     batches, classify = _batches(run, options), _classify(representation, run, options)
     rows = []
-    for share in torch.linspace(options.low, options.high, options.points).tolist():
-        point = between(start, end, share)
-        measured = quality(classify, point, batches)
-        rows.append({"share": share, "distance": distance(start, point), **vars(measured)})
+    with progress(f"measuring {options.points} points of a line", options.points) as advance:
+        for share in torch.linspace(options.low, options.high, options.points).tolist():
+            point = between(start, end, share)
+            measured = quality(classify, point, batches)
+            rows.append({"share": share, "distance": distance(start, point), **vars(measured)})
+            advance(1)
     return rows, interpolation_figure(rows, options.split, options.batch_norm)
 
 
 def landscape(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 6 and 7."""
+    if options.points < 2:
+        raise UsageError(f"--points {options.points}: a plane needs at least 2 points a side.")
     representations, run = _representations(runs), next(iter(runs.values()))
+    originals = {name: each.original.fingerprint() for name, each in representations.items()}
+    if len(set(originals.values())) > 1:
+        raise UsageError(
+            f"{' and '.join(originals)} represent different originals: no plane holds one original and both runs; "
+            "look at them one by one."
+        )
     representation = next(iter(representations.values()))
     with torch.no_grad():
         solutions = [representation.original_weights(), *(each.weights() for each in representations.values())]
@@ -123,18 +132,17 @@ def _around(values: Sequence[float], points: int) -> list[float]:
 def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
     """Fig. 3."""
     (run,) = runs.values()
-    record = run.folder / "rounds" / "rounds.json"
-    if not record.is_file():
-        raise UsageError(f"{run.folder} has no rounds/rounds.json: it is no run of Progressive.")
+    ended = run.rounds()
     representation, batches = run.representation(), _batches(run, options)
     original = representation.original_weights()
-    reference = _correct(representation, original, batches)
     rows = []
-    for ended in json.loads(record.read_text(encoding="utf-8")):
-        file = run.folder / "rounds" / f"round-{ended['round']:02d}.safetensors"
-        state = load_file(file)
-        correct = _correct(representation, {k: state[k] for k in original}, batches)
-        rows.append({"round": ended["round"], "rmse": ended["recon_rmse"], **_compared(correct, reference)})
+    with progress(f"testing {len(ended)} rounds", 1 + len(ended)) as advance:
+        reference = _correct(representation, original, batches)
+        advance(1)
+        for each in ended:
+            correct = _correct(representation, read_round(each, original), batches)
+            rows.append({"round": each.number, "rmse": each.recon_rmse, **_compared(correct, reference)})
+            advance(1)
     accuracies, distances = ([row[name] for row in rows] for name in ("accuracy", "rmse"))
     return rows, rounds_figure(accuracies, distances, float(reference.float().mean()), options.split)
 
@@ -154,19 +162,18 @@ def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
     for sigma in (0.2, 0.25, 0.3, 0.4):
         table = smoothing.blurred(representation.target, order, sigma)
         candidates[f"Gaussian, sigma {sigma:g}"] = representation.layout.weights(table)
-    files = sorted((run.folder / "rounds").glob("round-*.safetensors"))
-    if files:
-        states = [load_file(file) for file in files]
-        candidates[f"mean of {len(files)} rounds"] = smoothing.averaged([{k: s[k] for k in original} for s in states])
-    reference = _correct(representation, original, batches)
-    rows = [
-        {
-            "weights": name,
-            "distance": distance(original, point),
-            **_compared(_correct(representation, point, batches), reference),
-        }
-        for name, point in candidates.items()
-    ]
+    if (run.folder / "rounds" / "rounds.json").is_file():
+        ended = run.rounds()
+        states = [read_round(each, original) for each in ended]
+        candidates[f"mean of {len(ended)} rounds"] = smoothing.averaged(states)
+    rows = []
+    with progress(f"testing {len(candidates)} networks", 1 + len(candidates)) as advance:
+        reference = _correct(representation, original, batches)
+        advance(1)
+        for name, point in candidates.items():
+            compared = _compared(_correct(representation, point, batches), reference)
+            rows.append({"weights": name, "distance": distance(original, point), **compared})
+            advance(1)
     return rows, None
 
 
@@ -191,7 +198,7 @@ def _compared(correct: torch.Tensor, reference: torch.Tensor) -> dict[str, float
 def _classify(representation: Representation, run: Run, options: argparse.Namespace) -> Classify:
     if options.batch_norm == "stored":
         return representation
-    return Reestimated(representation.original, run.batches("train", REESTIMATED_ON, options.data))
+    return Reestimated(representation.original, run.batches("train", overrides=options.data, at_most=REESTIMATED_ON))
 
 
 def _batches(run: Run, options: argparse.Namespace) -> Batches:

@@ -110,6 +110,20 @@ def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
     return list(found.values())
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The values of a configuration file, such as the `config.yaml` of a run.
+
+    Raises:
+        UsageError: If it is missing or no valid configuration.
+    """
+    root = _read(path)
+    try:
+        content: dict[str, Any] = yaml.safe_load(yaml.serialize(root))
+    except (ValueError, yaml.YAMLError) as error:  # a tag that makes an object, or a date that does not exist
+        raise UsageError(f"{path} is no configuration: {' '.join(str(error).split())}") from error
+    return content
+
+
 def _named(path: Path, key: str) -> Any:
     """The value of a key at the top level of a file."""
     nodes = {name.value: value for name, value in _read(path).value}

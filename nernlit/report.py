@@ -3,13 +3,16 @@
 Every figure is measured anew on the run's test images, or read from what the run logged (TensorBoard's files).
 """
 
-import argparse
 import base64
+import contextlib
+import hashlib
 import html
 import io
 import json
+import math
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +21,16 @@ from typing import Any, final
 import torch
 import yaml
 from matplotlib.figure import Figure
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, curves_figure, energy_figure, layer_energies, paired_difference
+from nernlit.arguments import CommandParser, require_writable, take_data_options
+from nernlit.errors import UsageError
 from nernlit.files import write_atomically
+from nernlit.progress import progress
 from nernlit.representation import Representation
-from nernlit.runs import Run, distinct_names
+from nernlit.runs import Batches, Run, distinct_names
 
 _CURVES = {
     "val/acc": "validation accuracy",
@@ -61,7 +66,7 @@ class _Measured:
     name: str
     run: Run
     representation: Representation
-    labels: Tensor
+    images: str  # a hash of the test images and their labels
     correct: Tensor
     correct_original: Tensor
     scalars: Mapping[str, Sequence[tuple[int, float]]]
@@ -72,23 +77,37 @@ class _Measured:
         with torch.no_grad():
             reconstructed = partial(representation, weights=representation.weights())
         batches = run.batches("test", overrides=data)
-        correct, correct_original = (correct_answers(net, batches) for net in (reconstructed, representation.original))
-        labels = torch.cat([labels for _, labels in batches])
-        return cls(name, run, representation, labels, correct, correct_original, _scalars(run.folder))
+        images = hashlib.sha256()
+        for pixels, labels in batches:
+            images.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
+        networks: tuple[Callable[[Tensor], Tensor], ...] = reconstructed, representation.original
+        with progress(f"testing {name}", 2 * len(batches)) as advance:
+            correct, correct_original = (correct_answers(net, _counted(batches, advance)) for net in networks)
+        return cls(name, run, representation, images.hexdigest(), correct, correct_original, _scalars(run.folder))
+
+
+def _counted(batches: Batches, advance: Callable[[int], None]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        yield batch
+        advance(1)
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar that the run logged: tag -> (step, value), over all of the folder's event files.
 
-    A resumed fit makes some steps twice: the later value counts.
+    A resumed fit makes some steps twice: the later value counts. A damaged file is named and left out.
     """
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for file in sorted(folder.glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
-        events.Reload()
+        with contextlib.suppress(Exception):  # TensorBoard raises nearly anything for files that are not its own
+            events.Reload()
+        if events.file_version is None and file.stat().st_size:
+            print(f"nernlit: {file} holds no events of TensorBoard; its curves are left out.", file=sys.stderr)
         for tag in events.Tags()["scalars"]:
-            found[tag] |= {event.step: event.value for event in events.Scalars(tag)}
-    return {tag: sorted(values.items()) for tag, values in found.items()}
+            values = {event.step: event.value for event in events.Scalars(tag)}
+            found[tag] |= {step: value for step, value in values.items() if math.isfinite(value)}
+    return {tag: sorted(values.items()) for tag, values in found.items() if values}
 
 
 def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
@@ -100,7 +119,7 @@ def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
     """
     measured = [_Measured.of(name, run, data) for name, run in zip(distinct_names(runs), runs, strict=True)]
     first, *others = measured
-    comparable = [m for m in others if torch.equal(m.labels, first.labels)]
+    comparable = [m for m in others if m.images == first.images]
     apart = [m for m in others if m not in comparable]
     parts = [
         "<h2>Accuracy and size</h2>",
@@ -119,6 +138,8 @@ def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
         parts.append("<p class=note>As the run's last <code>test</code> measured them.</p>")
         parts.append(f"<details><summary>every condition</summary>{_table(conditions)}</details>")
     parts.append("<h2>Curves</h2>")
+    if without := [_name(m) for m in measured if not any(m.scalars.get(tag) for tag in _CURVES)]:
+        parts.append(f"<p class=note>No curves were logged by {', '.join(without)}.</p>")
     for tag, title in _CURVES.items():
         lines = {m.name: m.scalars[tag] for m in measured if m.scalars.get(tag)}
         if lines:
@@ -196,6 +217,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, str):
         return f"<td>{html.escape(value)}</td>"
+    if not math.isfinite(value):
+        return "<td data-v=-1e999>-</td>"
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
     return f"<td data-v={json.dumps(value)}>{shown}</td>"
 
@@ -209,11 +232,15 @@ def _picture(figure: Figure, description: str) -> str:
 
 def main(args: Sequence[str]) -> None:
     """Run the command with these arguments; `--data...` ones change the runs' own data configuration."""
-    parser = argparse.ArgumentParser(prog="nernlit report", description=__doc__, allow_abbrev=False)
+    parser = CommandParser("report", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a fit's folder (runs/<name>/version_N) or a checkpoint")
-    parser.add_argument("--select", choices=("best", "last"), default="best", help="which of a run's checkpoints")
+    parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file")
-    options, data = parser.parse_known_args(args)
+    own_args, data = take_data_options(args)
+    options = parser.parse_args(own_args)
+    if options.out.is_dir():
+        raise UsageError(f"--out {options.out} is a folder; expected a file, such as {options.out / 'report.html'}.")
+    require_writable(options.out.parent, "--out")
     content = page([Run.open(path, options.select) for path in options.runs], data)
     write_atomically(options.out, content.encode())
-    Console().print(f"report: {options.out}", soft_wrap=True, highlight=False)
+    print(f"report: {options.out}")

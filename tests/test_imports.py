@@ -38,6 +38,7 @@ ALLOWED = {
     "data": _PLAIN,
     "callbacks": {"checkpoint", "cpu", *_PLAIN, "analysis", "originals", "predictors", "representation"},
     "base_files": _PLAIN,
+    "arguments": _PLAIN,
     "parser_errors": set(),
     "cli": {
         "base_files",
@@ -59,11 +60,11 @@ ALLOWED = {
     "resume": {*_PLAIN, "checkpoint"},
     "fitted_options": {*_PLAIN, "resume"},
     "config_paths": {*_PLAIN, "resume", "runs"},
-    "runs": {*_PLAIN, "checkpoint", "data", "representation"},
-    "sweep": {"base_files", *_PLAIN, "analysis", "cli", "modules"},
+    "runs": {"base_files", *_PLAIN, "checkpoint", "data", "representation"},
+    "sweep": {"arguments", "base_files", *_PLAIN, "analysis", "cli", "modules"},
     "analyses": {*_PLAIN, "analysis", "representation", "runs"},
-    "analyze": {*_PLAIN, "analyses", "runs"},
-    "report": {*_PLAIN, "analysis", "representation", "runs"},
+    "analyze": {"arguments", *_PLAIN, "analyses", "runs"},
+    "report": {"arguments", *_PLAIN, "analysis", "representation", "runs"},
     "__main__": {"cli"},
     "__init__": {"kernels", "nern", "originals", "predictors", "representation"},
 }

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,77 @@ def test_the_page_stands_alone_and_says_what_the_networks_do(runs: list[Run]) ->
 def test_the_command_writes_it(runs: list[Run]) -> None:
     main(["report", str(runs[0].folder), "--out", "r.html"])
     assert Path("r.html").read_text().startswith("<!doctype html>")
+
+
+def _copied(run: Run, name: str) -> Path:
+    """A copy of a run's folder below the working directory."""
+    return Path(shutil.copytree(run.folder, name))
+
+
+def test_a_run_without_readable_events_is_reported_without_curves(
+    runs: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in {"none": None, "damaged": b"<html>not found</html>" * 50, "cut": "cut"}.items():
+        folder = _copied(runs[0], name)
+        (file,) = [file for file in folder.glob("events.out.tfevents.*") if b"val/acc" in file.read_bytes()]
+        for other in set(folder.glob("events.out.tfevents.*")) - {file}:
+            other.unlink()
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:-9] if content == "cut" else content)  # type: ignore[arg-type]
+        text = page([Run.open(folder)])
+        warned = capsys.readouterr().err
+        assert ("holds no events of TensorBoard; its curves are left out" in warned) == (name == "damaged")
+        assert ("No curves were logged by" in text) == (name != "cut")
+
+
+def test_runs_that_were_tested_on_other_images_are_not_compared(
+    runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Run.batches
+
+    def batches(run: Run, *args: Any, **options: Any) -> Any:
+        found = original(run, *args, **options)
+        return found if run == runs[0] else [(1 - pixels, labels) for pixels, labels in found]  # the same labels
+
+    monkeypatch.setattr(Run, "batches", batches)
+    text = page(runs)
+    assert f"Tested on other images: {runs[1].name.replace('<', '&lt;')}" in text
+    assert "Against" not in text
+
+
+def test_a_name_is_shown_as_it_is(runs: list[Run]) -> None:
+    folders = [_copied(runs[0], name) for name in (r"$\bad$ <script>", "_hidden")]
+    text = page([Run.open(folder) for folder in folders])
+    assert r"$\bad$ &lt;script&gt;" in text
+    assert "<script>" not in text.replace("<script>\nfor(const head", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--out", "."], r"--out \. is a folder; expected a file, such as report\.html"),
+        (["--out", "file/report.html"], "--out file: file is a file; expected a folder"),
+        (["--outt", "r.html"], "unrecognized arguments: --outt r.html; `nernlit report --help` lists the options"),
+        (["--data.rot=x"], r"--data\.rot: DigitsDataModule has no option 'rot'"),
+        (["--data.root"], r"--data\.root needs a value"),
+        (["--sel", "last"], "unrecognized arguments: --sel last"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(
+    args: list[str], message: str, runs: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    before = set(Path().iterdir())
+    with pytest.raises(SystemExit) as caught:
+        main(["report", str(runs[0].folder), *args])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert re.match(f"nernlit: error: .*{message}", said)
+    assert said.count("\n") == 1
+    assert set(Path().iterdir()) == before
 
 
 @pytest.mark.slow

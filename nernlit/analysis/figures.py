@@ -55,7 +55,13 @@ def _bars(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
         offset = (number - (len(series) - 1) / 2) * width
-        axis.bar([place + offset for place in range(len(values))], values, width, label=name)
+        axis.bar([place + offset for place in range(len(values))], values, width, label=_label(name))
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib shows it as it is: `$` would begin a formula, and a leading `_` hide it."""
+    escaped = name.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
@@ -97,7 +103,7 @@ def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original:
     axis = figure.subplots()
     axis.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=f"original {100 * original:.2f}%")
     for name, points in runs.items():
-        axis.plot([100 * cr for cr, _ in points], [100 * accuracy for _, accuracy in points], "o", label=name)
+        axis.plot([100 * cr for cr, _ in points], [100 * accuracy for _, accuracy in points], "o", label=_label(name))
     axis.axvline(100, color="grey", linestyle=":", linewidth=1)
     axis.set_xlabel("CR: predictor parameters / predicted weights (%)")
     axis.set_ylabel("test accuracy (%)")
@@ -184,7 +190,7 @@ def landscape_figure(
     filled = axis.contourf(xs, ys, losses, levels=levels, norm=LogNorm(), cmap="viridis")
     figure.colorbar(filled, label=f"{split} loss", ticks=levels[::4], format="%.4g")
     for (name, (x, y)), shape in zip(marks.items(), itertools.cycle("o^sDv*"), strict=False):
-        axis.plot(x, y, shape, color="white", markeredgecolor="black", linestyle="none", label=name)
+        axis.plot(x, y, shape, color="white", markeredgecolor="black", linestyle="none", label=_label(name))
     axis.set_aspect("equal")
     axis.set_xlabel(unit)
     axis.set_ylabel(unit)
@@ -198,7 +204,7 @@ def curves_figure(curves: Mapping[str, Sequence[tuple[int, float]]], title: str)
     figure = Figure(figsize=(7.0, 3.4), layout="constrained")
     axis = figure.subplots()
     for name, points in curves.items():
-        axis.plot([step for step, _ in points], [value for _, value in points], label=name, linewidth=1.2)
+        axis.plot([step for step, _ in points], [value for _, value in points], label=_label(name), linewidth=1.2)
     axis.set_xlabel("step")
     axis.set_title(title)
     axis.grid(alpha=0.3)
@@ -218,8 +224,8 @@ def width_figure(fits: Mapping[str, Sequence[tuple[int, float, float]]], origina
     left.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=f"original {100 * original:.2f}%")
     for name, points in fits.items():
         widths = [width for width, _, _ in points]
-        left.plot(widths, [100 * accuracy for _, accuracy, _ in points], "o", label=name)
-        right.plot(widths, [rmse for _, _, rmse in points], "o", label=name)
+        left.plot(widths, [100 * accuracy for _, accuracy, _ in points], "o", label=_label(name))
+        right.plot(widths, [rmse for _, _, rmse in points], "o", label=_label(name))
     for axis, label in ((left, "test accuracy (%)"), (right, "RMSE (weight units)")):
         axis.set_xlabel("hidden width")
         axis.set_ylabel(label)

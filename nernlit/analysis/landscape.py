@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from nernlit.errors import UsageError
 from nernlit.originals import Original
+from nernlit.progress import progress
 
 Point = Mapping[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -170,7 +171,14 @@ def survey(
     classify: Classify, plane: Plane, xs: Sequence[float], ys: Sequence[float], batches: Batches
 ) -> list[list[Quality]]:
     """Loss and accuracy on a grid of a plane: a row for every y, a column for every x."""
-    return [[quality(classify, plane.at(x, y), batches) for x in xs] for y in ys]
+    grid: list[list[Quality]] = []
+    with progress(f"measuring {len(xs) * len(ys)} points of a plane", len(xs) * len(ys)) as advance:
+        for y in ys:
+            grid.append([])
+            for x in xs:
+                grid[-1].append(quality(classify, plane.at(x, y), batches))
+                advance(1)
+    return grid
 
 
 def _dot(a: Point, b: Point) -> float:

@@ -1,0 +1,92 @@
+"""Options of the commands that look at finished fits or make many: `sweep`, `analyze`, `report`."""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from nernlit.errors import UsageError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An `ArgumentParser` without abbreviations, whose errors are `UsageError`s.
+
+    Args:
+        command: `sweep`, `analyze` or `report`.
+        description: What it does.
+        epilog: What its help ends with.
+    """
+
+    def __init__(self, command: str, description: str | None, epilog: str | None = None) -> None:
+        super().__init__(prog=f"nernlit {command}", description=description, epilog=epilog, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` lists the options.")
+
+
+def take_data_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split off the options of the data configuration, `--data...` with their values, wherever they stand.
+
+    Returns:
+        All other arguments, and those of the data.
+    """
+    others: list[str] = []
+    data: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        flag, equals, _ = arg.partition("=")
+        if flag.partition(".")[0] != "--data":
+            others.append(arg)
+        elif equals:
+            data.append(arg)
+        elif (value := next(rest, None)) is not None:
+            data.append(f"{flag}={value}")
+        else:
+            raise UsageError(f"{flag} needs a value.")
+    return others, data
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    return _at_least(text, 1)
+
+
+def seed(text: str) -> int:
+    """A whole number of at least 0."""
+    return _at_least(text, 0)
+
+
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text}; expected a finite number")
+    return value
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Find out, before work that takes long, that files can be written into a folder; it need not exist yet.
+
+    Raises:
+        UsageError: If they cannot.
+    """
+    existing = next((path for path in (folder, *folder.absolute().parents) if os.path.lexists(path)), Path())
+    if not existing.is_dir():
+        raise UsageError(f"{option} {folder}: {existing.name} is a file; expected a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {folder}: no permission to write into {existing}; pass another folder.")
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text}; expected a whole number of at least {least}")
+    return value
