@@ -14,7 +14,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nernlit.data import ImageDataModule, NoImages
     from nernlit.kernels import LayerFilter, Layout
+    from nernlit.modules import (
+        BaselineJoint,
+        DecoupledDistill,
+        OriginalModule,
+        Progressive,
+        ReconOnly,
+        ReconstructionModule,
+    )
     from nernlit.nern import load, save
     from nernlit.originals import Original
     from nernlit.predictors import MLP, FourierEncoding, Predictor
@@ -22,11 +31,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MLP",
+    "BaselineJoint",
+    "DecoupledDistill",
     "FourierEncoding",
+    "ImageDataModule",
     "LayerFilter",
     "Layout",
+    "NoImages",
     "Original",
+    "OriginalModule",
     "Predictor",
+    "Progressive",
+    "ReconOnly",
+    "ReconstructionModule",
     "Representation",
     "Sizes",
     "load",
@@ -35,7 +52,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 _NAMES = {
+    "data": ["ImageDataModule", "NoImages"],
     "kernels": ["LayerFilter", "Layout"],
+    "modules": [
+        "BaselineJoint",
+        "DecoupledDistill",
+        "OriginalModule",
+        "Progressive",
+        "ReconOnly",
+        "ReconstructionModule",
+    ],
     "nern": ["load", "save"],
     "originals": ["Original"],
     "predictors": ["MLP", "FourierEncoding", "Predictor"],

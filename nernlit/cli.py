@@ -56,7 +56,7 @@ _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 _COMMANDS = (*_TRAINER_COMMANDS, "sweep", "analyze", "report")
 _PARSER = {"exit_on_error": False, "allow_abbrev": False}
 _ROOTS = {"model": ClassifierModule, "data": ImageDataModule}
-_NO_DATA = f"nernlit.data.{NO_DATA}"
+_NO_DATA = f"nernlit.{NO_DATA}"
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
 

@@ -94,7 +94,7 @@ def test_checkpoints_hold_primitives_only_and_bring_their_model_along() -> None:
     fitted = run(["fit", *QUICK])
     path = "runs/digits_h64/version_0/checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint["hyper_parameters"]["_class_path"] == "nernlit.modules.ReconOnly"
+    assert checkpoint["hyper_parameters"]["_class_path"] == "nernlit.ReconOnly"
     assert not [key for key in checkpoint["state_dict"] if ".original." in key]
     tested = run(["test", "-c", "runs/digits_h64/version_0/config.yaml", f"--ckpt_path={path}"])
     images = torch.rand(4, 1, 8, 8)

@@ -66,7 +66,7 @@ ALLOWED = {
     "analyze": {"arguments", *_PLAIN, "analyses", "runs"},
     "report": {"arguments", *_PLAIN, "analysis", "representation", "runs"},
     "__main__": {"cli"},
-    "__init__": {"kernels", "nern", "originals", "predictors", "representation"},
+    "__init__": {"data", "kernels", "modules", "nern", "originals", "predictors", "representation"},
 }
 WITHOUT_LIGHTNING = {
     "container",

@@ -69,5 +69,5 @@ class RoundCheckpoint(Checkpoint):
             "global_step": trainer.global_step,
             "state_dict": state,
             "sampling_seed": pl_module.seed,
-            **({"hyper_parameters": {"_class_path": "nernlit.modules.ReconOnly", **described}} if described else {}),
+            **({"hyper_parameters": {"_class_path": "nernlit.ReconOnly", **described}} if described else {}),
         }

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, final
 
 import lightning as L
+import timm
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 from safetensors.torch import save
@@ -47,9 +48,21 @@ class WeightsWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             return
         write_weights(path, name, state)
-        classes = getattr(pl_module, "num_classes", None)
-        Console().print(
-            f'wrote {path}\nload it: timm.create_model("{name}", num_classes={classes}, checkpoint_path="{path}")',
-            soft_wrap=True,
-            highlight=False,
-        )
+        Console().print(f"wrote {path}\n{_how_to_load(name, path, pl_module)}", soft_wrap=True, highlight=False)
+
+
+def _how_to_load(name: str, path: Path, pl_module: Any) -> str:
+    """Lines for a new Python."""
+    if not timm.is_model(name):
+        return f"load it: safetensors.torch.load_file({str(path)!r})"
+    home = timm.model_entrypoint(name).__module__
+    imports = "timm" if home.split(".")[0] == "timm" else f"timm, {home}"
+    channels = pl_module.in_chans
+    options = f"num_classes={pl_module.num_classes}, in_chans={channels}, checkpoint_path={str(path.absolute())!r}"
+    original = getattr(pl_module, "representation", pl_module).original
+    mean, std = ([round(value, 4) for value in values.flatten().tolist()] for values in (original.mean, original.std))
+    return (
+        f"import {imports}\n"
+        f"net = timm.create_model({name!r}, {options}).eval()\n"
+        f"# its images: pixels in [0, 1], normalized with mean {mean} and std {std}"
+    )

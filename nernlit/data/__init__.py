@@ -1,11 +1,12 @@
 """The LightningDataModules."""
 
-from nernlit.data.base import ImageDataModule
+from nernlit.data.base import ImageDataModule, Split
 from nernlit.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from nernlit.data.digits import DigitsDataModule
 from nernlit.data.folder import FolderDataModule, ImageNetDataModule
 from nernlit.data.nothing import NoImages
 from nernlit.data.ood import CIFAR10C, CIFAR100C, ImageNetR
+from nernlit.data.sources import ImageSource, TensorImages
 from nernlit.data.stl import STL10DataModule
 from nernlit.data.test_sets import Corrupted, TestSet
 
@@ -20,7 +21,10 @@ __all__ = [
     "ImageDataModule",
     "ImageNetDataModule",
     "ImageNetR",
+    "ImageSource",
     "NoImages",
     "STL10DataModule",
+    "Split",
+    "TensorImages",
     "TestSet",
 ]

@@ -1,0 +1,82 @@
+"""The files that docs/extending.md and README.md show run as they are."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nernlit.cli import main, run
+from tests.fakes import CONFIGS, QUICK, write_weights
+
+DOCS = CONFIGS.parent / "docs"
+FILES = {
+    name: f"{body}\n"
+    for body in re.findall(r"```(?:python|yaml)\n(.*?)\n```", (DOCS / "extending.md").read_text(encoding="utf-8"), re.S)
+    for name in re.findall(r"\A# (\w+\.(?:py|yaml))$", body, re.M)
+}
+
+
+@pytest.fixture(autouse=True)
+def _beside_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in FILES.items():
+        Path(name).write_text(content, encoding="utf-8")
+    Path("configs").symlink_to(CONFIGS)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    for name in FILES:
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+
+
+def test_every_file_of_the_page_is_found() -> None:
+    scripts = {"own_network.py", "table.py", "stripes.py", "inverted.py", "largest.py", "absolute.py"}
+    assert set(FILES) == scripts | {"digits_table.yaml", "stripes_original.yaml", "digits_absolute.yaml"}
+
+
+def test_a_network_in_memory_is_fitted() -> None:
+    space = runpy.run_path("own_network.py")
+    saved = torch.load("reconstructed.pt", weights_only=True)
+    assert saved.keys() == space["net"].state_dict().keys()
+    assert not torch.equal(saved["2.weight"], space["net"].state_dict()["2.weight"])
+
+
+@pytest.mark.parametrize("config", [name for name in FILES if name.endswith(".yaml")])
+def test_a_configuration_of_ones_own_classes_is_fitted_and_tested(config: str) -> None:
+    fitted = run(["fit", "-c", config, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"])
+    assert torch.isfinite(fitted.trainer.callback_metrics["train/loss"])
+    tested = run(["test", "-c", config, "--ckpt_path=best"])
+    assert 0 <= float(tested.trainer.callback_metrics["test/acc"]) <= 1
+
+
+def test_a_test_set_and_a_sampling_of_ones_own_are_named_in_yaml() -> None:
+    run(["fit", *QUICK, "--model.sampling=largest.Largest"])
+    more = ["--model.sampling=largest.Largest", "--data.test_sets=[{class_path: inverted.Inverted}]"]
+    tested = run(["test", *QUICK, *more, "--ckpt_path=best"])
+    assert "test/acc_inverted_all" in tested.trainer.callback_metrics
+
+
+def test_the_readmes_library_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)\n```", text, re.S)
+    write_weights("cifar_resnet20", Path("resnet20.safetensors"))
+    exec(code.replace("range(2000)", "range(2)"), {})
+    assert "conv1.weight" in torch.load("resnet20_reconstructed.pt", weights_only=True)
+
+
+def test_what_predict_prints_works_in_a_new_python(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["fit", *QUICK])
+    main(["predict", *QUICK, "--ckpt_path=best"])
+    shown = capsys.readouterr().out
+    code = shown[shown.index("import timm") :].splitlines()[:2]
+    Path("pasted.py").write_text("\n".join([*code, "print(type(net).__name__, net.linear.out_features)"]) + "\n")
+    done = subprocess.run(
+        [sys.executable, Path("pasted.py").absolute()],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={"PYTHONPATH": str(CONFIGS.parent)},
+    )
+    assert done.stdout == "CifarResNet 10\n", done.stderr
+    assert "normalized with mean" in shown
