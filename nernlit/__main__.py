@@ -14,8 +14,11 @@ Store a trained CNN as a small coordinate network.
 commands:
   fit         train what the configuration describes; --ckpt_path last goes on with the newest run
   validate    measure a checkpoint on the validation images
-  test        measure a checkpoint on the test images
+  test        measure a checkpoint, or a .nern file, on the test images
   predict     write a checkpoint's reconstructed CNN as safetensors
+  export      write a fit as a .nern file, which needs neither the original nor its data
+  inspect     what a .nern file holds, and what each part costs in bytes
+  reconstruct write a .nern file's network as safetensors
   sweep       fit configurations at several widths and seeds, test each, tabulate and compare
   analyze     spectrum, layers, interpolate, landscape, rounds or smooth: a table and a figure of a finished fit
   report      one HTML page about a finished fit, or several side by side

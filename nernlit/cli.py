@@ -53,7 +53,16 @@ from nernlit.resume import require_usable, say, whole_last_checkpoint
 from nernlit.runs import Run
 
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-_COMMANDS = (*_TRAINER_COMMANDS, "sweep", "analyze", "report")
+#: Commands that are functions of a module of their own -> module and function.
+_OTHER_COMMANDS = {
+    "sweep": ("sweep", "main"),
+    "analyze": ("analyze", "main"),
+    "report": ("report", "main"),
+    "export": ("export", "export"),
+    "inspect": ("export", "inspect"),
+    "reconstruct": ("export", "reconstruct"),
+}
+_COMMANDS = (*_TRAINER_COMMANDS, *_OTHER_COMMANDS)
 _PARSER = {"exit_on_error": False, "allow_abbrev": False}
 _ROOTS = {"model": ClassifierModule, "data": ImageDataModule}
 _NO_DATA = f"nernlit.{NO_DATA}"
@@ -313,12 +322,14 @@ def main(args: Sequence[str] | None = None) -> None:
         command = given[0] if given else ""
         if command not in _COMMANDS:
             raise UsageError(_unknown_command(command))
-        if command in _TRAINER_COMMANDS:
+        of_a_file = command == "test" and len(given) > 1 and given[1].endswith(".nern")
+        if command in _TRAINER_COMMANDS and not of_a_file:
             run(given)
         else:
             if command != "sweep":  # whose fits adapt to the machine themselves
                 use_free_cores()
-            import_module(f"nernlit.{command}").main(given[1:])
+            module, function = ("export", "test") if of_a_file else _OTHER_COMMANDS[command]
+            getattr(import_module(f"nernlit.{module}"), function)(given[1:])
     except Exception as error:
         message = None if debug else _for_the_user(error)
         if message is None:

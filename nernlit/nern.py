@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import timm
 import torch
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from nernlit import predictors
@@ -82,7 +83,8 @@ def _contents(representation: Representation) -> Contents:
     original, layout = representation.original, representation.layout
     predicted = {key for layer in layout.layers for key in (layer.key, *layer.aliases)}
     names = names_of_weights(original.net)
-    kept = {k: v for k, v in original.net.state_dict().items() if k not in predicted and names[k][0] == k}
+    state = original.net.state_dict()
+    kept = {k: v for k, v in state.items() if k not in predicted and names[k][0] == k}
     reconstructed = representation.reconstructed()
     header = {
         "network": original.architecture,
@@ -95,7 +97,7 @@ def _contents(representation: Representation) -> Contents:
         "specification": representation.specification(),
         "original": {
             "sha256": original.fingerprint(),
-            "bytes": sum(v.nbytes for v in original.net.state_dict().values()),
+            "bytes": len(serialized({k: v.contiguous() for k, v in state.items() if names[k][0] == k})),
         },
         "reconstructed": {"sha256": fingerprint(reconstructed), "norms": _norms(layout, reconstructed)},
     }

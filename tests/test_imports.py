@@ -65,6 +65,7 @@ ALLOWED = {
     "analyses": {*_PLAIN, "analysis", "representation", "runs"},
     "analyze": {"arguments", *_PLAIN, "analyses", "runs"},
     "report": {"arguments", *_PLAIN, "analysis", "representation", "runs"},
+    "export": {"arguments", *_PLAIN, "callbacks", "container", "data", "modules", "nern", "runs"},
     "__main__": {"cli"},
     "__init__": {"data", "kernels", "modules", "nern", "originals", "predictors", "representation"},
 }

@@ -12,11 +12,33 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nernlit.files import write_atomically
+from nernlit.originals import Original
 
 
 def write_weights(path: Path, timm_name: str, state: Mapping[str, Tensor]) -> None:
     """Write a network's state dict as safetensors, with its timm name in the file's metadata."""
     write_atomically(path, save({k: v.cpu().contiguous() for k, v in state.items()}, {"timm_name": timm_name}))
+
+
+def say_written(path: Path, original: Original) -> None:
+    """Print where a network's weights are, and the lines of Python that load them into a network as the original."""
+    Console().print(f"wrote {path}\n{_how_to_load(path, original)}", soft_wrap=True, highlight=False)
+
+
+def _how_to_load(path: Path, original: Original) -> str:
+    """Lines for a new Python."""
+    name = original.name
+    if not timm.is_model(name):
+        return f"load it: safetensors.torch.load_file({str(path)!r})"
+    home = timm.model_entrypoint(name).__module__
+    imports = "timm" if home.split(".")[0] == "timm" else f"timm, {home}"
+    options = f"num_classes={original.num_classes}, in_chans={original.in_chans}"
+    mean, std = ([round(value, 4) for value in values.flatten().tolist()] for values in (original.mean, original.std))
+    return (
+        f"import {imports}\n"
+        f"net = timm.create_model({name!r}, {options}, checkpoint_path={str(path.absolute())!r}).eval()\n"
+        f"# its images: pixels in [0, 1], normalized with mean {mean} and std {std}"
+    )
 
 
 def run_folder(trainer: L.Trainer) -> Path:
@@ -48,21 +70,5 @@ class WeightsWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             return
         write_weights(path, name, state)
-        Console().print(f"wrote {path}\n{_how_to_load(name, path, pl_module)}", soft_wrap=True, highlight=False)
-
-
-def _how_to_load(name: str, path: Path, pl_module: Any) -> str:
-    """Lines for a new Python."""
-    if not timm.is_model(name):
-        return f"load it: safetensors.torch.load_file({str(path)!r})"
-    home = timm.model_entrypoint(name).__module__
-    imports = "timm" if home.split(".")[0] == "timm" else f"timm, {home}"
-    channels = pl_module.in_chans
-    options = f"num_classes={pl_module.num_classes}, in_chans={channels}, checkpoint_path={str(path.absolute())!r}"
-    original = getattr(pl_module, "representation", pl_module).original
-    mean, std = ([round(value, 4) for value in values.flatten().tolist()] for values in (original.mean, original.std))
-    return (
-        f"import {imports}\n"
-        f"net = timm.create_model({name!r}, {options}).eval()\n"
-        f"# its images: pixels in [0, 1], normalized with mean {mean} and std {std}"
-    )
+        owner: Any = getattr(pl_module, "representation", pl_module)
+        say_written(path, owner.original)
