@@ -3,12 +3,13 @@
 Everything happens in pixels of [0, 1]; classifiers normalise them themselves. Shapes: B images, C classes.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from nernlit.errors import UsageError
 
@@ -33,7 +34,8 @@ class Attack:
     step_255: float | None = None
 
     def __post_init__(self) -> None:
-        if self.eps_255 < 0 or self.steps < 1 or (self.step_255 is not None and self.step_255 <= 0):
+        step_255 = 1.0 if self.step_255 is None else self.step_255
+        if not (0 <= self.eps_255 < math.inf and self.steps >= 1 and 0 < step_255 < math.inf):
             raise UsageError(
                 f"attack with eps_255={self.eps_255}, steps={self.steps}, step_255={self.step_255}; "
                 "expected eps_255 >= 0, at least 1 step and a positive step_255."
@@ -47,7 +49,8 @@ class Attack:
     def __call__(self, classify: Classifier, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """The attacked images; works inside `inference_mode` too, if `classify` uses no inference tensors.
 
-        Every step adds step * sign(gradient of the cross-entropy), then returns to the eps-ball and to [0, 1].
+        Every step adds step * sign(gradient of the cross-entropy), then returns to the eps-ball and to [0, 1]. The sign
+        is right however sure the classifier is; where the gradient is zero, as behind a dead ReLU, pixels stay.
         """
         if not self.eps_255:
             return images_BCHW
@@ -60,26 +63,62 @@ class Attack:
             for _ in range(self.steps):
                 attacked = attacked.detach().requires_grad_()
                 # A sum: an image's gradient does not depend on how many others are in the batch.
-                loss = cross_entropy(classify(attacked), labels_B, reduction="sum")
+                loss = _margins(classify(attacked), labels_B).sum()
                 (gradient,) = torch.autograd.grad(loss, attacked)
                 attacked = torch.clamp(attacked.detach() + step * gradient.sign(), low, high)
         return attacked
 
 
+def _margins(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """What the cross-entropy is the softplus of: logsumexp of the other classes' logits - the label's logit (B,).
+
+    So the two have gradients of the same direction, for every image. That of the cross-entropy is the longer one times
+    1 - p(label), which rounds to zero for an image that the classifier is sure of, and the attack would stop there.
+    """
+    logits_BC, labels_B1 = logits_BC.double(), labels_B[:, None]
+    others_BC = logits_BC.scatter(1, labels_B1, -math.inf)
+    return others_BC.logsumexp(1) - logits_BC.gather(1, labels_B1)[:, 0]
+
+
+def unmoved(images_BCHW: Tensor, attacked_BCHW: Tensor) -> Tensor:
+    """How many images an attack left as they were."""
+    return (images_BCHW == attacked_BCHW).flatten(1).all(1).sum()
+
+
+def warn_unmoved(attack: Attack, count: int, images: int, of: str = "classifier") -> None:
+    """Warn that some images count as robust only because an attack did not move them."""
+    if attack.eps_255 and count:
+        warnings.warn(
+            f"{attack.name} did not move {count:,} of {images:,} images ({count / images:.2%}): the gradient of the "
+            f"{of} gives no direction there. They count as clean images.",
+            stacklevel=2,
+        )
+
+
 def accuracy_under(attack: Attack, classify: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """The share of images that a classifier still gets right when it is attacked itself.
+
+    Warns if the attack could not move some of the images.
 
     Raises:
         ValueError: If there is no image.
     """
-    right = count = 0
+    accuracy, still, count = _measure(attack, classify, batches)
+    warn_unmoved(attack, still, count)
+    return accuracy
+
+
+def _measure(attack: Attack, classify: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int, int]:
+    """The accuracy under attack, how many images did not move, and how many there are."""
+    right = still = count = 0
     for images_BCHW, labels_B in batches:
-        answers_B = classify(attack(classify, images_BCHW, labels_B)).argmax(1)
-        right += int((answers_B == labels_B).sum())
+        attacked_BCHW = attack(classify, images_BCHW, labels_B)
+        right += int((classify(attacked_BCHW).argmax(1) == labels_B).sum())
+        still += int(unmoved(images_BCHW, attacked_BCHW))
         count += len(labels_B)
     if not count:
         raise ValueError("no images to attack.")
-    return right / count
+    return right / count, still, count
 
 
 def calibrate(
@@ -101,17 +140,22 @@ def calibrate(
         tolerance_255: How exact the answer must be.
 
     Raises:
-        UsageError: If `keeps` is no share, or the classifier keeps more even at `highest_255`.
+        UsageError: If `keeps` is no share, no clean image is classified correctly, or the classifier keeps more even at
+            `highest_255`.
     """
     if not 0 < keeps < 1:
         raise UsageError(f"keeps={keeps}; expected a share of the accuracy between 0 and 1.")
-    wanted = keeps * accuracy_under(Attack(0, steps), classify, batches)
+    wanted = keeps * _measure(Attack(0, steps), classify, batches)[0]
+    if not wanted:
+        raise UsageError("the classifier gets no clean image right, so no share of its accuracy can be kept.")
     low, high = 0.0, highest_255
-    if accuracy_under(Attack(high, steps), classify, batches) > wanted:
+    accuracy, still, count = _measure(Attack(high, steps), classify, batches)
+    warn_unmoved(Attack(high, steps), still, count)
+    if accuracy > wanted:
         raise UsageError(f"more than {keeps:.0%} of the accuracy is left at eps = {high:g}/255; pass a larger one.")
     while high - low > tolerance_255:
         middle = (low + high) / 2
-        if accuracy_under(Attack(middle, steps), classify, batches) > wanted:
+        if _measure(Attack(middle, steps), classify, batches)[0] > wanted:
             low = middle
         else:
             high = middle

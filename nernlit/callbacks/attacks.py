@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from nernlit.analysis import Attack
+from nernlit.analysis.attacks import Attack, unmoved, warn_unmoved
 from nernlit.errors import UsageError
 from nernlit.originals import Folded
 from nernlit.representation import Representation
@@ -20,7 +20,8 @@ _SUFFIXES = ("", "_original")
 class AdversarialAccuracy(L.Callback):
     """Attack the original and the reconstructed CNN, each itself and with the same strength, on the test images.
 
-    Logs `test/acc_fgsm_EPS` and `test/acc_ifgsm_EPS`, the original's with `_original` behind; EPS is in 1/255.
+    Logs `test/acc_fgsm_EPS` and `test/acc_ifgsm_EPS`, the original's with `_original` behind; EPS is in 1/255. Warns if
+    an attack could not move some of the images.
     `nernlit.analysis.calibrate` finds an EPS.
 
     Args:
@@ -38,8 +39,14 @@ class AdversarialAccuracy(L.Callback):
         step_255: float | None = None,
     ) -> None:
         self.attacks = [Attack(eps) for eps in fgsm_255] + [Attack(eps, steps, step_255) for eps in ifgsm_255]
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise UsageError(f"fgsm_255={list(fgsm_255)}, ifgsm_255={list(ifgsm_255)}: give every strength once.")
+        self._forget()
+
+    def _forget(self) -> None:
         self._representation: Representation | None = None
-        self._networks: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._networks: dict[str, Callable[[Tensor], Tensor]] = {}  # as large as the network
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "test" and not getattr(trainer.datamodule, "has_images", True):  # type: ignore[attr-defined]
@@ -48,10 +55,16 @@ class AdversarialAccuracy(L.Callback):
             )
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._forget()
         representation = getattr(pl_module, "representation", None)
         self._representation = representation if isinstance(representation, Representation) else None
-        self._right = torch.zeros(len(self.attacks), len(_SUFFIXES), device=pl_module.device, dtype=torch.long)
+        shape = (len(self.attacks), len(_SUFFIXES))
+        self._right = torch.zeros(shape, device=pl_module.device, dtype=torch.long)
+        self._still = torch.zeros_like(self._right)
         self._count = torch.zeros((), device=pl_module.device, dtype=torch.long)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._forget()
 
     def on_test_batch_end(
         self,
@@ -71,17 +84,24 @@ class AdversarialAccuracy(L.Callback):
         for row, attack in enumerate(self.attacks):
             for column, suffix in enumerate(_SUFFIXES):
                 classify = self._networks[suffix]
-                answers_B = classify(attack(classify, images_BCHW, labels_B)).argmax(1)
-                self._right[row, column] += (answers_B == labels_B).sum()
+                attacked_BCHW = attack(classify, images_BCHW, labels_B)
+                self._right[row, column] += (classify(attacked_BCHW).argmax(1) == labels_B).sum()
+                self._still[row, column] += unmoved(images_BCHW, attacked_BCHW)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._representation is None:
             return
-        right, count = (trainer.strategy.reduce(values, reduce_op="sum") for values in (self._right, self._count))
+        right, still, count = (
+            trainer.strategy.reduce(values, reduce_op="sum") for values in (self._right, self._still, self._count)
+        )
         for row, attack in enumerate(self.attacks):
             for column, suffix in enumerate(_SUFFIXES):
                 pl_module.log(f"test/acc_{attack.name}{suffix}", right[row, column] / count, sync_dist=True)
-        self._representation, self._networks = None, {}  # as large as the network
+                if trainer.is_global_zero:
+                    warn_unmoved(
+                        attack, int(still[row, column]), int(count), f"{suffix[1:] or 'reconstructed'} network"
+                    )
+        self._forget()
 
 
 def _networks(representation: Representation, images_BCHW: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -1,6 +1,9 @@
+import warnings
+from decimal import Decimal, getcontext
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nernlit.analysis.attacks import Attack, accuracy_under, calibrate
@@ -53,6 +56,73 @@ def test_attacks_match_a_slow_version_with_finite_differences(attack: Attack, st
     assert not attacked.is_inference()
 
 
+def _exact_signs(matrix: Tensor, image: Tensor, label: int) -> Tensor:
+    """The signs of the cross-entropy's gradient of a linear classifier, with 50 digits and exponents without end."""
+    getcontext().prec = 50
+    rows = [[Decimal(float(value)) for value in row] for row in matrix]
+    pixels = [Decimal(float(value)) for value in image.flatten()]
+    logits = [sum((a * b for a, b in zip(row, pixels, strict=True)), Decimal(0)) for row in rows]
+    powers = [(logit - max(logits)).exp() for logit in logits]
+    shares = [power / sum(powers) for power in powers]
+    shares[label] = -sum(share for c, share in enumerate(shares) if c != label)  # p - 1
+    slopes = [sum(share * row[place] for share, row in zip(shares, rows, strict=True)) for place in range(len(pixels))]
+    return torch.tensor([float((slope > 0) - (slope < 0)) for slope in slopes]).view_as(image)
+
+
+@pytest.mark.parametrize("scale", [1, 300, 3_000])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_images_move_however_sure_the_classifier_is(scale: int, steps: int) -> None:
+    """float32, as networks are; at x300 the cross-entropy's own gradient is zero for most images."""
+    matrix = (scale * _linear()).float()
+    images, _ = _images(40)
+    images = (0.25 + images / 2).float()  # no step reaches the border
+    labels = (images.flatten(1) @ matrix.T).argmax(1)
+    attack = Attack(2.0, steps)
+    with warnings.catch_warnings(action="error"):
+        accuracy_under(attack, lambda x: x.flatten(1) @ matrix.T, [(images, labels)])
+    attacked = attack(lambda x: x.flatten(1) @ matrix.T, images, labels)
+    for image, moved, label in zip(images, attacked, labels, strict=True):
+        signs = _exact_signs(matrix, image, int(label))
+        assert signs.all()
+        if steps == 1:
+            torch.testing.assert_close(moved, image + 2 / 255 * signs)
+        else:
+            assert ((moved - image).abs() <= 2 / 255 + 1e-6).all()
+            assert ((moved - image).abs() > 1e-4).any()
+    plain = images.clone().requires_grad_()
+    cross_entropy(plain.flatten(1) @ matrix.T, labels, reduction="sum").backward()
+    assert plain.grad is not None
+    still = float((plain.grad == 0).flatten(1).all(1).float().mean())
+    assert still == 0 if scale == 1 else still > 0.5
+
+
+def test_the_direction_is_that_of_the_cross_entropy() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 30), nn.Tanh(), nn.Linear(30, 5)).double()
+    images, labels = _images(200)
+    images = 0.25 + images / 2
+    plain = images.clone().requires_grad_()
+    cross_entropy(net(plain), labels, reduction="sum").backward()
+    assert plain.grad is not None
+    assert torch.equal(Attack(1.0)(net, images, labels), images + 1 / 255 * plain.grad.sign())
+
+
+def test_images_without_a_direction_are_reported() -> None:
+    def blind(x: Tensor) -> Tensor:
+        """Dead for dark images."""
+        light = (x.flatten(1).mean(1) - 0.5).relu()
+        return torch.stack([light, -light], dim=1)
+
+    images = torch.cat([torch.full((3, 1, 2, 2), 0.2), torch.full((5, 1, 2, 2), 0.8)])
+    labels = torch.zeros(8, dtype=torch.long)
+    message = r"fgsm_1 did not move 3 of 8 images \(37\.50%\): the gradient of the classifier gives no direction there"
+    with pytest.warns(UserWarning, match=message):
+        assert accuracy_under(Attack(1.0), blind, [(images, labels)]) == 1
+    with warnings.catch_warnings(action="error"):
+        accuracy_under(Attack(1.0), blind, [(images[3:], labels[3:])])
+        accuracy_under(Attack(0.0), blind, [(images, labels)])
+
+
 def test_attacked_pixels_stay_in_their_ball_and_are_pixels() -> None:
     matrix = _linear()
     images, labels = _images(50)
@@ -87,11 +157,21 @@ def test_calibration_finds_the_eps_of_a_classifier_whose_margins_are_known() -> 
         calibrate(classify, batches, keeps=0.7, highest_255=2.0)
     with pytest.raises(UsageError, match=r"keeps=1.5; expected a share"):
         calibrate(classify, batches, keeps=1.5)
+    with pytest.raises(UsageError, match="gets no clean image right"):
+        calibrate(classify, [(images, torch.ones(100, dtype=torch.long))], keeps=0.7)
     with pytest.raises(ValueError, match="no images"):
         accuracy_under(Attack(1), classify, [])
 
 
 def test_what_is_no_attack_is_refused() -> None:
-    for options in ({"eps_255": -1.0}, {"eps_255": 1.0, "steps": 0}, {"eps_255": 1.0, "step_255": 0.0}):
+    nan = float("nan")
+    for options in (
+        {"eps_255": -1.0},
+        {"eps_255": nan},
+        {"eps_255": float("inf")},
+        {"eps_255": 1.0, "steps": 0},
+        {"eps_255": 1.0, "step_255": 0.0},
+        {"eps_255": 1.0, "step_255": nan},
+    ):
         with pytest.raises(UsageError, match="expected eps_255 >= 0, at least 1 step and a positive step_255"):
             Attack(**options)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -12,6 +13,7 @@ from nernlit.callbacks import AdversarialAccuracy, LayerDifference, LowFrequency
 from nernlit.cli import run
 from nernlit.data import DigitsDataModule, TestSet
 from nernlit.data.corruptions import corrupt
+from nernlit.errors import UsageError
 from nernlit.modules import ReconOnly
 from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_representation
 
@@ -125,3 +127,42 @@ def test_modules_without_a_representation_are_left_alone() -> None:
     callbacks = [AdversarialAccuracy(), LowFrequencyEnergy()]
     module = OriginalModule(tiny_original(), optimizer=torch.optim.Adam)
     quiet_trainer(callbacks=callbacks).test(module, DigitsDataModule(), verbose=False)
+
+
+def test_a_test_after_an_aborted_one_attacks_its_own_networks() -> None:
+    class Abort(L.Callback):
+        def on_test_batch_end(self, *_: object) -> None:
+            raise ConnectionAbortedError
+
+    callback = AdversarialAccuracy(fgsm_255=[8], ifgsm_255=[])
+    modules = [ReconOnly(tiny_representation(seed), optimizer=torch.optim.Adam) for seed in (0, 1)]
+    with pytest.raises(ConnectionAbortedError):
+        quiet_trainer(callbacks=[callback, Abort()]).test(modules[0], DigitsDataModule(), verbose=False)
+    assert not callback._networks
+    figures = []
+    for each in (callback, AdversarialAccuracy(fgsm_255=[8], ifgsm_255=[])):
+        trainer = quiet_trainer(callbacks=[each])
+        trainer.test(modules[1], DigitsDataModule(), verbose=False)
+        figures.append({name: float(value) for name, value in trainer.callback_metrics.items() if "fgsm" in name})
+    assert figures[0] == figures[1]
+    assert len(figures[0]) == 2
+
+
+def test_images_that_an_attack_does_not_move_are_reported() -> None:
+    representation = tiny_representation()
+    with torch.no_grad():
+        representation.original.net.get_submodule("head").weight.zero_()  # logits that depend on no pixel
+    module = ReconOnly(representation, optimizer=torch.optim.Adam)
+    trainer = quiet_trainer(callbacks=[AdversarialAccuracy(fgsm_255=[1], ifgsm_255=[])])
+    with pytest.warns(UserWarning, match="did not move") as caught:
+        trainer.test(module, DigitsDataModule(), verbose=False)
+    said = [str(warning.message) for warning in caught if "did not move" in str(warning.message)]
+    assert [line.split(":")[1].split(" gives")[0] for line in said] == [
+        " the gradient of the reconstructed network",
+        " the gradient of the original network",
+    ]
+
+
+def test_a_strength_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"fgsm_255=\[1, 1\], ifgsm_255=\[\]: give every strength once"):
+        AdversarialAccuracy(fgsm_255=[1, 1], ifgsm_255=[])
