@@ -6,6 +6,7 @@ The overview needs neither PyTorch nor Lightning, whose import takes seconds.
 import sys
 
 from nernlit import __version__
+from nernlit.signals import SIGNALS, Interrupted
 
 HELP = """usage: nernlit COMMAND -c CONFIG [options]      (also `lightning ...` and `python -m nernlit ...`)
 
@@ -39,9 +40,15 @@ def main() -> None:
     if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(HELP, end="")
         raise SystemExit(0 if sys.argv[1:] else 2)
-    from nernlit.cli import main as run
+    SIGNALS.listen(ends_process=True)
+    try:
+        from nernlit.cli import main as run
 
-    run()
+        run()
+    except Interrupted as interrupted:
+        if interrupted.message:
+            print(f"nernlit: {interrupted.message}", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

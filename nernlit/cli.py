@@ -31,6 +31,7 @@ from nernlit.callbacks import (
     BestCheckpoint,
     CpuThreads,
     DurableCheckpointIO,
+    Interruption,
     LearningRate,
     ProgressLine,
     RepresentationFigures,
@@ -106,6 +107,9 @@ class NernlitCLI(LightningCLI):
                 # One of its own: `save_last` would keep the last one that was also among the best.
                 "last_checkpoint.filename": "last",
                 "last_checkpoint.save_on_train_epoch_end": True,
+                # One file each, also where a fit goes on after an interruption: never last-v1.ckpt beside last.ckpt.
+                "last_checkpoint.enable_version_counter": False,
+                "best_checkpoint.enable_version_counter": False,
             }
         )
 
@@ -270,7 +274,7 @@ def run(args: Sequence[str]) -> NernlitCLI:
         trainer_defaults={
             "use_distributed_sampler": False,
             "enable_model_summary": False,  # counts the frozen original's parameters too; our Summary says the sizes
-            "callbacks": [Summary(), RoundCheckpoint(), LearningRate()],
+            "callbacks": [Summary(), RoundCheckpoint(), LearningRate(), Interruption()],
         },
         parser_kwargs={**_PARSER, **dict.fromkeys(_TRAINER_COMMANDS, _PARSER)},
         args=expand_bases(args),
@@ -293,6 +297,7 @@ _NOISE = (
     "to estimate number of stepping batches",
     "`Trainer.fit` stopped: `max_",  # the planned end
     "try installing [lit",  # advertisements
+    "your dataloader is not resumable",  # ours begins with the batch that comes next
 )
 
 

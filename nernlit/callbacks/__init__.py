@@ -5,6 +5,7 @@ from nernlit.callbacks.best import BestCheckpoint
 from nernlit.callbacks.checkpoint_io import DurableCheckpointIO
 from nernlit.callbacks.compiled import Compile
 from nernlit.callbacks.figures import RepresentationFigures
+from nernlit.callbacks.interruption import Interruption
 from nernlit.callbacks.layers import LayerDifference, LowFrequencyEnergy
 from nernlit.callbacks.learning_rate import LearningRate
 from nernlit.callbacks.progress import ProgressLine, ValidationLog
@@ -20,6 +21,7 @@ __all__ = [
     "Compile",
     "CpuThreads",
     "DurableCheckpointIO",
+    "Interruption",
     "LayerDifference",
     "LearningRate",
     "LowFrequencyEnergy",

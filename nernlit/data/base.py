@@ -214,6 +214,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         numbers = BatchNumbers(len(source), batch_size, training, self.seed, rank, world_size)
         if trainer is not None:
             numbers.epoch_of = lambda: trainer.current_epoch
+            if training:
+                numbers.seen = lambda: _seen(trainer)
         workers = 0 if isinstance(source, TensorImages) else self.num_workers
         dataset = ErrorsAsBatches(source) if workers else source
         return DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers)
@@ -257,3 +259,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seed = state_dict["seed"]
+
+
+def _seen(trainer: L.Trainer) -> int:
+    """How many batches of the running epoch a resumed fit has behind it."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0

@@ -40,6 +40,8 @@ class BatchNumbers(Sampler[list[int]]):
         self.size, self.training, self.seed = size, training, seed
         #: Tells the epoch's number. Not `set_epoch`: with max_steps and after a resumption Lightning is one off there.
         self.epoch_of: Callable[[], int] = lambda: 0
+        #: Tells how many batches of the epoch were seen before the fit was interrupted.
+        self.seen: Callable[[], int] = lambda: 0
         self.batch_size = min(batch_size, size // world_size) if training else batch_size
         self.rank, self.world_size = rank, world_size
 
@@ -56,7 +58,7 @@ class BatchNumbers(Sampler[list[int]]):
         else:
             numbers = torch.arange(self.size)
         own = numbers[self.rank :: self.world_size].tolist()
-        for batch in range(len(self)):
+        for batch in range(self.seen(), len(self)):
             yield own[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
