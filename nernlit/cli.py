@@ -336,7 +336,7 @@ def main(args: Sequence[str] | None = None) -> None:
             module, function = ("export", "test") if of_a_file else _OTHER_COMMANDS[command]
             getattr(import_module(f"nernlit.{module}"), function)(given[1:])
     except Exception as error:
-        message = None if debug else _for_the_user(error)
+        message = None if debug else user_message(error)
         if message is None:
             raise
         print(f"nernlit: error: {message}", file=sys.stderr)
@@ -368,8 +368,8 @@ def _keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, -1)  # never
 
 
-def _for_the_user(error: BaseException) -> str | None:
-    """The message of an error that the user can mend; None for others, which are ours and keep their traceback."""
+def user_message(error: BaseException) -> str | None:
+    """The message of an error that the user can fix; None for others, which are ours and keep their traceback."""
     cause: BaseException | None = error
     while cause is not None:  # the parser wraps what a constructor raised
         if isinstance(cause, NernlitError | MisconfigurationException):

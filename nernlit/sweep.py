@@ -1,117 +1,186 @@
 """`nernlit sweep`: fit configurations at several hidden widths and seeds, test each, and tabulate.
 
 A fit that is already in the table is not run again, so that an interrupted sweep goes on where it stopped. It counts as
-the same while its options and the contents of its configuration files are. Every fit takes one device.
+the same while its options and the contents of its configuration files are. A fit that fails does not end the others.
+Every fit takes one device.
 """
 
-import argparse
 import contextlib
-import csv
 import hashlib
 import itertools
+import re
 import resource
-import statistics
+import sys
+import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference, tradeoff_figure, width_figure
+from nernlit.arguments import CommandParser, count, require_writable, seed
 from nernlit.base_files import expand_bases
-from nernlit.cli import NernlitCLI, run
-from nernlit.errors import UsageError
+from nernlit.cli import NernlitCLI, run, user_message
+from nernlit.errors import NernlitError, UsageError
 from nernlit.files import write_atomically, write_figure, write_table
 from nernlit.modules import ReconstructionModule
+from nernlit.progress import duration
+from nernlit.sweep_table import Fit, Row, common_original, print_summary, read_rows
 
-_COLUMNS = {
-    "cr_paper": ("CR", "{:.1%}"),
-    "acc": ("acc", "{:.2%}"),
-    "difference": ("- orig.", "{:+.2%}"),
-    "recon_rmse": ("RMSE", "{:.4f}"),
-    "fit_seconds": ("fit s", "{:.0f}"),
-    "peak_memory_mib": ("MiB", "{:.0f}"),
+#: Options of `fit` that a sweep sets, and what to pass instead.
+_OWN_OPTIONS = {
+    "--seed_everything": "pass --seeds",
+    "--ckpt_path": "its fits start anew",
+    "--trainer.logger.init_args.save_dir": "pass --out",
+    "--trainer.logger.save_dir": "pass --out",
+    "--trainer.logger.init_args.name": "its fits are named after their configurations",
+    "--trainer.logger.name": "its fits are named after their configurations",
 }
-Row = dict[str, float | str]
 
 
 def main(args: Sequence[str]) -> None:
-    """Run the command with these arguments; those it does not know go to `fit` as they are."""
-    parser = argparse.ArgumentParser(
-        prog="nernlit sweep",
-        description=__doc__,
-        epilog="All other options are those of `nernlit fit`.",
-        allow_abbrev=False,
-    )
+    """Run the command with these arguments; those it does not know go to `fit` as they are.
+
+    Raises:
+        NernlitError: At the end, if fits failed.
+        UsageError: At once, if the options cannot work.
+    """
+    parser = CommandParser("sweep", __doc__, "All other options are those of `nernlit fit`.")
     parser.add_argument("--configs", nargs="+", required=True, help="configurations to compare")
-    parser.add_argument("--hidden", type=int, nargs="+", help="hidden widths (default: the configuration's own)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one fit a width and seed (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figure")
+    parser.add_argument("--hidden", type=count, nargs="+", help="hidden widths (default: the configuration's own)")
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="one fit per width and seed (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figures")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
     options, fit_args = parser.parse_known_args(args)
-    _require_one_device(fit_args)
-    options.out.mkdir(parents=True, exist_ok=True)
-    table = options.out / "sweep.csv"
-    rows = _read(table)
-    settings = " ".join(fit_args)
-    chosen = []
-    for config in options.configs:
-        for hidden in options.hidden or [None]:
-            for seed in options.seeds:
-                key = {"config": Path(config).stem, "seed": str(seed), "select": options.select, "settings": settings}
-                key |= {"asked_hidden": str(hidden or ""), "files": _fingerprint(config, fit_args)}
-                row = next((row for row in rows if key.items() <= row.items()), None)
-                if row is None:
-                    row = {**key, **_fit(config, hidden, seed, options.select, options.out, fit_args)}
-                    rows.append(row)
-                    write_table(table, rows)
-                chosen.append(row)
-    names = dict.fromkeys(str(row["config"]) for row in chosen)
-    figure = tradeoff_figure(
-        {
-            name: [(float(row["cr_paper"]), float(row["acc"])) for row in chosen if row["config"] == name]
-            for name in names
-        },
-        float(chosen[0]["acc_original"]),
-        "accuracy against size",
+    _refuse_own_options(fit_args, options.hidden is not None)
+    _require_distinct_names(options.configs)
+    require_writable(options.out, "--out")
+    fits = list(
+        dict.fromkeys(map(Fit._make, itertools.product(options.configs, options.hidden or [None], options.seeds)))
     )
-    write_figure(options.out / "sweep.png", figure)
-    by_width = {
-        name: [
-            (int(row["hidden"]), float(row["acc"]), float(row["recon_rmse"]))
-            for row in chosen
-            if row["config"] == name and row["hidden"]  # a predictor of one's own may have no width
-        ]
-        for name in names
+    keys = {fit: _key(fit, options.select, fit_args) for fit in fits}  # reads every configuration: before the first fit
+    table = options.out / "sweep.csv"
+    rows = read_rows(table)
+    done: dict[Fit, Row] = {}
+    for fit, key in keys.items():
+        if found := next((row for row in rows if key.items() <= row.items()), None):
+            done[fit] = found
+    if done:
+        print(f"{len(done)} of {len(fits)} fits are in {table} already", flush=True)
+    seconds = [float(row["fit_seconds"]) for row in done.values()]
+    failed: dict[Fit, str] = {}
+    waiting = [fit for fit in fits if fit not in done]
+    try:
+        for number, fit in enumerate(waiting):
+            left = sum(seconds) / len(seconds) * (len(waiting) - number) if seconds else None
+            estimate = "" if left is None else f", about {duration(left)} left"
+            print(f"fit {len(fits) - len(waiting) + number + 1} of {len(fits)}{estimate}: {fit.name}", flush=True)
+            began = time.monotonic()
+            try:
+                row = {**keys[fit], **_fit(fit, options.select, options.out, fit_args)}
+            except Exception as error:
+                if _is_unknown_option(error):
+                    raise
+                failed[fit] = _described(error)
+                print(f"nernlit: error: {fit.name}: {failed[fit]}", file=sys.stderr, flush=True)
+                continue
+            seconds.append(time.monotonic() - began)
+            done[fit] = row
+            rows.append(row)
+            write_table(table, rows)
+    finally:  # also where a signal ends the sweep
+        chosen = [done[fit] for fit in fits if fit in done]
+        if chosen or failed:
+            print_summary(chosen, failed)
+    if chosen:
+        _draw(chosen, options.out)
+        print(f"table: {table}\nfigures: {options.out / 'sweep.png'}, widths.png")
+        print(f"TensorBoard: tensorboard --logdir {options.out}")
+    if failed:
+        kept = f"{table} holds the others; " if chosen else ""
+        raise NernlitError(f"{len(failed)} of {len(fits)} fits failed; {kept}the same command runs only those again.")
+
+
+def _draw(rows: Sequence[Row], out: Path) -> None:
+    by_config = {
+        name: [row for row in rows if row["config"] == name] for name in dict.fromkeys(r["config"] for r in rows)
     }
-    write_figure(options.out / "widths.png", width_figure(by_width, float(chosen[0]["acc_original"])))
-    console = Console()
-    console.print(_summary(chosen))
-    console.print(f"table: {table}\nfigures: {options.out / 'sweep.png'}, widths.png", soft_wrap=True, highlight=False)
-    console.print(f"TensorBoard: tensorboard --logdir {options.out}", soft_wrap=True, highlight=False)
+    original = common_original(rows)
+    sizes = {str(name): [(float(row["cr_paper"]), float(row["acc"])) for row in own] for name, own in by_config.items()}
+    write_figure(out / "sweep.png", tradeoff_figure(sizes, original, "accuracy against size"))
+    widths = {
+        str(name): [
+            (int(row["hidden"]), float(row["acc"]), float(row["recon_rmse"]))
+            for row in own
+            if row["hidden"]  # a predictor of one's own may have no width
+        ]
+        for name, own in by_config.items()
+    }
+    write_figure(out / "widths.png", width_figure(widths, original))
 
 
-def _fit(config: str, hidden: int | None, seed: int, select: str, out: Path, fit_args: Sequence[str]) -> Row:
+def _key(fit: Fit, select: str, fit_args: Sequence[str]) -> dict[str, str]:
+    return {
+        "config": Path(fit.config).stem,
+        "seed": str(fit.seed),
+        "select": select,
+        "settings": " ".join(fit_args),
+        "asked_hidden": str(fit.hidden or ""),
+        "files": _fingerprint(fit.config, fit_args),
+    }
+
+
+def _is_unknown_option(error: Exception) -> bool:
+    """Whether the command line has an option that no fit has; a class of one configuration may lack one, too."""
+    text = str(error.__cause__)  # the parser's own message
+    return "unrecognized arguments" in text and "Parser key" not in text
+
+
+def _described(error: Exception) -> str:
+    """An error in one line; one that no user can fix shows its traceback too."""
+    message = user_message(error)
+    if message is None:
+        traceback.print_exception(error)
+        message = f"{type(error).__name__}: {error}"
+    return " ".join(message.split())
+
+
+def _fit(fit: Fit, select: str, out: Path, fit_args: Sequence[str]) -> Row:
     logger = "--trainer.logger.init_args"
-    width = [f"--model.init_args.representation.predictor.init_args.hidden={hidden}"] if hidden else []
-    name = "_".join([Path(config).stem, *([f"h{hidden}"] if hidden else []), f"seed{seed}"])
-    named = [f"--seed_everything={seed}", f"{logger}.save_dir={out}", f"{logger}.name={name}"]
+    width = [f"--model.init_args.representation.predictor.init_args.hidden={fit.hidden}"] if fit.hidden else []
+    name = "_".join([Path(fit.config).stem, *([f"h{fit.hidden}"] if fit.hidden else []), f"seed{fit.seed}"])
+    named = [f"--seed_everything={fit.seed}", f"{logger}.save_dir={out}", f"{logger}.name={name}"]
     _forget_peak_memory()
-    return _measure(run(["fit", "-c", config, "--trainer.devices=1", *fit_args, *width, *named]), select)
+    return _measure(run(["fit", "-c", fit.config, "--trainer.devices=1", *fit_args, *width, *named]), select)
 
 
-def _require_one_device(fit_args: Sequence[str]) -> None:
-    """Several processes would each see a share of the test images, and all write the same table."""
+def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool) -> None:
     for arg, following in itertools.pairwise([*fit_args, ""]):
-        flag, _, value = arg.partition("=")
-        if flag in ("--trainer.devices", "--trainer.num_nodes") and (value or following) != "1":
-            raise UsageError(f"{flag} {value or following}: a sweep's fits run on one device; leave it out.")
+        flag, equals, value = arg.partition("=")
+        given = f"{flag} {value if equals else following}"
+        if flag in ("--trainer.devices", "--trainer.num_nodes") and given.split()[-1] != "1":
+            # Several processes would each see a share of the test images, and all write the same table.
+            raise UsageError(f"{given}: a sweep's fits run on one device; leave it out.")
+        if flag in _OWN_OPTIONS:
+            raise UsageError(f"{given}: a sweep sets it itself; {_OWN_OPTIONS[flag]}.")
+        if sets_hidden and re.search(r"\.predictor(\.init_args)?\.hidden$", flag):
+            raise UsageError(f"{given} and --hidden: both are the width; leave one of them out.")
+
+
+def _require_distinct_names(configs: Sequence[str]) -> None:
+    """Tables and folders name fits after their configuration."""
+    names = Counter(Path(path).stem for path in {Path(config).resolve() for config in configs})
+    for name, times in names.items():
+        if times > 1:
+            raise UsageError(
+                f"--configs: {times} files are named {name}; rename them, so that the table tells them apart."
+            )
 
 
 def _fingerprint(config: str, fit_args: Sequence[str]) -> str:
@@ -142,14 +211,20 @@ def _measure(cli: NernlitCLI, select: str) -> Row:
     trainer, module = cli.trainer, cli.model
     if not cli.datamodule.has_images:
         raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
-    assert isinstance(module, ReconstructionModule)
+    if not isinstance(module, ReconstructionModule):
+        raise UsageError(f"{type(module).__name__} trains no representation; a sweep compares those that do.")
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     timer = next(callback for callback in callbacks if isinstance(callback, Timer))
     seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
     steps = trainer.global_step
     peak = _peak_memory_mib()
     folder = Path(str(trainer.log_dir))
-    trainer.test(module, cli.datamodule, ckpt_path=str(folder / "checkpoints" / f"{select}.ckpt"), verbose=False)
+    checkpoint = folder / "checkpoints" / f"{select}.ckpt"
+    if not checkpoint.is_file():
+        raise UsageError(
+            f"the fit wrote no {checkpoint}: there is nothing to test; let it validate and keep checkpoints."
+        )
+    trainer.test(module, cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     answers = _answers(module, cli)
     write_atomically(folder / "test_correct.safetensors", save(answers))
@@ -190,34 +265,3 @@ def _answers(module: ReconstructionModule, cli: NernlitCLI) -> dict[str, Tensor]
         "original": representation.original,
     }
     return {name: correct_answers(classify, batches()).cpu() for name, classify in networks.items()}
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
-    if rows and "files" not in rows[0]:
-        raise UsageError(f"{path} is no table of this version of nernlit; pass another folder as --out.")
-    return rows
-
-
-def _summary(rows: Sequence[Row]) -> Table:
-    """A line a configuration and width: the mean over seeds, with the standard deviation where there are several."""
-    original = float(rows[0]["acc_original"])
-    table = Table(
-        title=f"test (original {original:.2%})", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.add_column("configuration", overflow="fold")
-    for column in ("H", *(column for column, _ in _COLUMNS.values())):
-        table.add_column(column, justify="right", no_wrap=True)
-    for config, hidden in dict.fromkeys((row["config"], row["hidden"]) for row in rows):
-        cells = []
-        for name, (_, form) in _COLUMNS.items():
-            values = [float(row[name]) for row in rows if (row["config"], row["hidden"]) == (config, hidden)]
-            cell = form.format(statistics.fmean(values))
-            if len(values) > 1 and name == "acc":
-                cell += f" ±{form.format(statistics.stdev(values))}"
-            cells.append(cell)
-        table.add_row(str(config), str(hidden), *cells)
-    return table

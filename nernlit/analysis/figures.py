@@ -97,11 +97,17 @@ def kernel_figure(representation: Representation, count: int = 10) -> Figure:
     return figure
 
 
-def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original: float, title: str) -> Figure:
-    """Accuracy (%) against CR (%): configuration's name -> (CR, accuracy) of its runs; the original as a line."""
+def _original_line(axis: Axes, original: float | None) -> None:
+    if original is not None:
+        label = f"original {100 * original:.2f}%"
+        axis.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=label)
+
+
+def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original: float | None, title: str) -> Figure:
+    """Accuracy (%) against CR (%): configuration's name -> (CR, accuracy) of its runs; one original as a line."""
     figure = Figure(figsize=(6.0, 3.8), layout="constrained")
     axis = figure.subplots()
-    axis.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=f"original {100 * original:.2f}%")
+    _original_line(axis, original)
     for name, points in runs.items():
         axis.plot([100 * cr for cr, _ in points], [100 * accuracy for _, accuracy in points], "o", label=_label(name))
     axis.axvline(100, color="grey", linestyle=":", linewidth=1)
@@ -212,16 +218,16 @@ def curves_figure(curves: Mapping[str, Sequence[tuple[int, float]]], title: str)
     return figure
 
 
-def width_figure(fits: Mapping[str, Sequence[tuple[int, float, float]]], original: float) -> Figure:
+def width_figure(fits: Mapping[str, Sequence[tuple[int, float, float]]], original: float | None) -> Figure:
     """Accuracy (%) and RMSE against the hidden width (arXiv 2407.00356, Fig. 1).
 
     Args:
         fits: Configuration's name -> (width, accuracy, RMSE) of its fits.
-        original: The original's accuracy.
+        original: The original's accuracy; None where the fits have different originals.
     """
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=f"original {100 * original:.2f}%")
+    _original_line(left, original)
     for name, points in fits.items():
         widths = [width for width, _, _ in points]
         left.plot(widths, [100 * accuracy for _, accuracy, _ in points], "o", label=_label(name))
