@@ -58,6 +58,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--low", type=finite, default=-0.5, help="where interpolation begins; the original is at 0")
     parser.add_argument("--high", type=finite, default=1.5, help="where it ends; the reconstructed network is at 1")
     parser.add_argument("--out", type=Path, help="folder of the figure and the JSON (default: RUN/analysis)")
+    parser.add_argument("--original", type=Path, help="the original's weights, where their file has moved")
     own_args, data = take_data_options(args)
     options = parser.parse_args(own_args)
     options.data = data
@@ -74,7 +75,7 @@ def main(args: Sequence[str]) -> None:
         raise UsageError(f"`analyze {options.kind}` looks at no data; leave out {' '.join(data)}.")
     if options.low >= options.high:
         raise UsageError(f"--low {options.low:g} --high {options.high:g}: expected the low end first.")
-    opened = [Run.open(path, options.select) for path in options.runs]
+    opened = [Run.open(path, options.select, options.original) for path in options.runs]
     runs = dict(zip(distinct_names(opened), opened, strict=True))
     out = options.out or opened[0].folder / "analysis"
     require_writable(out, "--out")

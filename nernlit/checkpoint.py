@@ -68,13 +68,14 @@ def newest_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def load_representation(
-    path: str | Path | None, representation: Representation | None = None
+    path: str | Path | None, representation: Representation | None = None, original: str | Path | None = None
 ) -> tuple[Representation, dict[str, Any] | None]:
     """The representation of a checkpoint: layout, order, original and predictor as they were fitted.
 
     Args:
         path: The checkpoint. None returns what is given.
         representation: Filled with the checkpoint's predictor instead of building a new one.
+        original: File of the original's weights, where it is no longer where the checkpoint says.
 
     Returns:
         The representation, and its description in primitives where the checkpoint has one.
@@ -98,6 +99,7 @@ def load_representation(
                 f"{path} does not say how its representation is built (it was not written by the command line); "
                 "build the same representation and pass it too."
             )
+        described = _with_original(path, described, original)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Representation, "representation")
         built = parser.instantiate_classes(parser.parse_object({"representation": described}))
@@ -107,3 +109,16 @@ def load_representation(
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())[:2000]}") from error
     return representation, described
+
+
+def _with_original(path: str | Path, described: dict[str, Any], original: str | Path | None) -> dict[str, Any]:
+    """The description, with the original's weights where they are now."""
+    fitted = described["original"]
+    if original is not None:
+        return {**described, "original": {**fitted, "checkpoint": str(original), "pretrained": False}}
+    if fitted.get("checkpoint") and not Path(fitted["checkpoint"]).exists():
+        raise CheckpointError(
+            f"{path} was fitted with {fitted['checkpoint']}, which is gone; say where it is now: --original FILE of "
+            "`analyze` and `report`, or beside --model.init_from the whole --model.representation."
+        )
+    return described

@@ -26,6 +26,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported so that YAML can name their classes without a module path.
 from nernlit import __version__, kernels, optimisers, predictors  # noqa: F401
+from nernlit.arguments import require_writable
 from nernlit.base_files import NO_DATA, SCHEDULES, ConfigFile, expand_bases
 from nernlit.callbacks import (
     BestCheckpoint,
@@ -198,7 +199,7 @@ class NernlitCLI(LightningCLI):
             settle_paths(config[part], part, files)
         logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):
-            _require_writable(Path(str(logger["init_args"]["save_dir"])))
+            require_writable(Path(str(logger["init_args"]["save_dir"])), "--trainer.logger.init_args.save_dir")
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -245,14 +246,6 @@ def _run_folder(config: Any) -> Path:
             "pass the checkpoint's file instead."
         )
     return Path(str(arguments["save_dir"]), str(arguments["name"]))
-
-
-def _require_writable(folder: Path) -> None:
-    """Say before any work is done that the run's files will find no place."""
-    existing = next(above for above in (folder, *folder.absolute().parents) if above.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        what = "cannot be written to" if existing.is_dir() else "is no folder"
-        raise UsageError(f"{existing} {what}; pass another --trainer.logger.init_args.save_dir ({folder} was given).")
 
 
 def _newest_checkpoint(config: Any, name: str) -> Path | None:

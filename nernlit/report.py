@@ -236,11 +236,12 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a fit's folder (runs/<name>/version_N) or a checkpoint")
     parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file")
+    parser.add_argument("--original", type=Path, help="the original's weights, where their file has moved")
     own_args, data = take_data_options(args)
     options = parser.parse_args(own_args)
     if options.out.is_dir():
         raise UsageError(f"--out {options.out} is a folder; expected a file, such as {options.out / 'report.html'}.")
     require_writable(options.out.parent, "--out")
-    content = page([Run.open(path, options.select) for path in options.runs], data)
+    content = page([Run.open(path, options.select, options.original) for path in options.runs], data)
     write_atomically(options.out, content.encode())
     print(f"report: {options.out}")

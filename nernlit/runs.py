@@ -67,18 +67,23 @@ class Run:
     Attributes:
         folder: With `config.yaml`, TensorBoard's files and `checkpoints/` in it.
         checkpoint: What is looked at.
+        original: File of the original's weights, where it is no longer where the checkpoint says.
     """
 
     folder: Path
     checkpoint: Path
+    original: Path | None = None
 
     @classmethod
-    def open(cls, path: str | Path, select: Literal["best", "last"] | None = None) -> Self:
+    def open(
+        cls, path: str | Path, select: Literal["best", "last"] | None = None, original: Path | None = None
+    ) -> Self:
         """A run by its folder, by the folder above it (the newest version), or by a checkpoint inside it.
 
         Args:
             path: Which.
             select: Of a folder's checkpoints; the best by default.
+            original: See `Run`.
 
         Raises:
             UsageError: If there is no such run, or a file is given and `select` too.
@@ -88,7 +93,9 @@ class Run:
             if select is not None:
                 raise UsageError(f"--select {select}: {path} is a checkpoint already; leave one of them out.")
             near = (*path.parents[:2], *path.absolute().parents[:2])
-            return cls(next((above for above in near if (above / "config.yaml").is_file()), path.parent), path)
+            return cls(
+                next((above for above in near if (above / "config.yaml").is_file()), path.parent), path, original
+            )
         name = f"{select or 'best'}.ckpt"
         found = [path, *path.glob("version_*")] if path.is_dir() else []
         runs = [folder for folder in found if (folder / "checkpoints" / name).is_file()]
@@ -101,7 +108,7 @@ class Run:
                 "pass a folder that `nernlit fit` wrote (runs/<name>/version_N), or a .ckpt."
             )
         folder = max(runs, key=lambda folder: (folder / "checkpoints" / name).stat().st_mtime)
-        return cls(folder, folder / "checkpoints" / name)
+        return cls(folder, folder / "checkpoints" / name, original)
 
     @property
     def name(self) -> str:
@@ -127,7 +134,7 @@ class Run:
 
     @cached_property
     def _representation(self) -> Representation:
-        return load_representation(self.checkpoint)[0].eval()
+        return load_representation(self.checkpoint, original=self.original)[0].eval()
 
     def rounds(self) -> list[EndedRound]:
         """The rounds of a Progressive fit, the first one first.

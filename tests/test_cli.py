@@ -171,7 +171,7 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         (["fit", *QUICK, "--seed_everything=1.5"], r"--seed_everything 1\.5: expected true or false or a whole number"),
         (
             ["fit", *QUICK, "--trainer.logger.init_args.save_dir=/dev/null"],
-            "/dev/null is no folder; pass another --trainer",
+            r"save_dir /dev/null: null is a file; expected a folder",
         ),
         (["fit", *QUICK, "more"], "'more' is no option; options are given as --name value"),
         (["fit"], r"--data, --model is not given; pass a configuration \(-c FILE\)"),

@@ -243,3 +243,25 @@ def test_a_folder_and_a_missing_value_are_no_configuration() -> None:
         expand_bases(["fit", "-c", "folder"])
     with pytest.raises(UsageError, match="-c needs a value: a YAML file"):
         expand_bases(["fit", "-c"])
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "stl10"])
+def test_every_configuration_names_the_run_of_a_shipped_original(dataset: str) -> None:
+    original = yaml.safe_load((CONFIGS / f"{dataset}_original.yaml").read_text(encoding="utf-8"))
+    base = yaml.safe_load((CONFIGS / "base" / f"{dataset}.yaml").read_text(encoding="utf-8"))
+    named = base["model"]["init_args"]["representation"]["original"]
+    assert named.pop("checkpoint") == f"runs/{original['trainer']['logger']['init_args']['name']}"
+    assert named == original["model"]["init_args"]["original"]
+    assert base["data"]["class_path"] == original["data"]["class_path"]
+
+
+def test_the_headline_commands_follow_each_other_as_written(fakes: dict[str, Path]) -> None:
+    Path("data").symlink_to(fakes["cifar10"])
+    short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
+    run(["fit", "-c", str(CONFIGS / "cifar10_original.yaml"), *short, "--data.val_share=0.5", "--data.batch_size=4"])
+    short.append("--data.steps_per_epoch=2")
+    cli = run(["fit", "-c", str(CONFIGS / "cifar10_h120.yaml"), *short, "--model.representation.order=none"])
+    best = Path("runs/cifar10_original/version_0/checkpoints/best.ckpt").absolute()
+    assert cli.model.representation.original.weights_from == str(best)
+    expected = torch.load(best, weights_only=True)["state_dict"]["original.net.conv1.weight"]
+    assert torch.equal(cli.model.representation.original.net.conv1.weight, expected)

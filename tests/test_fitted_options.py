@@ -129,6 +129,12 @@ def test_a_runs_folder_is_a_checkpoint_and_works_from_anywhere(
     assert float(tested.trainer.callback_metrics["test/acc_original"]) > 0.9
     main(["analyze", "layers", str(folder)])
     assert (folder / "analysis" / "layers.json").is_file()
+    (folder.parents[2] / "original.safetensors").rename("moved.safetensors")
+    with pytest.raises(SystemExit):
+        main(["analyze", "spectrum", str(folder)])
+    assert "original.safetensors, which is gone; say where it is now: --original FILE" in capsys.readouterr().err
+    main(["analyze", "spectrum", str(folder), "--original", "moved.safetensors"])
+    assert (folder / "analysis" / "spectrum.json").is_file()
 
 
 def test_a_configuration_takes_the_newest_run_of_its_original(capsys: pytest.CaptureFixture[str]) -> None:

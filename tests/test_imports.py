@@ -42,6 +42,7 @@ ALLOWED = {
     "arguments": _PLAIN,
     "parser_errors": set(),
     "cli": {
+        "arguments",
         "base_files",
         "cpu",
         "parser_errors",
