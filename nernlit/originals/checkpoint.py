@@ -1,6 +1,7 @@
 """Reading a CNN's weights from the files that people have: safetensors, .pt/.pth/.th, Lightning .ckpt."""
 
 import argparse
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def read_state_dict(path: str | Path, net: nn.Module | None = None, ema: bool | 
 
 
 def _content(path: Path) -> Any:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, False for names that the system does not take
         raise CheckpointError(f"no file at {path}; expected a CNN's weights (.safetensors, .pt, .pth, .th or .ckpt).")
     try:
         with path.open("rb") as file:

@@ -9,11 +9,11 @@ from torch.nn.utils import parametrize
 
 from nernlit.errors import CheckpointError, UsageError
 
-#: Parameters that stand in for a weight -> how to make it a plain parameter again.
-_REPARAMETRIZED = {
-    "weight_g": "torch.nn.utils.remove_weight_norm(net.{name})",
-    "weight_u": "torch.nn.utils.remove_spectral_norm(net.{name})",
-    "weight_mask": 'torch.nn.utils.prune.remove(net.{name}, "weight")',
+#: Ending of a tensor that stands in for another one -> how to make that one a plain parameter again.
+_STAND_INS = {
+    "_g": "torch.nn.utils.remove_weight_norm(net.{module})",
+    "_u": "torch.nn.utils.remove_spectral_norm(net.{module})",
+    "_mask": 'torch.nn.utils.prune.remove(net.{module}, "{tensor}")',
 }
 
 
@@ -29,38 +29,34 @@ def require_plain_weights(net: nn.Module, name: str) -> None:
         raise UsageError(
             f"{name!r} has weights without a shape yet ({lazy[0]}); run one batch through the network first."
         )
-    for module_name, call in _computed_weights(net):
+    for tensor, call in _computed_tensors(net):
         raise UsageError(
-            f"the weight of {module_name!r} in {name!r} is computed from other parameters in every forward pass, so it "
-            f"cannot be replaced. Make it a plain parameter first: {call}."
+            f"{tensor} of {name!r} is computed from other parameters in every forward pass, so it cannot be replaced. "
+            f"Make it a plain parameter first: {call}."
         )
-    empty = next((key for key, value in entries.items() if value.is_meta), None)
-    if empty is not None:
-        raise UsageError(f"{name!r} is on the meta device, {empty} has no values; load its weights first.")
-    other = {
-        key: value.dtype
-        for key, value in entries.items()
-        if value.dtype != torch.float32 and (value.is_floating_point() or value.is_complex())
-    }
-    for key, dtype in other.items():
-        raise UsageError(
-            f"{key} of {name!r} is {str(dtype).removeprefix('torch.')}, but an original's weights are float32; "
-            "call net.float() first."
-        )
+    for key, value in entries.items():
+        if value.is_meta:
+            raise UsageError(f"{name!r} is on the meta device, {key} has no values; load its weights first.")
+    for key, parameter in net.named_parameters():
+        if parameter.dtype != torch.float32 and (parameter.is_floating_point() or parameter.is_complex()):
+            raise UsageError(
+                f"{key} of {name!r} is {str(parameter.dtype).removeprefix('torch.')}, but an original's weights are "
+                "float32; call net.float() first."
+            )
 
 
-def _computed_weights(net: nn.Module) -> Iterator[tuple[str, str]]:
-    """Modules whose weight is no parameter of theirs, with the call that makes it one."""
+def _computed_tensors(net: nn.Module) -> Iterator[tuple[str, str]]:
+    """Weights of convolutions, and what torch's hooks compute, with the call that makes each a plain parameter."""
     for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d) and parametrize.is_parametrized(module, "weight"):
-            yield name, f'torch.nn.utils.parametrize.remove_parametrizations(net.{name}, "weight")'
         own = {key for key, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
-        if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in own:
-            for key, call in _REPARAMETRIZED.items():
-                if key in own:
-                    yield name, call.format(name=name)
-            if isinstance(module, nn.Conv2d):
-                yield name, f"net.{name}.weight = torch.nn.Parameter(net.{name}.weight.detach())"
+        for tensor in [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
+            for ending, call in _STAND_INS.items():
+                if tensor + ending in own:
+                    yield f"{name}.{tensor}", call.format(module=name, tensor=tensor)
+        if isinstance(module, nn.Conv2d) and "weight" not in own:
+            if parametrize.is_parametrized(module, "weight"):
+                yield f"{name}.weight", f'torch.nn.utils.parametrize.remove_parametrizations(net.{name}, "weight")'
+            yield f"{name}.weight", f"net.{name}.weight = torch.nn.Parameter(net.{name}.weight.detach())"
 
 
 @torch.no_grad()
@@ -98,7 +94,7 @@ def _statistic(what: str, values: Sequence[float], channels: int, name: str) -> 
     flag = f"--model.representation.original.{what}"
     try:
         numbers = torch.tensor([float(value) for value in values], dtype=torch.float32)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{what}={values!r} of {name!r}; expected a list of numbers ({flag}).") from error
     shown = _listed(numbers)
     if len(numbers) not in (1, channels):

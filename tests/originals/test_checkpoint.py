@@ -252,7 +252,10 @@ def test_the_message_says_what_the_file_is_and_what_to_pass(kind: str, suffix: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_named_as_one() -> None:
+def test_a_folder_is_named_as_one_and_no_file_as_none() -> None:
+    for name in ("", "nowhere.pt", "x" * 5000, "a\0b"):
+        with pytest.raises(CheckpointError, match=r"no file at|is a folder"):
+            Original(NAME, checkpoint=name)
     Path("folder").mkdir()
     with pytest.raises(CheckpointError, match="cannot read weights from folder: it is a folder"):
         Original(NAME, checkpoint="folder")

@@ -135,6 +135,7 @@ def test_options_that_timm_does_not_take_are_told_in_one_sentence() -> None:
         ([-0.1], [0.2], r"mean=\[-0.1\] of 'cifar_resnet20'; expected finite numbers in \[0, 1\]"),
         ([float("nan")], [0.2], r"mean=\[nan\] of 'cifar_resnet20'; expected finite"),
         ([0.5], [float("inf")], r"std=\[inf\] of 'cifar_resnet20'; expected finite"),
+        (["a"], [0.2], r"mean=\['a'\] of 'cifar_resnet20'; expected a list of numbers"),
         ([], [0.2], "mean has 0 numbers, but 'cifar_resnet20' takes images of 3 channels"),
     ],
 )
@@ -201,6 +202,11 @@ COMPUTED: dict[str, tuple[Callable[[TinyCNN], nn.Module], str]] = {
         'torch.nn.utils.prune.remove(net.stem, "weight")',
     ),
     "pruned head": (_pruned_head, 'torch.nn.utils.prune.remove(net.head, "weight")'),
+    "pruned bias": (
+        lambda net: (prune.l1_unstructured(net.wide, "bias", 0.5), net)[1],
+        "wide.bias of 'TinyCNN' is computed from other parameters in every forward pass, so it cannot be replaced. "
+        'Make it a plain parameter first: torch.nn.utils.prune.remove(net.wide, "bias").',
+    ),
     "a plain tensor": (_hooked_weight, "net.stem.weight = torch.nn.Parameter(net.stem.weight.detach())"),
     "lazy": (lambda net: _Lazy(), "weights without a shape yet (stem.weight); run one batch through the network"),
     "half": (lambda net: net.half(), "stem.weight of 'TinyCNN' is float16, but an original's weights are float32"),
@@ -237,6 +243,12 @@ def test_the_calls_that_errors_name_do_help() -> None:
         back(net.stem)
         original = Original.of(net, 10, **STATISTICS).freeze()
         torch.testing.assert_close(original(images), expected)
+
+
+def test_buffers_may_have_any_type() -> None:
+    net = TinyCNN()
+    net.register_buffer("filter", torch.ones(2, dtype=torch.float64))
+    assert Original.of(net, 10, **STATISTICS).freeze().net.get_buffer("filter").dtype == torch.float64
 
 
 def test_a_parametrized_head_is_kept_as_it_is() -> None:
