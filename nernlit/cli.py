@@ -57,12 +57,12 @@ from nernlit.runs import Run
 _TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 #: Commands that are functions of a module of their own -> module and function.
 _OTHER_COMMANDS = {
-    "sweep": ("sweep", "main"),
-    "analyze": ("analyze", "main"),
-    "report": ("report", "main"),
     "export": ("export", "export"),
     "inspect": ("export", "inspect"),
     "reconstruct": ("export", "reconstruct"),
+    "sweep": ("sweep", "main"),
+    "analyze": ("analyze", "main"),
+    "report": ("report", "main"),
 }
 _COMMANDS = (*_TRAINER_COMMANDS, *_OTHER_COMMANDS)
 _PARSER = {"exit_on_error": False, "allow_abbrev": False}

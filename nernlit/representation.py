@@ -16,7 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from nernlit.constants import WithConstants
 from nernlit.errors import CheckpointError, LayoutError
-from nernlit.kernels import LayerFilter, LayerPreset, Layout, OrderName, addresses, are_addresses, packed_bits
+from nernlit.kernels import (
+    LayerFilter,
+    LayerPreset,
+    Layout,
+    OrderName,
+    addresses,
+    pack_order,
+    packed_bits,
+    unpack_order,
+)
 from nernlit.originals import Original
 from nernlit.predictors import Predictor
 from nernlit.sharing import distinct_elements
@@ -54,7 +63,7 @@ class Sizes:
 class Representation(WithConstants):
     """A CNN whose convolution kernels come out of a predictor.
 
-    Its `state_dict` holds the predictor and, as extra state, the specification, the scale, the addresses and the
+    Its `state_dict` holds the predictor and, as extra state, the specification, the scale, the packed order and the
     original's fingerprint; never the original.
 
     Args:
@@ -108,7 +117,7 @@ class Representation(WithConstants):
             layout: Which weights are predicted, in which rows.
             order: What the addresses' order is called.
             standardise: Whether the predictor works in units of `scale`.
-            address_N3: Address of every kernel; see `are_addresses`.
+            address_N3: Address of every kernel, (N, 3).
             scale: Weight units of the predictor's unit, a scalar.
 
         Raises:
@@ -289,17 +298,17 @@ class Representation(WithConstants):
             "original": self.original.fingerprint(),
             "specification": self.specification(),
             "scale": self.scale.cpu(),
-            "addresses": self.addresses.cpu(),
+            "order": pack_order(self.layout, self.addresses, self.order),
         }
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over a checkpoint's scale and addresses: those that its predictor was fitted with.
+        """Take over a checkpoint's scale and order: those that its predictor was fitted with.
 
         Raises:
             CheckpointError: If it belongs to another original or to a representation that is built differently, or is
                 damaged.
         """
-        kinds = {"original": str, "specification": dict, "scale": Tensor, "addresses": Tensor}
+        kinds = {"original": str, "specification": dict, "scale": Tensor, "order": Tensor}
         if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
             raise CheckpointError(
                 "the checkpoint does not say how its representation is built: it was written by another version of "
@@ -316,10 +325,13 @@ class Representation(WithConstants):
                 f"the checkpoint was fitted with another representation: {'; '.join(differing)}. Use the checkpoint's "
                 "values; with init_from, leave `representation` out to take them all from the checkpoint."
             )
-        scale, table_N3 = state["scale"], state["addresses"]
-        # An order may come out differently on another machine; the predictor knows the one that it was fitted with.
-        close = scale.shape == self.scale.shape and torch.allclose(scale.float(), self.scale.cpu(), rtol=1e-4)
-        if not close or not are_addresses(self.layout, table_N3):
-            raise CheckpointError("the checkpoint is damaged: its scale or its addresses are wrong. Pass another one.")
+        scale = state["scale"]
+        if scale.shape != self.scale.shape or not torch.allclose(scale.float(), self.scale.cpu(), rtol=1e-4):
+            raise CheckpointError("the checkpoint is damaged: its scale is wrong. Pass another one.")
+        try:
+            # An order may come out differently on another machine; the predictor knows the one that it was fitted with.
+            table_N3 = unpack_order(self.layout, state["order"], self.order)
+        except LayoutError as error:
+            raise CheckpointError(f"the checkpoint is damaged: {error} Pass another one.") from error
         self.set_constant("scale", scale.to(self.scale))
         self.set_constant("addresses", table_N3.to(self.addresses))
