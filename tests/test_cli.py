@@ -280,7 +280,7 @@ def test_ones_own_class_and_utf_8_work_in_any_locale() -> None:
 
 
 def test_a_sweep_tabulates_and_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["sweep", "--configs", QUICK[1], "--hidden", "4", "8", "--out", "swept", *QUICK[2:]]
+    line = ["sweep", "--configs", QUICK[1], "--hidden", "4", "8", "--out", "swept", *QUICK[2:4], *QUICK[5:]]
     main([arg for arg in line if arg != "8"])
     first = Path("swept/sweep.csv").read_text()
     main(line)
@@ -302,7 +302,7 @@ def test_a_sweep_tabulates_and_goes_on_where_it_stopped(capsys: pytest.CaptureFi
 def test_a_sweep_fits_anew_what_a_changed_file_describes() -> None:
     mine = Path("mine.yaml")
     mine.write_text(f"base: [{Path(QUICK[1]).resolve()}]\n")
-    line = ["sweep", "--configs", str(mine), "--hidden", "4", "--out", "swept", *QUICK[2:]]
+    line = ["sweep", "--configs", str(mine), "--hidden", "4", "--out", "swept", *QUICK[2:4], *QUICK[5:]]
     main(line)
     mine.write_text(mine.read_text() + "model: {init_args: {loss: rmse}}\n")
     main(line)
