@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from nernlit.nern import load, save
     from nernlit.originals import Original
     from nernlit.predictors import MLP, FourierEncoding, Predictor
-    from nernlit.representation import Representation, Sizes
+    from nernlit.representation import Representation
+    from nernlit.sizes import Sizes
 
 __all__ = [
     "MLP",
@@ -65,7 +66,8 @@ _NAMES = {
     "nern": ["load", "save"],
     "originals": ["Original"],
     "predictors": ["MLP", "FourierEncoding", "Predictor"],
-    "representation": ["Representation", "Sizes"],
+    "representation": ["Representation"],
+    "sizes": ["Sizes"],
 }
 _HOME = {name: part for part, names in _NAMES.items() for name in names}
 

@@ -1,7 +1,7 @@
 """Progress of work that may take seconds, on stderr, and times as people read them."""
 
 import os
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,23 +32,24 @@ def progress(description: str, total: int, delay: float = DELAY_SECONDS) -> Iter
     """
     bar = Progress(console=CONSOLE, transient=True)
     task = bar.add_task(description, total=total)
-    started = time.monotonic()
-    shown = os.environ.get("LOCAL_RANK", "0") != "0"
 
-    def advance(done: int) -> None:
-        nonlocal shown
-        bar.advance(task, done)
-        if shown or time.monotonic() - started < delay:
-            return
-        shown = True
+    def show() -> None:
         if CONSOLE.is_terminal:
             bar.start()
         else:
             CONSOLE.print(f"{description} ...", highlight=False, soft_wrap=True)
 
+    # A thread of its own: the first unit of work may take minutes.
+    timer = threading.Timer(delay, show)
+    timer.daemon = True
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        timer.start()
     try:
-        yield advance
+        yield lambda done: bar.advance(task, done)
     finally:
+        timer.cancel()
+        if timer.is_alive():
+            timer.join()
         if bar.live.is_started:
             bar.stop()
 

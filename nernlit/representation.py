@@ -6,8 +6,7 @@ Shapes: N kernels, K kernel side that the predictor gives (at least the layout's
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, Self, final
 
 import torch
@@ -28,7 +27,8 @@ from nernlit.kernels import (
 )
 from nernlit.originals import Original
 from nernlit.predictors import Predictor
-from nernlit.sharing import distinct_elements
+from nernlit.progress import progress
+from nernlit.sizes import Sizes
 from nernlit.specification import differences
 
 #: A table of up to so many kernels is predicted in one piece, and nothing is computed twice.
@@ -36,27 +36,6 @@ _WHOLE = 65_536
 #: Kernels of a larger table predicted at a time; bounds the memory of its activations.
 _CHUNK = 16_384
 _ALL = (slice(None), slice(None))
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What there is to store; bytes count 4 a number.
-
-    Attributes:
-        predictor_params: The predictor's parameters.
-        predicted_weights: Convolution weights that it stands for.
-        cr_paper: The paper's CR: predictor parameters / predicted weights, and nothing else.
-        order_bytes: Packed permutations, which a decoder needs too.
-        kept_bytes: The original's tensors that are not predicted (linear and normalisation layers, statistics).
-        cr_stored: (predictor + order + kept) bytes / all of the original's bytes.
-    """
-
-    predictor_params: int
-    predicted_weights: int
-    cr_paper: float
-    order_bytes: int
-    kept_bytes: int
-    cr_stored: float
 
 
 @final
@@ -193,14 +172,25 @@ class Representation(WithConstants):
         Args:
             predictor: One of the same form to ask in place of the representation's own.
         """
+        if self.training or torch.is_grad_enabled():  # training steps have a progress bar of their own
+            return self._weights(predictor, lambda done: None)
+        return self._weights_with_progress(predictor)
+
+    def _weights_with_progress(self, predictor: nn.Module | None = None) -> dict[str, Tensor]:
+        kernels = self.layout.num_kernels
+        with progress(f"predicting {kernels:,} kernels", kernels) as advance:
+            return self._weights(predictor, advance)
+
+    def _weights(self, predictor: nn.Module | None, advance: Callable[[int], None]) -> dict[str, Tensor]:
         if self.layout.num_kernels <= _WHOLE:
             return self.layout.weights(self._predicted(self.addresses, predictor, False))
         # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
-        size = self.predictor.kernel_size
-        return {
-            layer.key: self._predicted(self.addresses[layer.rows], predictor, True, layer.crop(size)).view(layer.shape)
-            for layer in self.layout.layers
-        }
+        weights, size = {}, self.predictor.kernel_size
+        for layer in self.layout.layers:
+            kernels = self._predicted(self.addresses[layer.rows], predictor, True, layer.crop(size))
+            weights[layer.key] = kernels.view(layer.shape)
+            advance(layer.kernels)
+        return weights
 
     def original_weights(self) -> dict[str, Tensor]:
         """The original's own entries of what `weights` predicts."""
@@ -253,7 +243,7 @@ class Representation(WithConstants):
     def reconstructed(self) -> dict[str, Tensor]:
         """The reconstructed CNN as a state dict with the original's keys and types, for `timm.create_model`."""
         state = {key: value.detach().clone() for key, value in self.original.net.state_dict().items()}
-        weights = self.weights()
+        weights = self._weights_with_progress()
         for layer in self.layout.layers:
             for key in (layer.key, *layer.aliases):
                 state[key].copy_(weights[layer.key])
@@ -267,18 +257,9 @@ class Representation(WithConstants):
 
     def sizes(self) -> Sizes:
         """What there is to store, by the paper's count and in full."""
-        params, predicted = self.predictor.num_params, self.layout.num_weights
-        all_bytes = 4 * distinct_elements(self.original.net.state_dict().values())
-        kept_bytes = all_bytes - 4 * predicted
         order_bytes = (packed_bits(self.layout, self.order) + 7) // 8
-        return Sizes(
-            predictor_params=params,
-            predicted_weights=predicted,
-            cr_paper=params / predicted,
-            order_bytes=order_bytes,
-            kept_bytes=kept_bytes,
-            cr_stored=(4 * params + order_bytes + kept_bytes) / all_bytes,
-        )
+        state = self.original.net.state_dict()
+        return Sizes.of(self.predictor.num_params, self.layout.num_weights, order_bytes, state.values())
 
     def specification(self) -> dict[str, Any]:
         """How the representation is built, in primitives: its layers, order, scale and predictor.

@@ -31,7 +31,8 @@ ALLOWED = {
     "losses": _PLAIN,
     "optimisers": _PLAIN,
     "specification": set(),
-    "representation": {"specification", *_PLAIN, "kernels", "predictors", "originals", "losses"},
+    "sizes": {"sharing"},
+    "representation": {"sizes", "specification", *_PLAIN, "kernels", "predictors", "originals", "losses"},
     "nern": {*_PLAIN, "container", "kernels", "originals", "predictors", "representation"},
     "analysis": {*_PLAIN, "kernels", "predictors", "originals", "losses", "representation"},
     "checkpoint": {*_PLAIN, "representation"},
@@ -70,7 +71,7 @@ ALLOWED = {
     "report": {"arguments", *_PLAIN, "analysis", "representation", "runs"},
     "export": {"arguments", *_PLAIN, "callbacks", "container", "data", "modules", "nern", "runs"},
     "__main__": {"cli", "signals"},
-    "__init__": {"data", "kernels", "modules", "nern", "originals", "predictors", "representation"},
+    "__init__": {"data", "kernels", "modules", "nern", "originals", "predictors", "representation", "sizes"},
 }
 WITHOUT_LIGHTNING = {
     "container",
@@ -89,6 +90,7 @@ WITHOUT_LIGHTNING = {
     "losses",
     "optimisers",
     "specification",
+    "sizes",
     "representation",
     "checkpoint",
     "analysis",

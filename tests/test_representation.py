@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,23 @@ def test_chunks_keep_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
             representation.weights()
         totals.append(sum(kept))
     assert totals[1] < totals[0] / 10
+
+
+def test_a_prediction_of_seconds_shows_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    representation = tiny_representation()
+    forward = representation.predictor.forward
+    monkeypatch.setattr("nernlit.representation._WHOLE", 1)
+    monkeypatch.setattr("nernlit.progress.progress.__wrapped__.__defaults__", (0.01,))
+    monkeypatch.setattr(representation.predictor, "forward", lambda rows: (time.sleep(0.1), forward(rows))[1])
+    representation.reconstructed()
+    assert capsys.readouterr().err == "predicting 68 kernels ...\n"
+    with torch.no_grad():
+        representation.train().weights()  # of a training step, whose bar tells enough
+        assert capsys.readouterr().err == ""
+        representation.eval().weights()
+    assert capsys.readouterr().err == "predicting 68 kernels ...\n"
 
 
 def test_ten_lines_of_python_fit_without_lightning() -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import Parameter
@@ -17,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from nernlit.checkpoint import load_representation
+from nernlit.constants import WithConstants
 from nernlit.errors import UsageError
 from nernlit.kernels import Sampling, Uniform, mixed_seed
 from nernlit.losses import reconstruction_rmse
@@ -50,7 +52,7 @@ class Round:
 
 
 @final
-class Progressive(StagedModule):
+class Progressive(StagedModule, WithConstants):
     """Rounds of Recon-only, each fitting the last one's winner. The representation always is the leading trial.
 
     A round has `max_epochs / rounds` epochs and ends with a validation.
@@ -95,7 +97,7 @@ class Progressive(StagedModule):
         self.ended: list[Round] = []
         self.trial_predictors = Trials(representation.predictor, trials)
         target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
-        self.register_buffer("round_target", target_NKK)
+        self.set_constant("round_target", target_NKK)
         self._measure_target()
         self._start_trials()
 
@@ -138,12 +140,19 @@ class Progressive(StagedModule):
         self._ddp_params_and_buffers_to_ignore += copied
         if stage == "fit" and self.trainer.limit_val_batches == 0:
             raise UsageError("limit_val_batches=0: Progressive chooses a round's winner on validation images.")
+        callbacks = getattr(self.trainer, "callbacks", [])
+        averaging = [c for c in callbacks if isinstance(c, WeightAveraging | StochasticWeightAveraging)]
+        if stage == "fit" and averaging:
+            raise UsageError(
+                f"{type(averaging[0]).__name__} would average the representation over trials and rounds; Progressive "
+                "takes each round's winner as it is. Leave the callback out."
+            )
 
     def stage_starts(self) -> Sequence[int]:
         return [number * self._round_steps for number in range(1, self.rounds)]
 
     def start_stage(self) -> None:
-        self.round_target.copy_(self._reconstructed())
+        self.set_constant("round_target", self._reconstructed())
         self._measure_target()
         self._start_trials()
 
@@ -237,8 +246,10 @@ class Progressive(StagedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["rounds"] = [asdict(ended) for ended in self.ended]
+        checkpoint["round_target"] = self.round_target
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.ended = [Round(**ended) for ended in checkpoint["rounds"]]
-        self.norms_N = checkpoint["state_dict"]["round_target"].flatten(1).norm(dim=1)
+        self.set_constant("round_target", checkpoint["round_target"].to(self.round_target.device))
+        self._measure_target()

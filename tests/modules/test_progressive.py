@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LambdaCallback, StochasticWeightAveraging
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -240,3 +240,29 @@ def test_a_finished_chain_goes_on_with_more_rounds_of_the_same_length(tmp_path: 
     fewer = _progressive(rounds=1, trials=1, min_delta=None)
     with pytest.raises(UsageError, match=r"stages end after the steps \[3, 6\]; .* they end after \[12\]"):
         quiet_trainer(max_epochs=4).fit(fewer, datamodule=data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+
+
+def test_the_representation_can_be_trained_on_after_a_fit() -> None:
+    module = _progressive(rounds=1, trials=2)
+    _fit(module, 1)
+    representation = module.representation
+    (representation.kernels() - representation.target).square().mean().backward()
+    for parameter in representation.predictor.parameters():
+        assert parameter.requires_grad
+        assert parameter.grad is not None
+        assert bool(parameter.grad.any())
+
+
+def test_a_rounds_target_is_exact_in_every_precision() -> None:
+    module = _progressive(rounds=1, trials=1)
+    trainer = quiet_trainer(max_epochs=1, num_sanity_val_steps=0, precision="bf16-true")
+    trainer.fit(module, datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2))
+    assert torch.equal(module.round_target, module.representation.target)
+    assert module.round_target.dtype == torch.float32
+
+
+@pytest.mark.parametrize("callback", [EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=1e-3)])
+def test_callbacks_that_would_average_trials_are_refused(callback: Callback) -> None:
+    trainer = quiet_trainer(max_epochs=1, callbacks=[callback])
+    with pytest.raises(UsageError, match=rf"{type(callback).__name__} would average the representation over trials"):
+        trainer.fit(_progressive(rounds=1), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2))
