@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nernlit.cli import main, run
-from tests.fakes import CONFIGS, QUICK, write_weights
+from tests.fakes import CONFIGS, QUICK
 
 DOCS = CONFIGS.parent / "docs"
 FILES = {
@@ -55,14 +55,6 @@ def test_a_test_set_and_a_sampling_of_ones_own_are_named_in_yaml() -> None:
     more = ["--model.sampling=largest.Largest", "--data.test_sets=[{class_path: inverted.Inverted}]"]
     tested = run(["test", *QUICK, *more, "--ckpt_path=best"])
     assert "test/acc_inverted_all" in tested.trainer.callback_metrics
-
-
-def test_the_readmes_library_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)\n```", text, re.S)
-    write_weights("cifar_resnet20", Path("resnet20.safetensors"))
-    exec(code.replace("range(2000)", "range(2)"), {})
-    assert "conv1.weight" in torch.load("resnet20_reconstructed.pt", weights_only=True)
 
 
 def test_what_predict_prints_works_in_a_new_python(capsys: pytest.CaptureFixture[str]) -> None:
