@@ -1,10 +1,63 @@
 """Augmentation of whole batches, on whatever device they are."""
 
 import math
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from nernlit.errors import UsageError, require_at_least
+
+
+@final
+@dataclass(frozen=True)
+class Augmentation:
+    """What training images go through; the defaults change nothing.
+
+    Attributes:
+        pad_crop: Pixels of zero padding from which images are cut at random.
+        flip: Whether half of the images are mirrored.
+        resized_crop: Smallest share of its area of a random part that is stretched to the image's size; None for none.
+        mixup: Largest share of another image that is blended in.
+
+    Raises:
+        UsageError: If a value makes no sense.
+    """
+
+    pad_crop: int = 0
+    flip: bool = False
+    resized_crop: float | None = None
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_at_least(0, pad_crop=self.pad_crop)
+        if self.resized_crop is not None and not 0 < self.resized_crop <= 1:
+            raise UsageError(
+                f"resized_crop={self.resized_crop}; expected a share of an image's area above 0 and up to 1."
+            )
+        if not 0 <= self.mixup <= 0.5:
+            raise UsageError(f"mixup={self.mixup}; expected the largest share of another image, between 0 and 0.5.")
+
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """The augmented images as pixels in [0, 1].
+
+        Args:
+            images_BCHW: uint8.
+            generator: On the CPU; the same state gives the same result on every device.
+        """
+        if self.pad_crop or self.flip:
+            images_BCHW = pad_crop_flip(images_BCHW, self.pad_crop, self.flip, generator)
+        if self.resized_crop:
+            images_BCHW = resized_crop(images_BCHW, self.resized_crop, generator)
+        pixels_BCHW = to_pixels(images_BCHW)
+        return mix(pixels_BCHW, self.mixup, generator) if self.mixup else pixels_BCHW
+
+
+def to_pixels(images_BCHW: Tensor) -> Tensor:
+    """Numbers of 0 to 255 as pixels in [0, 1], NHWC in memory, which convolutions like best on CPUs and GPUs alike."""
+    return (images_BCHW.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
 def pad_crop_flip(images_BCHW: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:

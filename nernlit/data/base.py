@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nernlit.data.augment import mix, pad_crop_flip, resized_crop
+from nernlit.data.augment import Augmentation, to_pixels
 from nernlit.data.batches import BatchNumbers, ErrorsAsBatches
 from nernlit.data.channels import require_channels, statistics_of
 from nernlit.data.sources import ImageSource, InChannels, TensorImages
@@ -74,7 +74,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, steps_per_epoch=steps_per_epoch)
-        require_at_least(0, split_seed=split_seed, pad_crop=pad_crop, num_workers=num_workers)
+        require_at_least(0, split_seed=split_seed, num_workers=num_workers)
         if not 0 < val_share < 1:
             raise UsageError(f"val_share={val_share}; expected a share of the training images between 0 and 1.")
         if train_on not in get_args(TrainOn):
@@ -84,11 +84,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_share, self.split_seed = val_share, split_seed
         self.train_on, self.steps_per_epoch, self.noise_range = train_on, steps_per_epoch, noise_range
-        if resized_crop is not None and not 0 < resized_crop <= 1:
-            raise UsageError(f"resized_crop={resized_crop}; expected a share of an image's area above 0 and up to 1.")
-        if not 0 <= mixup <= 0.5:
-            raise UsageError(f"mixup={mixup}; expected the largest share of another image, between 0 and 0.5.")
-        self.pad_crop, self.flip, self.resized_crop, self.mixup = pad_crop, flip, resized_crop, mixup
+        self.augmentation = Augmentation(pad_crop, flip, resized_crop, mixup)
         self.num_workers = num_workers
         self.test_sets = list(test_sets or [])
         self.seed = torch.initial_seed() % 2**63
@@ -230,14 +226,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if not isinstance(batch, tuple | list):
             return batch
         images_BCHW, labels_B = batch
-        generator = self._step_generator() if training else None
-        if generator and (self.pad_crop or self.flip):
-            images_BCHW = pad_crop_flip(images_BCHW, self.pad_crop, self.flip, generator)
-        if generator and self.resized_crop:
-            images_BCHW = resized_crop(images_BCHW, self.resized_crop, generator)
-        # NHWC in memory, which convolutions like best on CPUs and GPUs alike.
-        pixels_BCHW = (images_BCHW.float() / 255).contiguous(memory_format=torch.channels_last)
-        return (mix(pixels_BCHW, self.mixup, generator) if generator and self.mixup else pixels_BCHW), labels_B
+        if training:
+            return self.augmentation(images_BCHW, self._step_generator()), labels_B
+        return to_pixels(images_BCHW), labels_B
 
     def _step_generator(self) -> torch.Generator:
         """Randomness of its own for every step and process, so that a resumed run repeats nothing and skips nothing."""

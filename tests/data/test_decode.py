@@ -2,14 +2,18 @@
 
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from nernlit.data import FolderDataModule
 from nernlit.data.decode import Fitting, image_suffixes, read_image
 from nernlit.errors import DataError
+from nernlit.progress import progress
+from tests.fakes import write_image_folder
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 GRAY = np.round(255 * RAMP).astype(np.uint8)
@@ -200,3 +204,16 @@ def test_a_file_is_no_program(tmp_path: Path) -> None:
 def test_an_image_of_extreme_proportions_is_fitted_or_refused(tmp_path: Path) -> None:
     Image.new("L", (2, 600)).save(tmp_path / "x.png")
     assert read_image(tmp_path / "x.png", 3, Fitting(8)).shape == (8, 8, 3)
+
+
+def test_reading_a_tree_shows_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("sources", "trees"):
+        monkeypatch.setattr(f"nernlit.data.{module}.progress", partial(progress, delay=0))
+    data = FolderDataModule(str(write_image_folder(tmp_path, 2, 3)))
+    data.setup("test")
+    assert capsys.readouterr().err.splitlines() == [
+        f"listing the images of {tmp_path}/test ...",
+        "decoding 6 images ...",
+    ]
