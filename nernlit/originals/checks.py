@@ -91,26 +91,25 @@ def pixel_statistics(mean: Sequence[float], std: Sequence[float], channels: int,
 
 
 def _statistic(what: str, values: Sequence[float], channels: int, name: str) -> Tensor:
-    flag = f"--model.representation.original.{what}"
     try:
         numbers = torch.tensor([float(value) for value in values], dtype=torch.float32)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{what}={values!r} of {name!r}; expected a list of numbers ({flag}).") from error
+        raise UsageError(f"{what}={values!r} of {name!r}; expected a list of numbers.") from error
     shown = _listed(numbers)
     if len(numbers) not in (1, channels):
         raise UsageError(
             f"{what} has {len(numbers)} numbers, but {name!r} takes images of {channels} channels; "
-            f"pass {channels} numbers ({flag}), or the right in_chans."
+            f"pass 1 or {channels} numbers, or the right in_chans."
         )
     if not bool(numbers.isfinite().all()) or bool((numbers < 0).any()):
-        raise UsageError(f"{what}={shown} of {name!r}; expected finite numbers in [0, 1] ({flag}).")
+        raise UsageError(f"{what}={shown} of {name!r}; expected finite numbers in [0, 1].")
     if bool((numbers > 1).any()):
         raise UsageError(
             f"{what}={shown} of {name!r} is in units of 0 to 255, but pixels are in [0, 1]; "
-            f"pass {_listed(numbers / 255)} ({flag})."
+            f"pass {what}={_listed(numbers / 255)}."
         )
     if what == "std" and not bool(numbers.all()):
-        raise UsageError(f"std={shown} of {name!r}; pixels are divided by it, so it must not be 0 ({flag}).")
+        raise UsageError(f"std={shown} of {name!r}; pixels are divided by it, so it must not be 0.")
     return numbers.view(-1, 1, 1)
 
 

@@ -135,14 +135,12 @@ def _preferred(fitting: Sequence[WeightSet], source: str, ema: bool | None) -> W
             "save the one that you mean as a file of its own."
         )
     if others and _is_rank_zero():
-        why = " as timm does; pass ema: false for the raw ones" if chosen.is_ema and ema is None else ""
+        kind = "averaged (EMA) ones" if chosen.is_ema else "ones"
+        hint = ", as timm does; pass ema: false for the raw ones" if chosen.is_ema and ema is None else ""
+        left_out = ", ".join(map(str, others))
         _logger.warning(
-            "%s holds %d sets of weights: took %s%s, left out %s.",
-            source,
-            len(others) + 1,
-            f"the averaged (EMA) ones in {chosen}" if chosen.is_ema else f"those in {chosen}",
-            why,
-            ", ".join(map(str, others)),
+            "%s holds %d sets of weights: took the %s in %s, not those in %s%s.",
+            *(source, len(others) + 1, kind, chosen, left_out, hint),
         )
     return chosen
 

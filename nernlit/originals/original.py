@@ -137,13 +137,27 @@ class Original(nn.Module):
             images_BCHW: Pixels.
             weights: Entries of the network's state dict to use in place of its own, which do not change. A weight that
                 the network has under several names is replaced under all of them; give it by one.
+
+        Raises:
+            UsageError: If the network returns anything else.
         """
         pixels_BCHW = (images_BCHW - self.mean) / self.std
         entries = {place: value for key, value in (weights or {}).items() for place in self.places[key]}
-        logits: Tensor = (
+        logits_BC = (
             functional_call(self.net, entries, (pixels_BCHW,), tie_weights=False) if entries else self.net(pixels_BCHW)
         )
-        return logits
+        expected = (len(images_BCHW), self.num_classes)
+        if not isinstance(logits_BC, Tensor) or logits_BC.shape != expected:
+            given = (
+                f"tensor of shape {tuple(logits_BC.shape)}"
+                if isinstance(logits_BC, Tensor)
+                else type(logits_BC).__name__
+            )
+            raise UsageError(
+                f"{self.name!r} returned a {given}; expected logits of shape {expected}. "
+                "Pass the right num_classes, or wrap the network in a module that returns its logits alone."
+            )
+        return logits_BC
 
     def freeze(self) -> Self:
         """No gradients, and evaluation mode whatever happens: BatchNorm statistics never move.

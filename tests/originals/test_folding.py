@@ -308,18 +308,6 @@ def test_layers_with_hooks_are_left_alone(layer: str, before: bool) -> None:
     _check(_Hooked(layer, before), norms=1)
 
 
-def test_a_convolution_that_the_network_returns_is_left_alone() -> None:
-    class Returns(_Net):
-        def forward(self, images: Tensor) -> Tensor:
-            maps = self.conv(images)
-            self.normed = self.bn(maps)
-            return maps
-
-    original = Original.of(Returns(), 5, [0.5], [0.5]).freeze()
-    images = torch.rand(2, 3, 3, 3)
-    assert torch.equal(Folded(original, images)(images), original(images))
-
-
 def test_one_tap_leaves_the_other_layers_folded() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -127,8 +127,12 @@ def test_options_that_timm_does_not_take_are_told_in_one_sentence() -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
-        ([125.3, 123.0, 113.9], [0.2], r"mean=\[125.3, 123, 113.9\] .* 0 to 255, .* pass \[0.4914, 0.4824, 0.4467\]"),
-        ([0.5], [63.0, 62.1, 66.7], r"std=\[63, 62.1, 66.7\] .* 0 to 255, .* pass \[0.2471, 0.2435, 0.2616\]"),
+        (
+            [125.3, 123.0, 113.9],
+            [0.2],
+            r"mean=\[125.3, 123, 113.9\] .* 0 to 255, .* pass mean=\[0.4914, 0.4824, 0.4467\]",
+        ),
+        ([0.5], [63.0, 62.1, 66.7], r"std=\[63, 62.1, 66.7\] .* 0 to 255, .* pass std=\[0.2471, 0.2435, 0.2616\]"),
         ([0.5], [0.2, 0.0, 0.2], r"std=\[0.2, 0, 0.2\] of 'cifar_resnet20'; pixels are divided by it"),
         ([0.5], [1e-60], r"std=\[0\] of 'cifar_resnet20'; pixels are divided by it"),
         ([0.5], [-0.2], r"std=\[-0.2\] of 'cifar_resnet20'; expected finite numbers in \[0, 1\]"),
@@ -243,6 +247,32 @@ def test_the_calls_that_errors_name_do_help() -> None:
         back(net.stem)
         original = Original.of(net, 10, **STATISTICS).freeze()
         torch.testing.assert_close(original(images), expected)
+
+
+class _Returns(nn.Module):
+    def __init__(self, answer: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> object:
+        return self.answer(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: torch.zeros(len(x), 1000), r"'_Returns' returned a tensor of shape \(2, 1000\)"),
+        (lambda x: torch.zeros(len(x), 10, 1, 1), r"'_Returns' returned a tensor of shape \(2, 10, 1, 1\)"),
+        (lambda x: (torch.zeros(len(x), 10), x), "'_Returns' returned a tuple"),
+        (lambda x: {"logits": torch.zeros(len(x), 10)}, "'_Returns' returned a dict"),
+    ],
+)
+def test_answers_that_are_not_logits_of_the_classes_are_refused(
+    answer: Callable[[Tensor], object], message: str
+) -> None:
+    original = Original.of(_Returns(answer), 10, [0.5], [0.5], in_chans=3)
+    with pytest.raises(UsageError, match=message + r"; expected logits of shape \(2, 10\)"):
+        original(torch.rand(2, 3, 4, 4))
 
 
 def test_buffers_may_have_any_type() -> None:
