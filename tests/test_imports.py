@@ -42,10 +42,10 @@ ALLOWED = {
     "base_files": _PLAIN,
     "arguments": _PLAIN,
     "parser_errors": set(),
-    "cli": {
+    "cli": {"cpu", "parser_errors", *_PLAIN, "trainer_cli"},
+    "trainer_cli": {
         "arguments",
         "base_files",
-        "cpu",
         "parser_errors",
         *_PLAIN,
         "kernels",
@@ -58,7 +58,6 @@ ALLOWED = {
         "fitted_options",
         "resume",
         "runs",
-        "sweep",
     },
     "resume": {*_PLAIN, "checkpoint"},
     "fitted_options": {*_PLAIN, "resume"},
