@@ -42,6 +42,7 @@ from nernlit.modules import ClassifierModule
 from nernlit.parser_errors import explain
 from nernlit.progress import CONSOLE
 from nernlit.resume import require_usable, say, whole_last_checkpoint
+from nernlit.run_folders import claimed_folder
 from nernlit.runs import Run
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -183,8 +184,12 @@ class NernlitCLI(LightningCLI):
             require_writable(Path(str(logger["init_args"]["save_dir"])), "--trainer.logger.init_args.save_dir")
 
     def _run_subcommand(self, subcommand: str) -> None:
+        logger = self.config[subcommand]["trainer"]["logger"]
+        arguments = logger.get("init_args") if hasattr(logger, "get") else None
+        numbered = not arguments or arguments.get("version") is None
         try:
-            super()._run_subcommand(subcommand)
+            with claimed_folder(self.trainer.logger, numbered, subcommand == "fit"):
+                super()._run_subcommand(subcommand)
         except DataError as error:
             if self.model.needs_images(subcommand):
                 raise

@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 class StopSignal(L.Callback):
     """Sends a signal to the own process in a hook's n-th call."""
 
-    def __init__(self, hook: str, call: int, signum: int = signal.SIGTERM) -> None:
+    def __init__(self, hook: str, call: int, signum: int = 15) -> None:
         self.calls = 0
 
         def send(trainer: L.Trainer, *_: Any, **__: Any) -> None:
