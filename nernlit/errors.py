@@ -3,6 +3,8 @@
 The command line prints the message of a `NernlitError` and exits with code 2; a library user catches the class.
 """
 
+import math
+
 
 class NernlitError(Exception):
     """Base of every error that a user can mend."""
@@ -32,16 +34,28 @@ class DivergenceError(NernlitError):
     """A loss, a weight or a logit is not a finite number."""
 
 
-def require_at_least(least: int, **options: int) -> None:
-    """Refuse options that are smaller.
+class FileFormatError(NernlitError):
+    """A .nern file is missing, damaged, of another version, or describes what cannot be built."""
+
+
+def require_at_least(least: float, **options: float) -> None:
+    """Refuse options that are smaller, or not finite.
 
     Raises:
         UsageError: If one is; names it.
     """
     for name, value in options.items():
-        if not value >= least:
-            raise UsageError(f"{name}={value}; expected at least {least}.")
+        if not least <= value < math.inf:
+            finite = " and a finite number" if value == math.inf else ""
+            raise UsageError(f"{name}={value}; expected at least {least}{finite}.")
 
 
-class FileFormatError(NernlitError):
-    """A .nern file is missing, damaged, of another version, or describes what cannot be built."""
+def require_positive(**options: float) -> None:
+    """Refuse options that are 0, negative or not finite.
+
+    Raises:
+        UsageError: If one is; names it.
+    """
+    for name, value in options.items():
+        if not 0 < value < math.inf:
+            raise UsageError(f"{name}={value}; expected a finite number above 0.")

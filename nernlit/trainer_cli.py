@@ -5,6 +5,7 @@ from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError as ParserError
@@ -38,7 +39,7 @@ from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, DataError, UsageError
 from nernlit.files import write_atomically
 from nernlit.fitted_options import place_weights, require_fitted_options
-from nernlit.modules import ClassifierModule
+from nernlit.modules import ClassifierModule, Plan
 from nernlit.parser_errors import explain
 from nernlit.progress import CONSOLE
 from nernlit.resume import require_usable, say, whole_last_checkpoint
@@ -179,6 +180,10 @@ class NernlitCLI(LightningCLI):
         files = [Path(file) for flag, file in pairwise(self.args) if flag == "-c"]
         for part in ("model", "data"):
             settle_paths(config[part], part, files)
+        if self.subcommand == "fit":
+            # Before the network's kernels are ordered, which takes long for large ones; the module checks it again.
+            plan = Plan.of(config["trainer"], config["data"].get("init_args"))
+            resolve_name(config["model"]["class_path"]).check_plan(plan, config["model"]["init_args"])
         logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):
             require_writable(Path(str(logger["init_args"]["save_dir"])), "--trainer.logger.init_args.save_dir")

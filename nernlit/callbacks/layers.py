@@ -17,7 +17,7 @@ from nernlit.representation import Representation
 
 
 class _LayerTable(L.Callback, ABC):
-    """Measures every layer after each validation of a fit, and in `validate` and `test`."""
+    """Measures every layer after each validation of a fit; in `validate` and `test` it writes the table alone."""
 
     name: str
 
@@ -39,7 +39,8 @@ class _LayerTable(L.Callback, ABC):
             return
         layers, figure = self.measure(representation)
         scalars = {f"{self.name}/{of}/{layer}": value for layer, row in layers.items() for of, value in row.items()}
-        for logger in trainer.loggers:
+        # Of a checkpoint that is evaluated there is a point already, from its fit.
+        for logger in trainer.loggers if trainer.state.fn == "fit" else []:
             logger.log_metrics(scalars, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(self.name, figure, trainer.global_step)

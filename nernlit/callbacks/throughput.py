@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nernlit.errors import require_at_least
 from nernlit.predictors import Predictor, Trials
 
 _SIDE = 1024  # of the matrices whose product is timed
@@ -27,6 +28,7 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:
+        require_at_least(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self._handles: list[RemovableHandle] = []
         self._steps, self._kernels, self._operations, self._began = 0, 0, 0, 0.0

@@ -5,6 +5,7 @@ from nernlit.modules.baseline_joint import BaselineJoint
 from nernlit.modules.classifier import ClassifierModule
 from nernlit.modules.decoupled_distill import DecoupledDistill
 from nernlit.modules.original import OriginalModule
+from nernlit.modules.plan import Plan
 from nernlit.modules.progressive import Progressive, Round
 from nernlit.modules.recon_only import ReconOnly
 
@@ -13,6 +14,7 @@ __all__ = [
     "ClassifierModule",
     "DecoupledDistill",
     "OriginalModule",
+    "Plan",
     "Progressive",
     "ReconOnly",
     "ReconstructionModule",

@@ -148,6 +148,7 @@ class ReconstructionModule(ClassifierModule):
         checkpoint["sampling_seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.seed = checkpoint["sampling_seed"]
 
     def predicted_networks(self) -> dict[str, dict[str, Tensor]]:

@@ -5,18 +5,19 @@ is NeRN's for CIFAR-10.
 """
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from nernlit.errors import UsageError
+from nernlit.errors import UsageError, require_at_least, require_positive
 from nernlit.kernels import MagnitudeMix, Sampling
 from nernlit.losses import reconstruction_rmse
 from nernlit.modules.base import Precision
 from nernlit.modules.classifier import ImageBatch
 from nernlit.modules.distilling import DistillingModule
+from nernlit.modules.plan import Plan
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
 
@@ -62,6 +63,9 @@ class BaselineJoint(DistillingModule):
         taps: Sequence[str] = NERN_TAPS,
         precision: Precision = "fp32",
     ) -> None:
+        require_at_least(0, warmup_steps=warmup_steps, recon_weight=recon_weight, feature_weight=feature_weight)
+        require_at_least(0, kd_weight=kd_weight, kd_inside_log=kd_inside_log)
+        require_positive(temperature=temperature)
         if not recon_weight and (not (kd_weight or feature_weight) or warmup_steps):
             raise UsageError(
                 f"recon_weight=0, feature_weight={feature_weight}, kd_weight={kd_weight}, warmup_steps={warmup_steps}: "
@@ -74,13 +78,13 @@ class BaselineJoint(DistillingModule):
         self.recon_weight, self.feature_weight, self.kd_weight = recon_weight, feature_weight, kd_weight
         self.kd_options = {"temperature": temperature, "inside_log": kd_inside_log}
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        steps = self.planned_steps()
-        if (self.feature_weight or self.kd_weight) and self.warmup_steps >= steps:
+    @classmethod
+    def check_plan(cls, plan: Plan, options: Any) -> None:
+        if (options.feature_weight or options.kd_weight) and options.warmup_steps >= plan.most_steps:
             raise UsageError(
-                f"the run ends after {steps} steps, within the loss warm-up (warmup_steps={self.warmup_steps}), and "
-                "would never look at an image; make it longer (--trainer.max_epochs) or the warm-up shorter."
+                f"the run ends after {plan.most_steps:.0f} steps, within the loss warm-up (warmup_steps="
+                f"{options.warmup_steps}), and would never look at an image; make it longer (--trainer.max_epochs) or "
+                "the warm-up shorter."
             )
 
     @property

@@ -6,6 +6,7 @@ Batches are (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); metrics are `
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -18,6 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from nernlit.errors import DataError, DivergenceError, UsageError
 from nernlit.modules.divergence import ADVICE, LossWatch, all_finite, not_finite
+from nernlit.modules.optimization import built_optimizer, built_schedule
+from nernlit.modules.plan import Plan
 from nernlit.optimisers import NeedsTotalSteps
 from nernlit.originals import Original
 
@@ -43,6 +46,7 @@ class ClassifierModule(L.LightningModule, ABC):
             self.save_hyperparameters()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.num_classes, self.in_chans = original.num_classes, original.in_chans
+        self.fitted_steps = 0  # of the checkpoint that was loaded
         #: Of the evaluation under way; not a ModuleDict, whose names may hold no dots (as in "cifar10.1").
         self.metrics: dict[str, MulticlassAccuracy] = {}
 
@@ -79,7 +83,44 @@ class ClassifierModule(L.LightningModule, ABC):
                 "name the data (--data CLASS and its options)."
             )
 
+    #: Precisions of the trainer (`--trainer.precision`) that the module works in.
+    precisions: tuple[str, ...] = ("32-true",)
+
+    @classmethod
+    def check_plan(cls, plan: Plan, options: Any) -> None:
+        """Refuse a fit whose length does not suit the scheme. Nothing by default.
+
+        Args:
+            plan: The fit's length, as far as it is known.
+            options: The module, or the options that it would be built from; read by attribute.
+
+        Raises:
+            UsageError: If the scheme cannot do what it is for in this length.
+        """
+
+    def configure_callbacks(self) -> Any:
+        """Lightning's first hook of a run: what cannot work is refused before any data is read."""
+        precision = self.trainer.precision
+        if precision not in self.precisions:
+            half = "; --model.precision bf16 runs training steps in it" if "bf16" in precision else ""
+            raise UsageError(
+                f"--trainer.precision {precision}: {type(self).__name__} works in {', '.join(self.precisions)}{half}."
+            )
+        if self.trainer.state.fn == "fit":
+            self.check_plan(Plan.of(self.trainer, self._data), self)
+        return super().configure_callbacks()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A fit ends with a validation, whatever ends it: max_epochs, max_steps, max_time or a callback."""
+        trainer = self.trainer
+        over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if over or trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+        if trainer.should_stop and trainer.check_val_every_n_epoch:
+            trainer.check_val_every_n_epoch = 1
+
     def on_fit_start(self) -> None:
+        self._check_val_every_n_epoch = self.trainer.check_val_every_n_epoch
         at_once = self.device.type == "cpu" and self.trainer.world_size == 1
         self._losses = LossWatch(at_once, self.joined_flags)
 
@@ -112,7 +153,11 @@ class ClassifierModule(L.LightningModule, ABC):
         if self.trainer.state.fn == "fit":
             self.refuse_divergence()  # a checkpoint that is of no use must not take the place of a good one
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.fitted_steps = int(checkpoint.get("global_step", 0))
+
     def on_train_end(self) -> None:
+        self.trainer.check_val_every_n_epoch = self._check_val_every_n_epoch
         self.refuse_divergence()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -202,7 +247,8 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def _report(self, stage: str) -> None:
         suffixes = list(self._classifiers or self.finite)  # without images, the weights alone
-        flags = torch.stack([self.finite[suffix].int() for suffix in suffixes])
+        unseen = torch.ones((), dtype=torch.bool, device=self.device)  # a process may have got no image
+        flags = torch.stack([self.finite.get(suffix, unseen).int() for suffix in suffixes])
         finite = dict(zip(suffixes, self.joined_flags(flags).tolist(), strict=True))
         self.refuse_unusable(stage, [suffix for suffix in finite if not finite[suffix]])
         results: dict[str, Tensor] = {}
@@ -232,9 +278,16 @@ class ClassifierModule(L.LightningModule, ABC):
             )
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
-        """Log an evaluation's figures; equal on all processes already."""
+        """Log an evaluation's figures; equal on all processes already.
+
+        A loaded checkpoint's are those of its step. The fit has logged them where it validated: `validate` reports them
+        without another point in the curves.
+        """
+        command = self.trainer.state.fn
         for name, value in results.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True)
+            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True, logger=command != "validate")
+        if command == "test":
+            self.log("step", float(self.fitted_steps), sync_dist=True)  # Lightning takes it for the x axis
 
     def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """What makes the optimiser and its schedule."""
@@ -252,18 +305,16 @@ class ClassifierModule(L.LightningModule, ABC):
         return int(steps)
 
     def configure_optimizers(self) -> Any:
+        plan = Plan.of(self.trainer, self._data)
+        # Its data is there by now, and with it the number of steps.
+        self.check_plan(replace(plan, most_steps=self.trainer.estimated_stepping_batches), self)
         make_optimizer, make_scheduler = self.makers()
-        optimizer = make_optimizer(list(self.trained_parameters()))
-        scheduler = make_scheduler(optimizer) if make_scheduler else None
-        made: list[object] = [optimizer, scheduler]
-        planners = [thing for thing in made if isinstance(thing, NeedsTotalSteps)]
-        if planners:
-            steps = self.planned_steps()
-            for thing in planners:
-                thing.set_total_steps(steps)
-        if scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer = built_optimizer(make_optimizer, self.trained_parameters())
+        described = built_schedule(make_scheduler, optimizer, self.trainer) if make_scheduler else None
+        for thing in (optimizer, described["scheduler"] if described else None):
+            if isinstance(thing, NeedsTotalSteps):
+                thing.set_total_steps(self.planned_steps())
+        return optimizer if described is None else {"optimizer": optimizer, "lr_scheduler": described}
 
 
 def _suffix(condition: Any) -> str:

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from nernlit.checkpoint import load_representation
-from nernlit.errors import UsageError
+from nernlit.errors import UsageError, require_at_least, require_positive
 from nernlit.kernels import Sampling, Uniform
 from nernlit.losses import reconstruction_mse
 from nernlit.modules.base import Precision, ReconstructionLoss
 from nernlit.modules.classifier import ImageBatch
 from nernlit.modules.distilling import DistillingModule
+from nernlit.modules.plan import Plan
 from nernlit.modules.stages import StagedModule
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
@@ -69,6 +70,9 @@ class DecoupledDistill(StagedModule, DistillingModule):
         recon_sampling: Sampling | None = None,
         recon_loss: ReconstructionLoss = "mse",
     ) -> None:
+        require_at_least(0, kd_weight=kd_weight, cross_entropy_weight=cross_entropy_weight, recon_weight=recon_weight)
+        require_at_least(0, feature_weight=feature_weight, recon_steps=recon_steps)
+        require_positive(temperature=temperature)
         if not kd_weight and not cross_entropy_weight and not feature_weight:
             raise UsageError("kd_weight, cross_entropy_weight and feature_weight are all 0; nothing is left to learn.")
         representation, described = load_representation(init_from, representation)
@@ -96,14 +100,13 @@ class DecoupledDistill(StagedModule, DistillingModule):
     def stage_starts(self) -> Sequence[int]:
         return [self.recon_steps] if self.recon_steps else []
 
-    def configure_optimizers(self) -> Any:
-        total = self.trainer.estimated_stepping_batches
-        if total <= self.recon_steps:
+    @classmethod
+    def check_plan(cls, plan: Plan, options: Any) -> None:
+        if plan.most_steps <= options.recon_steps:
             raise UsageError(
-                f"the run ends after {total} steps, within phase 1 (recon_steps={self.recon_steps}); "
+                f"the run ends after {plan.most_steps:.0f} steps, within phase 1 (recon_steps={options.recon_steps}); "
                 "pass a larger --trainer.max_epochs, or fewer --model.recon_steps."
             )
-        return super().configure_optimizers()
 
     def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         return (self.make_recon_optimizer, self.make_recon_scheduler) if self.reconstructs else super().makers()

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import cross_entropy
 
+from nernlit.errors import UsageError
 from nernlit.modules.classifier import ClassifierModule, ImageBatch
 from nernlit.originals import Original
 
@@ -23,6 +24,8 @@ class OriginalModule(ClassifierModule):
         label_smoothing: Share of a label's weight that is spread over all classes.
     """
 
+    precisions = ("32-true", "bf16-mixed", "16-mixed")
+
     def __init__(
         self,
         original: Original,
@@ -30,6 +33,8 @@ class OriginalModule(ClassifierModule):
         scheduler: LRSchedulerCallable | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(f"label_smoothing={label_smoothing}; expected a share of at least 0 and below 1.")
         super().__init__(original, optimizer, scheduler)
         self.original = original
         self.label_smoothing = label_smoothing

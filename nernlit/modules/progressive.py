@@ -23,6 +23,7 @@ from nernlit.errors import UsageError
 from nernlit.kernels import Sampling, Uniform, mixed_seed
 from nernlit.losses import reconstruction_rmse
 from nernlit.modules.base import Precision, ReconstructionLoss
+from nernlit.modules.plan import Plan
 from nernlit.modules.stages import StagedModule
 from nernlit.predictors import Trials
 from nernlit.representation import Representation
@@ -88,6 +89,8 @@ class Progressive(StagedModule, WithConstants):
     ) -> None:
         if rounds < 1 or trials < 1:
             raise UsageError(f"rounds={rounds}, trials={trials}; expected at least 1 of both.")
+        if min_delta is not None and not math.isfinite(min_delta):
+            raise UsageError(f"min_delta={min_delta}; expected a finite number, or null never to end early.")
         representation, described = load_representation(init_from, representation)
         super().__init__(representation, optimizer, scheduler, precision)
         self.remember(described)
@@ -118,17 +121,18 @@ class Progressive(StagedModule, WithConstants):
 
     @property
     def _round_steps(self) -> int:
-        epochs = self.trainer.max_epochs or 0
-        every = self.trainer.check_val_every_n_epoch or 1
-        if epochs % self.rounds or (epochs // self.rounds) % every:
+        epochs = (self.trainer.max_epochs or 0) // self.rounds
+        return epochs * math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    @classmethod
+    def check_plan(cls, plan: Plan, options: Any) -> None:
+        epochs, every, rounds = plan.max_epochs or 0, plan.check_val_every_n_epoch, options.rounds
+        if not epochs or epochs % rounds or (epochs // rounds) % every:
             raise UsageError(
-                f"max_epochs={epochs}, rounds={self.rounds}, check_val_every_n_epoch={every}: a round must have "
+                f"max_epochs={epochs}, rounds={rounds}, check_val_every_n_epoch={every}: a round must have "
                 "a whole number of epochs and end with a validation; "
                 "pass epochs that rounds * check_val_every_n_epoch divides."
             )
-        return (
-            epochs // self.rounds * math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        )
 
     def needs_images(self, stage: str) -> bool:
         return stage == "fit"

@@ -12,6 +12,8 @@ from typing import Any, final
 import ranger21.ranger21 as package
 from torch.nn import Parameter
 
+from nernlit.errors import require_at_least
+
 # The package prints some thirty lines an instance and more during training; there is no switch.
 package.print = lambda *_args, **_kwargs: None
 
@@ -48,6 +50,7 @@ class Ranger21(package.Ranger21):  # type: ignore[misc]  # the package is untype
         betas: tuple[float, float] = (0.9, 0.999),
         options: dict[str, Any] | None = None,
     ) -> None:
+        require_at_least(0, weight_decay=weight_decay)
         self._arguments = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas), **(options or {})}
         self._plan(list(params), 1)
 

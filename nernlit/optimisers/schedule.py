@@ -6,7 +6,7 @@ from typing import Any, final
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nernlit.errors import UsageError
+from nernlit.errors import UsageError, require_at_least
 
 
 @final
@@ -23,10 +23,15 @@ class WarmupCosine(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, warmup_steps: int = 0, min_lr: float = 0.0, total_steps: int | None = None
     ) -> None:
+        require_at_least(0, warmup_steps=warmup_steps, min_lr=min_lr)
+        if total_steps is not None:
+            require_at_least(1, total_steps=total_steps)
         self.warmup_steps = warmup_steps
         self.min_lr = min_lr
         self.total_steps = total_steps
         super().__init__(optimizer)
+        if min_lr > max(map(float, self.base_lrs)):
+            raise UsageError(f"min_lr={min_lr} is above the learning rate ({float(max(self.base_lrs)):g}).")
 
     def set_total_steps(self, total_steps: int) -> None:
         """Plan for `total_steps` steps; a number given to the constructor stays."""
