@@ -54,9 +54,10 @@ def built_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any
             "--model.scheduler ReduceLROnPlateau does not say which metric it follows; "
             "pass lightning.pytorch.cli.ReduceLROnPlateau with monitor, for example val/acc and mode max."
         )
-    if trainer.check_val_every_n_epoch is None:
-        raise UsageError(
-            "--model.scheduler ReduceLROnPlateau is stepped at the end of epochs; pass --trainer.check_val_every_n_epoch."
-        )
     frequency = trainer.check_val_every_n_epoch
+    if frequency is None:
+        raise UsageError(
+            "--model.scheduler ReduceLROnPlateau is stepped at the end of epochs; "
+            "pass a number as --trainer.check_val_every_n_epoch."
+        )
     return {"scheduler": schedule, "monitor": monitor, "interval": "epoch", "frequency": frequency}
