@@ -174,10 +174,10 @@ data: {{init_args: {{batch_size: 500, pad_crop: 0, flip: false}}}}
 trainer: {{max_epochs: 0, logger: {{init_args: {{name: distill}}}}}}
 """
     )
-    cli = run(["fit", "-c", str(config), f"--model.init_from={checkpoint}", *QUICK[5:]])
+    module = DecoupledDistill(init_from=str(checkpoint), optimizer=_adam)
     for key, value in first.model.representation.state_dict().items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(cli.model.representation.state_dict()[key], value), key
+            assert torch.equal(module.representation.state_dict()[key], value), key
     line = ["-c", str(config), *QUICK[5:]]
     run(["fit", *line, f"--model.init_from={checkpoint}", "--trainer.max_epochs=1"])
     checkpoint.unlink()
