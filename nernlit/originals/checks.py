@@ -15,6 +15,12 @@ _STAND_INS = {
     "_u": "torch.nn.utils.remove_spectral_norm(net.{module})",
     "_mask": 'torch.nn.utils.prune.remove(net.{module}, "{tensor}")',
 }
+#: What weights cannot be replaced in -> the network to pass in its place.
+_WRAPPERS = {
+    nn.DataParallel: "inside it, net.module",
+    nn.parallel.DistributedDataParallel: "inside it, net.module",
+    torch.jit.ScriptModule: "that it was made from",
+}
 
 
 def require_plain_weights(net: nn.Module, name: str) -> None:
@@ -23,6 +29,9 @@ def require_plain_weights(net: nn.Module, name: str) -> None:
     Raises:
         UsageError: With the module and the call that helps.
     """
+    for kind, instead in _WRAPPERS.items():
+        if isinstance(net, kind):
+            raise UsageError(f"{name!r} is a {kind.__name__}; pass the network {instead}.")
     entries = dict([*net.named_parameters(), *net.named_buffers()])
     lazy = [key for key, value in entries.items() if is_lazy(value)]
     if lazy:

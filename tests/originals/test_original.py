@@ -206,6 +206,8 @@ COMPUTED: dict[str, tuple[Callable[[TinyCNN], nn.Module], str]] = {
         'torch.nn.utils.prune.remove(net.stem, "weight")',
     ),
     "pruned head": (_pruned_head, 'torch.nn.utils.prune.remove(net.head, "weight")'),
+    "in DataParallel": (nn.DataParallel, "'DataParallel' is a DataParallel; pass the network inside it, net.module."),
+    "scripted": (torch.jit.script, "is a ScriptModule; pass the network that it was made from."),
     "pruned bias": (
         lambda net: (prune.l1_unstructured(net.wide, "bias", 0.5), net)[1],
         "wide.bias of 'TinyCNN' is computed from other parameters in every forward pass, so it cannot be replaced. "
@@ -221,7 +223,7 @@ COMPUTED: dict[str, tuple[Callable[[TinyCNN], nn.Module], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated", "ignore:`torch.jit.script`")
 @pytest.mark.parametrize("kind", COMPUTED)
 def test_weights_that_cannot_be_replaced_are_refused_with_the_call_that_helps(kind: str) -> None:
     change, message = COMPUTED[kind]
