@@ -135,3 +135,13 @@ def test_a_truncated_file_is_said_to_be_one(kept: int) -> None:
     Path("cut.pt").write_bytes(whole[:kept])
     size = Path("cut.pt").stat().st_size
     assert describe_file("cut.pt").startswith(f"a damaged or truncated zip file ({size:,} bytes): its zip directory")
+
+
+def test_files_that_were_saved_without_checksums_are_whole() -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(WEIGHTS, "unchecked.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert zip_damage("unchecked.pt") is None
+    assert describe_file("unchecked.pt") == "a PyTorch file of weights alone (tensors: 1)"
