@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,37 @@ def test_what_is_not_finite_is_null_in_json(fits: list[str], monkeypatch: pytest
     (row,) = _analysed("interpolate", fits[0], *OUT, "--points", "1", "--low", "1")
     assert row["loss"] is row["accuracy"] is None
     assert row["share"] == 1
+
+
+def test_work_on_images_says_how_far_it_is(fits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    left: dict[str, int] = {}
+
+    @contextmanager
+    def recorded(description: str, total: int) -> Iterator[Callable[[int], None]]:
+        left[description] = total
+
+        def advance(done: int) -> None:
+            left[description] -= done
+
+        yield advance
+
+    for module in ("analyses", "analysis.landscape", "report", "runs"):
+        monkeypatch.setattr(f"nernlit.{module}.progress", recorded)
+    analyze(["interpolate", fits[1], *OUT, "--points", "3"])
+    analyze(["landscape", fits[1], *OUT, "--points", "2"])
+    analyze(["rounds", fits[1], *OUT])
+    analyze(["smooth", fits[1], *OUT])
+    main(["report", fits[1]])
+    assert set(left) == {
+        "reading 100 test images",
+        "measuring 3 points of a line",
+        "measuring 4 points of a plane",
+        "testing 2 rounds",
+        "testing 15 networks",
+        "reading 360 test images",
+        "testing digits_h128/version_0",
+    }
+    assert set(left.values()) == {0}
 
 
 def test_numbers_are_whole_in_a_narrow_terminal(
