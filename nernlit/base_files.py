@@ -1,5 +1,6 @@
 """Configuration files: checked reading, the files that `base:` names, and the variants that `schedule` selects."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def _split(args: Sequence[str]) -> tuple[list[Path], str | None, list[str]]:
             continue
         if flag not in ("-c", "--config", "--schedule"):
             others.append(arg)
+            _refuse_inline_duplicates(value if equals else arg)
             continue
         if not equals and not (value := next(rest, "")):
             raise UsageError(f"{flag} needs a value: {'a schedule' if flag == '--schedule' else 'a YAML file'}.")
@@ -160,14 +162,21 @@ def _read(path: Path) -> yaml.MappingNode:
     return root
 
 
-def _refuse_duplicates(path: Path, root: yaml.MappingNode) -> None:
+def _refuse_inline_duplicates(value: str) -> None:
+    if value[:1] in ("{", "["):
+        with contextlib.suppress(yaml.YAMLError):  # the option's type says what is wrong
+            if (root := yaml.compose(value, yaml.SafeLoader)) is not None:
+                _refuse_duplicates(value, root)
+
+
+def _refuse_duplicates(source: Path | str, root: yaml.Node) -> None:
     waiting: list[yaml.Node] = [root]
     visited = 0
     while waiting:
         node = waiting.pop()
         visited += 1
         if visited > _MOST_NODES:
-            raise UsageError(f"{path} has more than {_MOST_NODES:,} values; it is no configuration.")
+            raise UsageError(f"{source} has more than {_MOST_NODES:,} values; it is no configuration.")
         if isinstance(node, yaml.SequenceNode):
             waiting += node.value
         elif isinstance(node, yaml.MappingNode):
@@ -176,10 +185,10 @@ def _refuse_duplicates(path: Path, root: yaml.MappingNode) -> None:
                 waiting.append(value)
                 line = key.start_mark.line + 1
                 if not isinstance(key, yaml.ScalarNode):
-                    raise UsageError(f"{path}, line {line}: a list or a mapping as a name; expected `name: value`.")
+                    raise UsageError(f"{source}, line {line}: a list or a mapping as a name; expected `name: value`.")
                 if key.value in lines:
                     raise UsageError(
-                        f"{path}, line {line}: {key.value!r} is given again (first in line {lines[key.value]}); "
+                        f"{source}, line {line}: {key.value!r} is given again (first in line {lines[key.value]}); "
                         "keep one of them."
                     )
                 lines[key.value] = line

@@ -128,7 +128,7 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(cause, NernlitError | MisconfigurationException):
             return str(cause)
         cause = cause.__cause__
-    if isinstance(error, ParserError | ArgumentError):
+    if isinstance(error, ParserError | ArgumentError) or "Does not validate against" in str(error):
         return explain(str(error), ROOTS)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."

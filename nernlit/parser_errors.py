@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+_TYPES = {
+    "PositiveInt": "a whole number above 0",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+}
 _NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>$|Given value type:|"
     r"Given value: (NestedArg|Namespace)"
@@ -38,13 +45,14 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
     if unknown := re.search(r"unrecognized arguments: (\S+)", text):
         return _unrecognized(unknown[1], option if keys else "", classes, list(options))
     if missing := re.search(r"arguments are required: (.+)", text):
-        names = ", ".join(f"--{name.strip().partition('.')[2] or name.strip()}" for name in missing[1].split(","))
-        return f"{names} is not given; pass a configuration (-c FILE), such as one in the repository's configs/ folder."
+        below = [name.strip() if keys else name.strip().partition(".")[2] for name in missing[1].split(",")]
+        names = ", ".join(f"{option}.{name}" if keys else f"--{name}" for name in below)
+        return f"{names} must be given (-c FILE; the repository's configs/ folder has one for every experiment)."
     value = _value(text)
-    asks_for_class = re.search(r"dot import path|valid subclass|Unable to load config|callable class", text)
+    asks_for_class = re.search(r"import path|accessible or invalid|subclass|Unable to load config|callable class", text)
     has_other_type = re.search(r"Expected a typing\.Literal|Expected an? <class '(?!NoneType)\w+'>", text)
     if asks_for_class and not has_other_type:
-        return f"{option} {value}: {_classes_expected(value, _type_of(keys, classes, roots), text)}"
+        return f"{option} {value}: {_classes_expected(option, value, _type_of(keys, classes, roots))}"
     allowed = [choice for found in re.findall(r"typing\.Literal\[([^\]]*)\]", text) for choice in found.split(", ")]
     allowed = list(dict.fromkeys(choice.strip("'") for choice in allowed))
     types = [_TYPES.get(name, "") for name in re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", text)]
@@ -52,6 +60,8 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
     if keys and (allowed or types):
         expected = " or ".join([*([f"one of {', '.join(allowed)}"] if allowed else []), *types])
         return f"{option} {value}: expected {expected}{' or a class path' if asks_for_class and types else ''}."
+    if asks_for_class and keys:
+        return f"{option} {value}: this option takes no such value (see --help)."
     return _condensed(text)
 
 
@@ -87,21 +97,38 @@ def _value(text: str) -> str:
     )
     given = given or re.findall(r"Expected a path but (.+) either not", text)
     given = given or re.findall(r"Unable to load config ['\"](.+?)['\"]", text)
-    return str(given[0]).strip() if given else ""
+    value = str(given[0]).strip() if given else ""
+    path = re.match(r"Namespace\(class_path='([^']+)'", value)
+    return path[1] if path else value
 
 
-def _classes_expected(value: str, base: Any, text: str) -> str:
+def _classes_expected(option: str, value: str, base: Any) -> str:
     """What stands where a class was expected."""
+    reason = _why_unusable(value)
+    because = f"{reason}; " if reason else ""
     if not isinstance(base, type):
-        reason = re.search(r"module '[\w.]+' has no attribute '\w+'|No module named '[\w.]+'", text)
-        because = f" ({reason[0]})" if reason else ""
-        return f"no class of that name{because}; expected a class path such as torch.optim.Adam."
+        example = "torch.optim.lr_scheduler.StepLR" if "scheduler" in option else "torch.optim.Adam"
+        return f"{because}expected the path of a class that this option takes, such as {example}."
     names = [found.__name__ for found in _subclasses(base)]
     if not names or names == [base.__name__]:
-        return f"expected the options of {base.__name__}: {', '.join(_parameters(base))}."
+        return f"{because}expected the options of {base.__name__}: {', '.join(_parameters(base))}."
     close = closest(value, names)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"expected one of {', '.join(names)}{hint}, or the path of a class of your own (module.Class)."
+    return (
+        f"{because}expected one of {', '.join(names)}{hint}, or the path of a class of your own (module.Class) that "
+        f"derives from {base.__name__}."
+    )
+
+
+def _why_unusable(class_path: str) -> str:
+    """What prevents the import of a class with a dot in its path; empty if nothing does."""
+    module, _, name = class_path.rpartition(".")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", module):
+        return ""
+    try:
+        return "" if hasattr(import_module(module), name) else f"{module} has no {name}"
+    except Exception as error:  # a user's module may raise anything
+        return f"{module} cannot be imported ({type(error).__name__}: {error})"
 
 
 def _subclasses(base: type) -> list[type]:

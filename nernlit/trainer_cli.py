@@ -166,7 +166,10 @@ class NernlitCLI(LightningCLI):
         plugins = _listed(trainer_config["plugins"])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer_config["plugins"] = [*plugins, DurableCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:  # of an accelerator, a strategy, a number of devices
+            raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
