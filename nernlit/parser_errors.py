@@ -55,7 +55,9 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         return f"{option} {value}: {_classes_expected(option, value, _type_of(keys, classes, roots))}"
     allowed = [choice for found in re.findall(r"typing\.Literal\[([^\]]*)\]", text) for choice in found.split(", ")]
     allowed = list(dict.fromkeys(choice.strip("'") for choice in allowed))
-    types = [_TYPES.get(name, "") for name in re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", text)]
+    types = [
+        _TYPES.get(name, "") for name in re.findall(r"(?:Expected an? <class '(?:\w+\.)*|Not of type )(\w+)", text)
+    ]
     types = [name for name in dict.fromkeys(types) if name not in ("", "null")]
     if keys and (allowed or types):
         expected = " or ".join([*([f"one of {', '.join(allowed)}"] if allowed else []), *types])
