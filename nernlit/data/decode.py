@@ -91,7 +91,7 @@ def read_image(path: Path, channels: int, fitting: Fitting | None = None) -> NDA
     """
     try:
         if not path.is_file():
-            raise FileNotFoundError("there is no such file" if not path.exists() else "not a regular file")
+            raise OSError("not a regular file" if path.exists() else "there is no such file")
         with Image.open(path, formats=_formats()) as opened:
             image = _eight_bits(opened)
         # PIL has no direct way from these to gray.

@@ -1,5 +1,6 @@
 """Image files of every mode, precision and kind of damage."""
 
+import os
 import struct
 import zlib
 from functools import partial
@@ -171,10 +172,11 @@ def _truncated(path: Path) -> None:
         (_truncated, "OSError: image file is truncated"),
         (lambda path: path.write_bytes(b""), "UnidentifiedImageError: cannot identify image file"),
         (lambda path: path.write_text("<html>"), "UnidentifiedImageError: cannot identify image file"),
-        (lambda path: path.symlink_to("nowhere"), "FileNotFoundError: there is no such file"),
-        (lambda path: path.mkdir(), "not a regular file"),
+        (lambda path: path.symlink_to("nowhere"), "OSError: there is no such file"),
+        (lambda path: path.mkdir(), "OSError: not a regular file"),
+        (os.mkfifo, "OSError: not a regular file"),
     ],
-    ids=["empty profile", "empty gamma", "text", "bomb", "truncated", "empty", "html", "link", "folder"],
+    ids=["empty profile", "empty gamma", "text", "bomb", "truncated", "empty", "html", "link", "folder", "pipe"],
 )
 def test_damaged_files_are_named_in_one_line(write: object, message: str, tmp_path: Path) -> None:
     write(tmp_path / "x.png")  # type: ignore[operator]
