@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nernlit.constants import WithConstants
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
@@ -74,6 +75,16 @@ def tiny_representation(seed: int = 0, **options: object) -> Representation:
     original = tiny_original(seed)
     torch.manual_seed(seed + 1)
     return Representation(original, MLP(8, depth=3, kernel_size=5, levels=4), **options)  # type: ignore[arg-type]
+
+
+def in_double(representation: Representation) -> Representation:
+    """With its constants too, which conversions leave alone: a reference needs more digits than it is compared in."""
+    representation.double().original.double()
+    for module in representation.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(module, WithConstants) and isinstance(value, Tensor) and value.is_floating_point():
+                module.set_constant(name, value.double())
+    return representation
 
 
 def digits_representation(hidden: int = 8) -> Representation:

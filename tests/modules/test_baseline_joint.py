@@ -15,7 +15,7 @@ from nernlit.modules import BaselineJoint
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from tests.fakes import quiet_trainer
+from tests.fakes import in_double, quiet_trainer
 from tests.reference import joint
 
 
@@ -48,7 +48,7 @@ def _first_step(module: BaselineJoint, images: torch.Tensor) -> tuple[dict[str, 
 
 @pytest.mark.parametrize("gradients", ["sampled", "all"])
 def test_a_whole_step_equals_the_slow_reference(gradients: str) -> None:
-    representation = _representation().double()  # in fp32 rounding alone is 1e-5
+    representation = in_double(_representation())  # in fp32 rounding alone is 1e-5
     weights = (1.0, 1e-2, 0.5)
     module = BaselineJoint(
         representation,
