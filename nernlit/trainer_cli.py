@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported so that YAML can name their classes without a module path.
@@ -159,8 +159,9 @@ class NernlitCLI(LightningCLI):
             # `sweep` reads it. With a limit Lightning adds a Timer of its own, unless there is one already.
             callbacks.append(Timer())
         if trainer_config["enable_progress_bar"] is not False:
-            trainer_config["enable_progress_bar"] = CONSOLE.is_interactive
-            callbacks += [ProgressLine()] if CONSOLE.is_interactive else []
+            has_own = any(isinstance(callback, ProgressBar) for callback in _listed(trainer_config["callbacks"]))
+            trainer_config["enable_progress_bar"] = has_own or CONSOLE.is_interactive
+            callbacks += [ProgressLine()] if CONSOLE.is_interactive and not has_own else []
             callbacks += [] if sys.stdout.isatty() else [ValidationLog()]
         trainer_config["callbacks"] = [*_listed(trainer_config["callbacks"]), *callbacks]
         plugins = _listed(trainer_config["plugins"])

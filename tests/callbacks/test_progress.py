@@ -11,6 +11,7 @@ import termios
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
 from nernlit.cli import run
 from tests.fakes import CONFIGS, QUICK
@@ -74,3 +75,11 @@ def test_a_progressive_fit_says_which_round_it_is(capfd: pytest.CaptureFixture[s
 def test_the_progress_bar_can_be_switched_off(capfd: pytest.CaptureFixture[str]) -> None:
     run(["fit", *QUICK])
     assert "step 5" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(interactive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(stderr=True, force_terminal=interactive, force_interactive=interactive)
+    monkeypatch.setattr("nernlit.trainer_cli.CONSOLE", console)
+    cli = run(["fit", *WITH_PROGRESS, "--trainer.callbacks+=TQDMProgressBar", "--trainer.limit_train_batches=1"])
+    assert type(cli.trainer.progress_bar_callback).__name__ == "TQDMProgressBar"
