@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import io
 import logging
 import os
@@ -96,6 +97,10 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
+#: Errors of a disk that is full or fails.
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+
+
 def _unknown_command(command: str) -> str:
     close = closest(command, _COMMANDS)
     hint = f" (did you mean {close[0]}?)" if close else ""
@@ -132,4 +137,6 @@ def user_message(error: BaseException) -> str | None:
         return explain(str(error), ROOTS)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
+    if isinstance(error, OSError) and error.errno in _OF_DISKS:  # of a writer that names no file: TensorBoard's
+        return f"a file of the run cannot be written: {error.strerror}; free space and go on with --ckpt_path last."
     return None

@@ -31,6 +31,7 @@ from nernlit.errors import NernlitError, UsageError
 from nernlit.files import write_atomically, write_figure, write_table
 from nernlit.modules import ReconstructionModule
 from nernlit.progress import duration
+from nernlit.signals import Interrupted
 from nernlit.sweep_table import Fit, Row, common_original, print_summary, read_rows
 
 #: Options of `fit` that a sweep sets, and what to pass instead.
@@ -84,6 +85,12 @@ def main(args: Sequence[str]) -> None:
             began = time.monotonic()
             try:
                 row = {**keys[fit], **_fit(fit, options.select, options.out, fit_args)}
+            except Interrupted as interrupted:
+                interrupted.message = (
+                    f"interrupted in {fit.name}; {len(done)} of {len(fits)} fits are in {table}, "
+                    "and the same command goes on with the others"
+                )
+                raise
             except Exception as error:
                 if _is_unknown_option(error):
                     raise

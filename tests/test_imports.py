@@ -66,7 +66,7 @@ ALLOWED = {
     "config_paths": {*_PLAIN, "resume", "runs"},
     "runs": {"base_files", *_PLAIN, "checkpoint", "data", "representation"},
     "sweep_table": _PLAIN,
-    "sweep": {"arguments", "sweep_table", "base_files", *_PLAIN, "analysis", "cli", "modules"},
+    "sweep": {"signals", "arguments", "sweep_table", "base_files", *_PLAIN, "analysis", "cli", "modules"},
     "analyses": {*_PLAIN, "analysis", "representation", "runs"},
     "analyze": {"arguments", *_PLAIN, "analyses", "runs"},
     "report": {"arguments", *_PLAIN, "analysis", "representation", "runs"},
