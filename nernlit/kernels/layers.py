@@ -78,7 +78,7 @@ def chosen(
     for size in rule.kernel_sizes or ():
         if size not in there:
             raise LayoutError(
-                f"layers={layers!r}: none of these convolutions has kernels of size {size}; "
+                f"layers.kernel_sizes: none of the included convolutions has kernels of size {size}; "
                 f"there are sizes {', '.join(map(str, there)) or 'none'}."
             )
     taken = [key for key in named if rule.kernel_sizes is None or sizes[key] in rule.kernel_sizes]

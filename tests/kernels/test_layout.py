@@ -91,7 +91,7 @@ def test_the_papers_choice_of_resnet18_has_its_number_of_weights() -> None:
         (LayerFilter(include=["zzzz"]), r"'zzzz' matches no convolution; there are stem, depthwise, pointwise, wide"),
         (
             LayerFilter(kernel_sizes=[3, 7]),
-            r"none of these convolutions has kernels of size 7; there are sizes 1, 3, 5",
+            r"layers\.kernel_sizes: none of the included convolutions has kernels of size 7; there are sizes 1, 3, 5",
         ),
         (LayerFilter(exclude=["*"]), r"takes none of the network's 4 convolutions \(first: stem, depthwise"),
         (LayerFilter(include=[]), r"takes none of the network's 4 convolutions"),
