@@ -8,6 +8,8 @@ Shapes: M items, D features. The tree is a complete binary tree of 2L nodes in a
 2n + 1, the root is 1, and the L leaves come last.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -44,7 +46,7 @@ def greedy_walk(items_MD: Floats, penalty_M: Floats) -> Integers:
         for function, values in ((np.minimum, points_MD), (np.maximum, points_MD), (np.maximum, reach_M))
     )
     count = _nodes(np.add, np.ones(len(items_MD), np.int64), starts)
-    walked: Integers = _walk(points_MD.T.copy(), penalty_M[numbers_M], numbers_M, starts, low, high, reach, count)
+    walked: Integers = _compiled()(points_MD.T.copy(), penalty_M[numbers_M], numbers_M, starts, low, high, reach, count)
     return walked
 
 
@@ -68,7 +70,27 @@ def _nodes(function: Any, values: NDArray[Any], starts: Integers) -> NDArray[Any
     return np.concatenate([levels[0][:1], *levels])
 
 
-@numba.njit(cache=True, nogil=True)
+@functools.cache
+def _compiled() -> Callable[..., Integers]:
+    """The walk as machine code: numba's file of an earlier run, or compiled anew where that is damaged or in no place."""
+    one, zero = np.ones(2), np.zeros(1, np.int64)
+    try:
+        walk: Callable[..., Integers] = numba.njit(cache=True, nogil=True)(_walk)
+        walk(
+            one[None, :1].copy(),
+            one[:1].copy(),
+            zero.copy(),
+            zero,
+            one[:, None],
+            one[:, None],
+            one,
+            np.ones(2, np.int64),
+        )
+    except Exception:  # of pickle, of the file system, or numba's own: it does not check what it reads
+        walk = numba.njit(nogil=True)(_walk)
+    return walk
+
+
 def _walk(
     points_DM: Floats,
     penalty_M: Floats,

@@ -1,4 +1,8 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -115,3 +119,21 @@ def test_packed_in_filter_order_of_resnet20_is_20_kib() -> None:
 
 def _sizes(layout: Layout) -> list[tuple[int, int]]:
     return [(layer.shape[0], layer.shape[1]) for layer in layout.layers]
+
+
+def test_damaged_files_of_the_compiler_are_compiled_anew(tmp_path: Path) -> None:
+    code = "import torch; from nernlit.kernels import greedy_order as o; print(o(torch.arange(3.0).view(1, 3, 1)).tolist())"
+
+    def run() -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    expected = run()
+    for pattern in ("*.nbc", "*.nbi"):
+        files = list(tmp_path.rglob(pattern))
+        assert files
+        for file in files:
+            file.write_bytes(file.read_bytes()[:50])
+        assert run() == expected == "[[0, 1, 2]]\n"
