@@ -72,20 +72,12 @@ def _nodes(function: Any, values: NDArray[Any], starts: Integers) -> NDArray[Any
 
 @functools.cache
 def _compiled() -> Callable[..., Integers]:
-    """The walk as machine code: numba's file of an earlier run, or compiled anew where that is damaged or in no place."""
-    one, zero = np.ones(2), np.zeros(1, np.int64)
+    """The walk as machine code: from numba's cache, or compiled anew where the cache is damaged or has no folder."""
+    one, nodes, zero = np.ones(1), np.ones(2), np.zeros(1, np.int64)
     try:
         walk: Callable[..., Integers] = numba.njit(cache=True, nogil=True)(_walk)
-        walk(
-            one[None, :1].copy(),
-            one[:1].copy(),
-            zero.copy(),
-            zero,
-            one[:, None],
-            one[:, None],
-            one,
-            np.ones(2, np.int64),
-        )
+        boxes = nodes[:, None]
+        walk(one[None], one, zero.copy(), zero, boxes, boxes, nodes, nodes.astype(np.int64))  # reads the cache
     except Exception:  # of pickle, of the file system, or numba's own: it does not check what it reads
         walk = numba.njit(nogil=True)(_walk)
     return walk
