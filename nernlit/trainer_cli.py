@@ -60,7 +60,9 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         if trainer.is_global_zero and trainer.loggers and not self.already_saved:
-            content = self.parser.dump(self.config, skip_none=False)
+            config = self.config.clone()
+            config["ckpt_path"] = None  # what a fit went on from is no part of what it is
+            content = self.parser.dump(config, skip_none=False)
             write_atomically(folder / self.config_filename, content.encode())
         self.already_saved = True
 

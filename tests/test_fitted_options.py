@@ -52,6 +52,8 @@ def test_a_resumed_fit_takes_the_same_line_and_what_does_not_alter_the_module() 
     same = ["--model.optimizer.lr=0.02", "--model.representation.predictor.hidden=8"]
     cli = run(["fit", *QUICK, *same, "--ckpt_path=last", "--trainer.max_epochs=3", "--data.eval_batch_size=100"])
     assert cli.trainer.global_step == 15
+    saved = Path("runs/digits_h64/version_0/config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(saved)["ckpt_path"] is None
 
 
 def test_an_evaluation_refuses_another_representation_and_needs_no_optimizer() -> None:
