@@ -15,9 +15,11 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-demo: $(BIN)/.installed  ## fit the digits CNN at several widths and with two schemes, print a table, draw accuracy against size, write a report
-	$(BIN)/nernlit sweep --configs configs/digits_h64.yaml configs/digits_h64_decoupled.yaml --hidden 64 128 --out runs/demo
-	$(BIN)/nernlit report runs/demo/digits_h64_h128_seed0 runs/demo/digits_h64_decoupled_h128_seed0 --out runs/demo/report.html
+demo: $(BIN)/.installed  ## fit the digits CNN at two widths and with two schemes, draw accuracy against size, write a report and a .nern file
+	$(BIN)/nernlit sweep --configs configs/digits_h96.yaml configs/digits_h96_decoupled.yaml --hidden 96 128 --out runs/demo
+	$(BIN)/nernlit report runs/demo/digits_h96_h128_seed0 runs/demo/digits_h96_decoupled_h128_seed0 --out runs/demo/report.html
+	$(BIN)/nernlit export runs/demo/digits_h96_decoupled_h96_seed0 -o runs/demo/digits.nern
+	$(BIN)/nernlit test runs/demo/digits.nern --data DigitsDataModule
 
 test: $(BIN)/.installed  ## install what is missing and pass the tests
 	$(BIN)/pytest

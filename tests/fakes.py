@@ -194,7 +194,7 @@ def quiet_trainer(**options: object) -> L.Trainer:
 #: A fit of two epochs of five steps with a tiny predictor, on the command line.
 QUICK = [
     "-c",
-    str(CONFIGS / "digits_h64.yaml"),
+    str(CONFIGS / "digits_h96.yaml"),
     "--trainer.max_epochs=2",
     "--data.steps_per_epoch=5",
     "--model.representation.predictor.hidden=8",

@@ -28,7 +28,7 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     logger = f"--trainer.logger.init_args.save_dir={root}"
     first = run(["fit", *QUICK, logger])
     rest = ["--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=1", "--model.rounds=2", "--model.trials=1"]
-    quick = [str(CONFIGS / "digits_h128.yaml") if "digits_h64" in arg else arg for arg in QUICK]
+    quick = [str(CONFIGS / "digits_h128.yaml") if "digits_h96" in arg else arg for arg in QUICK]
     second = run(["fit", *quick, logger, *rest, "--model.min_delta=null"])
     return [first.trainer.log_dir, second.trainer.log_dir]
 
@@ -126,8 +126,8 @@ def test_an_analysis_replaces_its_own_file_only(fits: list[str], capsys: pytest.
     copy = shutil.copytree(fits[0], Path("other", *Path(fits[0]).parts[-2:]))  # a run of the same name
     with pytest.raises(SystemExit):
         main(["analyze", "layers", str(copy), "--out", "out"])
-    assert "layers_digits_h64-version_0.json is of another analysis; move it away" in capsys.readouterr().err
-    assert json.loads(file.read_text())["runs"].keys() == {"digits_h64/version_0"}
+    assert "layers_digits_h96-version_0.json is of another analysis; move it away" in capsys.readouterr().err
+    assert json.loads(file.read_text())["runs"].keys() == {"digits_h96/version_0"}
 
 
 def test_a_plane_holds_runs_of_one_original(fits: list[str]) -> None:

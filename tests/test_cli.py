@@ -18,7 +18,7 @@ from nernlit.errors import UsageError
 from nernlit.sweep import main as sweep
 from tests.fakes import CONFIGS, QUICK
 
-DECOUPLED = [QUICK[0], str(CONFIGS / "digits_h64_decoupled.yaml")]
+DECOUPLED = [QUICK[0], str(CONFIGS / "digits_h96_decoupled.yaml")]
 ROOT = CONFIGS.parent
 
 
@@ -36,12 +36,12 @@ def test_fit_validate_test_and_predict_follow_each_other(capsys: pytest.CaptureF
     fitted = run(["fit", *QUICK])
     shown = capsys.readouterr().out
     assert "reconstructed accuracy" in shown
-    assert "tensorboard --logdir runs/digits_h64/version_0" in shown
+    assert "tensorboard --logdir runs/digits_h96/version_0" in shown
     validated = run(["validate", *QUICK, "--ckpt_path=last"])
     assert float(validated.trainer.callback_metrics["val/acc"]) == float(fitted.trainer.callback_metrics["val/acc"])
-    run(["test", *QUICK, "--ckpt_path=runs/digits_h64/version_0/checkpoints/best.ckpt"])
+    run(["test", *QUICK, "--ckpt_path=runs/digits_h96/version_0/checkpoints/best.ckpt"])
     run(["predict", *QUICK, "--ckpt_path=last"])
-    path = "runs/digits_h64/version_0/reconstructed.safetensors"
+    path = "runs/digits_h96/version_0/reconstructed.safetensors"
     net = timm.create_model("digits_resnet8", checkpoint_path=path).eval()
     images = torch.rand(4, 1, 8, 8)
     original = fitted.model.representation.original
@@ -51,7 +51,7 @@ def test_fit_validate_test_and_predict_follow_each_other(capsys: pytest.CaptureF
 
 def test_tensorboard_holds_scalars_figures_and_hyperparameters() -> None:
     run(["fit", *QUICK])
-    folder = Path("runs/digits_h64/version_0")
+    folder = Path("runs/digits_h96/version_0")
     events = EventAccumulator(str(folder)).Reload()
     scalars = set(events.Tags()["scalars"])
     assert scalars >= {
@@ -86,17 +86,17 @@ def test_without_a_logger_ones_own_config_yaml_stays() -> None:
 
 def test_a_saved_configuration_runs_again() -> None:
     run(["fit", *QUICK])
-    cli = run(["fit", "-c", "runs/digits_h64/version_0/config.yaml"])
+    cli = run(["fit", "-c", "runs/digits_h96/version_0/config.yaml"])
     assert cli.trainer.global_step == 10
 
 
 def test_checkpoints_hold_primitives_only_and_bring_their_model_along() -> None:
     fitted = run(["fit", *QUICK])
-    path = "runs/digits_h64/version_0/checkpoints/last.ckpt"
+    path = "runs/digits_h96/version_0/checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["hyper_parameters"]["_class_path"] == "nernlit.ReconOnly"
     assert not [key for key in checkpoint["state_dict"] if ".original." in key]
-    tested = run(["test", "-c", "runs/digits_h64/version_0/config.yaml", f"--ckpt_path={path}"])
+    tested = run(["test", "-c", "runs/digits_h96/version_0/config.yaml", f"--ckpt_path={path}"])
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(tested.model.eval()(images), fitted.model.eval()(images))
 
@@ -111,7 +111,7 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
     message = _refused(capsys, command, *QUICK)
     assert f"`{command}` without --ckpt_path would use a network with random weights" in message
     message = _refused(capsys, command, *QUICK, "--ckpt_path=best")
-    assert "--ckpt_path best: no best.ckpt in runs/digits_h64/version_*/checkpoints" in message
+    assert "--ckpt_path best: no best.ckpt in runs/digits_h96/version_*/checkpoints" in message
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ def test_ones_own_class_and_utf_8_work_in_any_locale() -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = _program("fit", *line, **ascii_only)
     assert done.returncode == 0, done.stderr
-    saved = Path("runs/digits_h64/version_0/config.yaml").read_text(encoding="utf-8")
+    saved = Path("runs/digits_h96/version_0/config.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(saved)["data"]["init_args"]["label"] == "é"
-    again = _program("test", "-c", "runs/digits_h64/version_0/config.yaml", "--ckpt_path", "best", **ascii_only)
+    again = _program("test", "-c", "runs/digits_h96/version_0/config.yaml", "--ckpt_path", "best", **ascii_only)
     assert again.returncode == 0, again.stderr
 
 
@@ -336,6 +336,6 @@ def test_a_sweep_refuses_several_processes_and_other_tables() -> None:
         sweep(["--configs", QUICK[1], "--out", "swept", "--trainer.devices", "2"])
     assert not Path("swept").exists()
     Path("swept").mkdir()
-    Path("swept/sweep.csv").write_text("config,seed\ndigits_h64,0\n")
+    Path("swept/sweep.csv").write_text("config,seed\ndigits_h96,0\n")
     with pytest.raises(UsageError, match=r"sweep\.csv is no table of this version of nernlit"):
         sweep(["--configs", QUICK[1], "--out", "swept"])

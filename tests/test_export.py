@@ -15,7 +15,7 @@ from tests.fakes import QUICK
 @pytest.fixture
 def fitted() -> Path:
     run(["fit", *QUICK])
-    return Path("runs/digits_h64/version_0")
+    return Path("runs/digits_h96/version_0")
 
 
 def test_a_fit_becomes_a_file_that_needs_neither_original_nor_run(

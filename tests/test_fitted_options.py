@@ -13,10 +13,10 @@ from nernlit.cli import main, run
 from nernlit.errors import CheckpointError, UsageError
 from tests.fakes import CONFIGS, QUICK, write_weights
 
-LAST = "runs/digits_h64/version_0/checkpoints/last.ckpt"
+LAST = "runs/digits_h96/version_0/checkpoints/last.ckpt"
 DIGITS = CONFIGS.parent / "nernlit" / "originals" / "weights" / "digits_resnet8.safetensors"
 ORIGINAL = "--model.representation.original"
-DECOUPLED = ["-c", str(CONFIGS / "digits_h64_decoupled.yaml"), *QUICK[4:], "--data.batch_size=500"]
+DECOUPLED = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[4:], "--data.batch_size=500"]
 DECOUPLED += ["--model.recon_steps=1", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
 
 
@@ -52,7 +52,7 @@ def test_a_resumed_fit_takes_the_same_line_and_what_does_not_alter_the_module() 
     same = ["--model.optimizer.lr=0.02", "--model.representation.predictor.hidden=8"]
     cli = run(["fit", *QUICK, *same, "--ckpt_path=last", "--trainer.max_epochs=3", "--data.eval_batch_size=100"])
     assert cli.trainer.global_step == 15
-    saved = Path("runs/digits_h64/version_0/config.yaml").read_text(encoding="utf-8")
+    saved = Path("runs/digits_h96/version_0/config.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(saved)["ckpt_path"] is None
 
 
@@ -112,7 +112,7 @@ def test_a_fit_without_a_run_to_go_on_with_says_that_it_starts_anew(capsys: pyte
     cli = run(["fit", *QUICK, "--ckpt_path=last"])
     assert cli.trainer.global_step == 10
     said = capsys.readouterr().err
-    assert "--ckpt_path last: no last.ckpt in runs/digits_h64/version_*/checkpoints yet; starting a new fit\n" in said
+    assert "--ckpt_path last: no last.ckpt in runs/digits_h96/version_*/checkpoints yet; starting a new fit\n" in said
 
 
 def test_a_runs_folder_is_a_checkpoint_and_works_from_anywhere(
@@ -121,7 +121,7 @@ def test_a_runs_folder_is_a_checkpoint_and_works_from_anywhere(
     shutil.copy(DIGITS, "original.safetensors")
     Path("runs").mkdir()
     run(["fit", *QUICK, f"{ORIGINAL}.pretrained=false", f"{ORIGINAL}.checkpoint=original.safetensors"])
-    folder = Path("runs/digits_h64/version_0").absolute()
+    folder = Path("runs/digits_h96/version_0").absolute()
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     original = saved["model"]["init_args"]["representation"]["original"]
     assert original["checkpoint"] == str(Path("original.safetensors").absolute())

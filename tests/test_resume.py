@@ -10,7 +10,7 @@ from nernlit.cli import main, run
 from nernlit.files import write_atomically
 from tests.fakes import CONFIGS, QUICK
 
-CHECKPOINTS = Path("runs/digits_h64/version_0/checkpoints")
+CHECKPOINTS = Path("runs/digits_h96/version_0/checkpoints")
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -68,7 +68,7 @@ def test_files_that_are_no_checkpoints_are_said_to_be_what_they_are(capsys: pyte
 
 def test_a_checkpoint_of_another_scheme_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     run(["fit", *QUICK])
-    decoupled = ["-c", str(CONFIGS / "digits_h64_decoupled.yaml"), "--trainer.accelerator=cpu"]
+    decoupled = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), "--trainer.accelerator=cpu"]
     for command in ("fit", "test"):
         message = _refused(capsys, command, *decoupled, f"--ckpt_path={CHECKPOINTS}/last.ckpt")
         assert "last.ckpt is a checkpoint of ReconOnly, and the configuration describes DecoupledDistill;" in message

@@ -92,12 +92,12 @@ def test_a_fit_that_fails_before_its_first_checkpoint_leaves_no_folder(listening
 
 def test_a_failure_never_takes_a_checkpoint_or_an_earlier_run_away(capsys: pytest.CaptureFixture[str]) -> None:
     run(["fit", *QUICK])
-    last = Path("runs/digits_h64/version_0/checkpoints/last.ckpt")
+    last = Path("runs/digits_h96/version_0/checkpoints/last.ckpt")
     before = torch.load(last, weights_only=True)["global_step"]
     with pytest.raises(Interrupted):
         run(["fit", *QUICK, STOP, "--trainer.callbacks.hook=on_train_batch_end", "--trainer.callbacks.call=3"])
-    assert Path("runs/digits_h64/version_1/checkpoints/last.ckpt").is_file()
+    assert Path("runs/digits_h96/version_1/checkpoints/last.ckpt").is_file()
     with pytest.raises(SystemExit):
         main(["fit", *QUICK, f"--ckpt_path={last}", "--trainer.max_epochs=0"])
     assert torch.load(last, weights_only=True)["global_step"] == before
-    assert [folder.name for folder in sorted(Path("runs/digits_h64").iterdir())] == ["version_0", "version_1"]
+    assert [folder.name for folder in sorted(Path("runs/digits_h96").iterdir())] == ["version_0", "version_1"]

@@ -71,7 +71,7 @@ def test_an_unforeseen_error_and_an_interrupt(
     with pytest.raises(KeyboardInterrupt):
         sweep(["--configs", QUICK[1], "--seeds", "0", "1", "2", "3", "--out", "swept"])
     shown, said = capsys.readouterr()
-    assert "failed: digits_h64, seed 1: RuntimeError: no memory" in shown
+    assert "failed: digits_h96, seed 1: RuntimeError: no memory" in shown
     assert "Traceback" in said  # an error of ours
     assert not outcomes  # the interrupt ended the sweep
     assert [row["seed"] for row in _rows()] == ["0"]

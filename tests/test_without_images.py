@@ -12,7 +12,7 @@ from nernlit.errors import DataError, UsageError
 from tests.fakes import CONFIGS, QUICK, write_weights
 
 NULL = [*QUICK, "--data", "null"]
-FOLDER = Path("runs/digits_h64/version_0")
+FOLDER = Path("runs/digits_h96/version_0")
 
 
 def test_recon_only_fits_and_is_evaluated_without_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,8 +60,8 @@ def test_analyses_of_weights_need_no_data_and_others_name_it(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("config", "scheme"),
     [
-        ("digits_h64_decoupled", "DecoupledDistill"),
-        ("digits_h64_baseline", "BaselineJoint"),
+        ("digits_h96_decoupled", "DecoupledDistill"),
+        ("digits_h96_baseline", "BaselineJoint"),
         ("digits_h128", "Progressive"),
         ("digits_original", "OriginalModule"),
     ],

@@ -66,7 +66,7 @@ def test_a_fit_without_a_terminal_prints_a_line_per_validation(capfd: pytest.Cap
 
 
 def test_a_progressive_fit_says_which_round_it_is(capfd: pytest.CaptureFixture[str]) -> None:
-    config = [str(CONFIGS / "digits_h128.yaml") if "digits_h64" in arg else arg for arg in WITH_PROGRESS]
+    config = [str(CONFIGS / "digits_h128.yaml") if "digits_h96" in arg else arg for arg in WITH_PROGRESS]
     run(["fit", *config, "--model.rounds=2", "--model.trials=2", "--trainer.check_val_every_n_epoch=1"])
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split(", ")[1] for line in lines] == ["round 1/2", "round 2/2"]

@@ -128,7 +128,7 @@ def test_slow_steps_on_a_quiet_machine_are_not_blamed_on_others(recwarn: pytest.
 def test_the_command_line_fixes_and_logs_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     run(["fit", *QUICK, "--threads=1"])
-    folder = Path("runs/digits_h64/version_0")
+    folder = Path("runs/digits_h96/version_0")
     events = EventAccumulator(str(folder)).Reload()
     assert [event.value for event in events.Scalars("threads")] == [1.0]
     assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["threads"] == 1

@@ -18,7 +18,7 @@ from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
 #: Four epochs of two steps, three of reconstruction and five of distillation, with a tiny predictor.
 QUICK_DECOUPLED = [
     "-c",
-    str(CONFIGS / "digits_h64_decoupled.yaml"),
+    str(CONFIGS / "digits_h96_decoupled.yaml"),
     "--model.recon_steps=3",
     "--trainer.max_epochs=4",
     "--trainer.check_val_every_n_epoch=1",
