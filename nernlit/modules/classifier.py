@@ -13,12 +13,14 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.functional import one_hot
 from torchmetrics.classification import MulticlassAccuracy
 
 from nernlit.errors import DataError, DivergenceError, UsageError
-from nernlit.modules.divergence import ADVICE, LossWatch, all_finite, not_finite
+from nernlit.modules.divergence import ADVICE, LossWatch, not_finite
 from nernlit.modules.optimization import built_optimizer, built_schedule
 from nernlit.modules.plan import Plan
 from nernlit.optimisers import NeedsTotalSteps
@@ -197,8 +199,9 @@ class ClassifierModule(L.LightningModule, ABC):
         """Prepare the classifiers of this evaluation."""
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.refuse_divergence()
-        #: Whether what was predicted of each classifier, weights and logits, is finite.
+        #: Of each classifier: whether its weights are finite, where they are predicted, and its logits.
         self.finite: dict[str, Tensor] = {}
+        self.answered: dict[str, Tensor] = {}
         classifiers = self.classifiers()
         self._classifiers = classifiers if self._has_images else {}
         # Test sets beside the dataset's own, whatever the data calls them.
@@ -239,7 +242,10 @@ class ClassifierModule(L.LightningModule, ABC):
         names = [f"acc{_suffix(condition)}"] if condition else ["acc", "acc_top5"]
         for suffix, classify in self._classifiers.items():
             logits_BC = classify(images_BCHW)
-            self.finite[suffix] = all_finite([logits_BC]) & self.finite.get(suffix, True)
+            finite_B = logits_BC.isfinite().all(1)
+            self.answered[suffix] = finite_B.all() & self.answered.get(suffix, True)
+            # No answer is no right answer: the label comes last.
+            logits_BC = logits_BC.where(finite_B[:, None], -one_hot(labels_B, self.num_classes).to(logits_BC))
             if condition is not None and condition.classes is not None:
                 logits_BC = _only(logits_BC, condition.classes)
             for name in names:
@@ -248,11 +254,19 @@ class ClassifierModule(L.LightningModule, ABC):
     def _report(self, stage: str) -> None:
         suffixes = list(self._classifiers or self.finite)  # without images, the weights alone
         unseen = torch.ones((), dtype=torch.bool, device=self.device)  # a process may have got no image
-        flags = torch.stack([self.finite.get(suffix, unseen).int() for suffix in suffixes])
-        finite = dict(zip(suffixes, self.joined_flags(flags).tolist(), strict=True))
-        self.refuse_unusable(stage, [suffix for suffix in finite if not finite[suffix]])
+        flags_S2 = torch.stack(
+            [
+                torch.stack([found.get(suffix, unseen).int() for found in (self.finite, self.answered)])
+                for suffix in suffixes
+            ]
+        )
+        flags = dict(zip(suffixes, self.joined_flags(flags_S2).tolist(), strict=True))
+        unusable = [suffix for suffix, (finite, answered) in flags.items() if not (finite and answered)]
+        # A network may overflow on its way to a good one; what a fit ends with, and what is measured alone, may not.
+        on_the_way = self.trainer.state.fn == "fit" and not self.trainer.should_stop
+        self.refuse_unusable(stage, [s for s in unusable if not (on_the_way and flags[s][0])])
         results: dict[str, Tensor] = {}
-        for suffix in filter(finite.get, self._classifiers):
+        for suffix in self.measured(self._classifiers, unusable):
             by_set = defaultdict(list)
             for condition in self._conditions:
                 name = f"acc{_suffix(condition)}{suffix}"
@@ -261,6 +275,15 @@ class ClassifierModule(L.LightningModule, ABC):
             results |= {f"acc_{name}{suffix}": torch.stack(values).mean() for name, values in by_set.items()}
             results |= {name: self.metrics[name].compute() for name in (f"acc{suffix}", f"acc_top5{suffix}")}
         self.log_results(stage, results)
+
+    def measured(self, suffixes: Iterable[str], unusable: Sequence[str]) -> list[str]:
+        """The classifiers whose figures are reported; some are unusable: they gave numbers that are not finite."""
+        if unusable and not self.trainer.sanity_checking:
+            rank_zero_warn(
+                f"After step {self.trainer.global_step - 1} the network's logits are not finite for some validation "
+                "images, which count as wrong. If this does not pass, lower the learning rate (--model.optimizer.lr)."
+            )
+        return list(suffixes)
 
     def refuse_unusable(self, stage: str, suffixes: Sequence[str]) -> None:
         """Refuse an evaluation in which the classifiers of these suffixes gave numbers that are not finite.

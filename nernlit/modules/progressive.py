@@ -212,6 +212,11 @@ class Progressive(StagedModule, WithConstants):
         lost = {f"_trial_{trial}" for trial in range(self.trials)}
         super().refuse_unusable(stage, suffixes if lost <= set(suffixes) else sorted(set(suffixes) - lost))
 
+    def measured(self, suffixes: Iterable[str], unusable: Sequence[str]) -> list[str]:
+        lost = {f"_trial_{trial}" for trial in range(self.trials)} & set(unusable)
+        kept = [suffix for suffix in suffixes if suffix not in lost]
+        return kept if any(suffix.startswith("_trial_") for suffix in kept) else super().measured(suffixes, unusable)
+
     def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
         if self.trainer.state.fn != "fit":
             return super().predicted_networks()

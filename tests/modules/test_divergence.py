@@ -159,6 +159,44 @@ def test_a_network_without_finite_logits_has_no_accuracy(value: float, stage: st
     assert not any("acc" in name for name in trainer.callback_metrics)
 
 
+class Overflow(L.Callback):
+    """Makes logits overflow in the validation of one epoch; the parameters stay finite."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.accuracies: list[float] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._bias = list(pl_module.representation.predictor.parameters())[-1]
+        self._before = self._bias.detach().clone()
+        if trainer.current_epoch == self.epoch:
+            self._bias.data[4] = 1e30
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.accuracies.append(float(trainer.callback_metrics["val/acc"]))
+        self._bias.data.copy_(self._before)
+
+
+def _overflowing_fit(epoch: int) -> Overflow:
+    module = ReconOnly(digits_representation(), _sgd(0.1))
+    overflow = Overflow(epoch)
+    trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0, callbacks=[overflow])
+    trainer.fit(module, datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2))
+    return overflow
+
+
+def test_images_without_finite_logits_count_as_wrong_while_a_fit_goes_on() -> None:
+    with pytest.warns(UserWarning, match="After step 1 the network's logits are not finite for some validation images"):
+        overflow = _overflowing_fit(0)
+    assert overflow.accuracies[0] == 0
+    assert overflow.accuracies[1] > 0
+
+
+def test_a_fit_does_not_end_with_a_network_without_finite_logits() -> None:
+    with pytest.raises(DivergenceError, match="the network's weights or logits on the val images are not finite"):
+        _overflowing_fit(1)
+
+
 def test_a_network_that_is_not_finite_is_not_written() -> None:
     module = ReconOnly(digits_representation(), _sgd(0.1))
     list(module.representation.predictor.parameters())[-1].data[4] = torch.nan

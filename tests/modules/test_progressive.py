@@ -253,14 +253,6 @@ def test_the_representation_can_be_trained_on_after_a_fit() -> None:
         assert bool(parameter.grad.any())
 
 
-def test_a_rounds_target_is_exact_in_every_precision() -> None:
-    module = _progressive(rounds=1, trials=1)
-    trainer = quiet_trainer(max_epochs=1, num_sanity_val_steps=0, precision="bf16-true")
-    trainer.fit(module, datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2))
-    assert torch.equal(module.round_target, module.representation.target)
-    assert module.round_target.dtype == torch.float32
-
-
 @pytest.mark.parametrize("callback", [EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=1e-3)])
 def test_callbacks_that_would_average_trials_are_refused(callback: Callback) -> None:
     trainer = quiet_trainer(max_epochs=1, callbacks=[callback])
