@@ -22,7 +22,7 @@ demo: $(BIN)/.installed  ## fit the digits CNN at two widths and with two scheme
 	$(BIN)/nernlit test runs/demo/digits.nern --data DigitsDataModule
 
 test: $(BIN)/.installed  ## install what is missing and pass the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(BIN)/.installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # a worker per core; and results repeat to the bit
 
 
 @pytest.fixture(autouse=True)
