@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from nernlit.constants import WithConstants
-from nernlit.errors import DataError, UsageError
+from nernlit.errors import CheckpointError, DataError, UsageError
 from nernlit.losses import feature_map_loss, kd_loss
 from nernlit.modules.base import Precision, ReconstructionModule
 from nernlit.modules.classifier import ImageBatch
@@ -62,6 +62,22 @@ class DistillingModule(ReconstructionModule, WithConstants, ABC):
         if stage == "fit" and getattr(data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.own_teacher is not None:
+            checkpoint["teacher"] = self.own_teacher.fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with another teacher; an evaluation asks none."""
+        super().on_load_checkpoint(checkpoint)
+        fitted = checkpoint.get("teacher")
+        own = None if self.own_teacher is None else self.own_teacher.fingerprint()
+        if self.trainer.state.fn == "fit" and fitted != own:
+            raise CheckpointError(
+                f"the fit had {_shown(fitted)}, and this one has {_shown(own)}; pass the teacher that it had "
+                "(--model.teacher), or start a new fit with --model.init_from."
+            )
+
     def student_terms(
         self,
         batch: ImageBatch,
@@ -110,6 +126,10 @@ class DistillingModule(ReconstructionModule, WithConstants, ABC):
         """Logits (B, C); NHWC in memory, which convolutions like best on CPUs and GPUs alike."""
         with self.autocast():
             return cnn(images_BCHW.contiguous(memory_format=torch.channels_last), weights)
+
+
+def _shown(fingerprint: str | None) -> str:
+    return "no teacher of its own" if fingerprint is None else f"a teacher of SHA-256 {fingerprint[:12]}..."
 
 
 def _checked_images(batch: Any) -> Tensor:
