@@ -4,6 +4,7 @@ The overview needs neither PyTorch nor Lightning, whose import takes seconds.
 """
 
 import sys
+import threading
 
 from nernlit import __version__
 from nernlit.signals import SIGNALS, Interrupted
@@ -42,9 +43,10 @@ def main() -> None:
         raise SystemExit(0 if sys.argv[1:] else 2)
     SIGNALS.listen(ends_process=True)
     try:
-        from nernlit.cli import main as run
+        from nernlit import cli
 
-        run()
+        threading.excepthook = cli.report_failed_thread
+        cli.main()
     except Interrupted as interrupted:
         if interrupted.message:
             print(f"nernlit: {interrupted.message}", file=sys.stderr)

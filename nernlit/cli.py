@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ _COMMANDS = (*TRAINER_COMMANDS, *_OTHER_COMMANDS)
 _NOISE = (
     "The dirpath has changed",  # of a checkpoint callback that saves nothing: test and predict
     "`isinstance(treespec, LeafSpec)` is deprecated",
+    'Please add the following callbacks: ["BestCheckpoint',  # predict: without data it would follow another metric
     "Couldn't infer the batch indices",  # predict: the batch is empty on purpose
     "module(s) in eval mode at the start of training",  # the frozen original
     "does not have many workers",  # whole batches come from memory
@@ -101,6 +103,15 @@ def main(args: Sequence[str] | None = None) -> None:
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 
+def report_failed_thread(failure: threading.ExceptHookArgs) -> None:
+    """A `threading.excepthook` without tracebacks of user-fixable errors, such as TensorBoard's on a full disk.
+
+    The main thread gets the same error at its next write.
+    """
+    if failure.exc_value is None or user_message(failure.exc_value) is None:
+        threading.__excepthook__(failure)
+
+
 def _unknown_command(command: str) -> str:
     close = closest(command, _COMMANDS)
     hint = f" (did you mean {close[0]}?)" if close else ""
@@ -135,6 +146,10 @@ def user_message(error: BaseException) -> str | None:
         cause = cause.__cause__
     if isinstance(error, ParserError | ArgumentError) or "Does not validate against" in str(error):
         return explain(str(error), ROOTS)
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        return (
+            f"this locale has no file name {error.object!r}; set PYTHONUTF8=1, or use a UTF-8 locale (LC_ALL=C.UTF-8)."
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     if isinstance(error, OSError) and error.errno in _OF_DISKS:  # of a writer that names no file: TensorBoard's

@@ -15,6 +15,8 @@ _TYPES = {
     "bool": "true or false",
     "str": "a text",
     "NoneType": "null",
+    "Sequence": "a list",
+    "List": "a list",
 }
 _NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>$|Given value type:|"
@@ -44,6 +46,8 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         return f"{option}.{unknown[1]}: {owner} no option {unknown[1]!r}; {_suggest(unknown[1], known)}"
     if unknown := re.search(r"unrecognized arguments: (\S+)", text):
         return _unrecognized(unknown[1], option if keys else "", classes, list(options))
+    if unknown := re.search(r"Subcommand '\w+' does not accept option '([^']+)'", text):
+        return _unrecognized(f"--{unknown[1]}", "", [], [*roots, "trainer", *options])
     if missing := re.search(r"arguments are required: (.+)", text):
         below = [name.strip() if keys else name.strip().partition(".")[2] for name in missing[1].split(",")]
         names = ", ".join(f"{option}.{name}" if keys else f"--{name}" for name in below)
@@ -56,7 +60,8 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
     allowed = [choice for found in re.findall(r"typing\.Literal\[([^\]]*)\]", text) for choice in found.split(", ")]
     allowed = list(dict.fromkeys(choice.strip("'") for choice in allowed))
     types = [
-        _TYPES.get(name, "") for name in re.findall(r"(?:Expected an? <class '(?:\w+\.)*|Not of type )(\w+)", text)
+        _TYPES.get(name, "")
+        for name in re.findall(r"(?:Expected an? (?:<class '(?:\w+\.)*|(?=Sequence|List))|Not of type )(\w+)", text)
     ]
     types = [name for name in dict.fromkeys(types) if name not in ("", "null")]
     if keys and (allowed or types):
@@ -85,7 +90,7 @@ def _unrecognized(argument: str, prefix: str, classes: Sequence[str], options: S
         return f"{argument!r} is no option; options are given as --name value (see --help)."
     name = flag.lstrip("-")
     if not prefix:
-        close = ", ".join(f"--{known}" for known in closest(name, options))
+        close = ", ".join(f"--{known}" for known in closest(name, options) or closest(name.partition(".")[0], options))
         return f"there is no option {flag}; {f'did you mean {close}?' if close else 'see --help.'}"
     *above, last = name.split(".")
     owner = _follow(_imported(classes[-1]), above) if classes else None

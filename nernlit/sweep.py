@@ -59,7 +59,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figures")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
     options, fit_args = parser.parse_known_args(args)
-    _refuse_own_options(fit_args, options.hidden is not None)
+    _refuse_own_options(fit_args, options.hidden is not None, [f"--{name}" for name in vars(options)])
     _require_distinct_names(options.configs)
     require_writable(options.out, "--out")
     fits = list(
@@ -167,7 +167,7 @@ def _fit(fit: Fit, select: str, out: Path, fit_args: Sequence[str]) -> Row:
     return _measure(run(["fit", "-c", fit.config, "--trainer.devices=1", *fit_args, *width, *named]), select)
 
 
-def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool) -> None:
+def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool, options: Sequence[str]) -> None:
     for arg, following in itertools.pairwise([*fit_args, ""]):
         flag, equals, value = arg.partition("=")
         given = f"{flag} {value if equals else following}"
@@ -176,6 +176,9 @@ def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool) -> None:
             raise UsageError(f"{given}: a sweep's fits run on one device; leave it out.")
         if flag in _OWN_OPTIONS:
             raise UsageError(f"{given}: a sweep sets it itself; {_OWN_OPTIONS[flag]}.")
+        meant = [option for option in options if option.startswith(flag)]
+        if meant and flag.startswith("--"):
+            raise UsageError(f"there is no option {flag}; did you mean {', '.join(meant)}?")
         if sets_hidden and re.search(r"\.predictor(\.init_args)?\.hidden$", flag):
             raise UsageError(f"{given} and --hidden: both are the width; leave one of them out.")
 

@@ -1,8 +1,10 @@
 import csv
+import errno
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import nernlit
-from nernlit.cli import main, run
+from nernlit.cli import main, report_failed_thread, run
 from nernlit.errors import UsageError
 from nernlit.sweep import main as sweep
 from tests.fakes import CONFIGS, QUICK
@@ -207,7 +209,8 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         ),
         (["nonsense"], r"there is no command 'nonsense'; the command comes first, one of fit, validate, .*, report\."),
         (["tset"], r"there is no command 'tset' \(did you mean test\?\); the command comes first, one of fit"),
-        (["sweep", "--configs", QUICK[1], "--seed", "3"], "there is no option --seed"),
+        (["sweep", "--configs", QUICK[1], "--seed", "3"], "there is no option --seed; did you mean --seeds?"),
+        (["fit", *QUICK, "--data.test_sets={a.b: {class_path: x}}"], r"--data\.test_sets \{.*\}: expected a list"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -230,6 +233,34 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NERNLIT_DEBUG", "1")
     with pytest.raises(UsageError):
         main(["fit", "-c", "nowhere.yaml"])
+
+
+def test_a_thread_that_cannot_write_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", report_failed_thread)
+    for error in (OSError(errno.ENOSPC, "No space left on device"), KeyError("ours")):
+        thread = threading.Thread(target=fail, args=[error])
+        thread.start()
+        thread.join()
+        assert ("Traceback" in capsys.readouterr().err) == isinstance(error, KeyError)
+
+
+def test_a_misspelled_section_of_a_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("typo.yaml").write_text("trainr: {max_epochs: 3}\n", encoding="utf-8")
+    message = _refused(capsys, "fit", *QUICK, "-c", "typo.yaml")
+    assert message == "nernlit: error: there is no option --trainr.max_epochs; did you mean --trainer?\n"
+
+
+def test_a_name_that_the_locale_cannot_write_is_one_line() -> None:
+    Path("name.yaml").write_text("trainer: {logger: {init_args: {name: é}}}\n", encoding="utf-8")
+    done = _program("fit", *QUICK, "-c", "name.yaml", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 2
+    assert re.search(r"nernlit: error: this locale has no file name '.+'; set PYTHONUTF8=1", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 def test_print_config_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
