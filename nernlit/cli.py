@@ -41,6 +41,7 @@ _NOISE = (
     "The dirpath has changed",  # of a checkpoint callback that saves nothing: test and predict
     "`isinstance(treespec, LeafSpec)` is deprecated",
     'Please add the following callbacks: ["BestCheckpoint',  # predict: without data it would follow another metric
+    "`weights_only` was not set",  # of a checkpoint that a stopped fit writes
     "Couldn't infer the batch indices",  # predict: the batch is empty on purpose
     "module(s) in eval mode at the start of training",  # the frozen original
     "does not have many workers",  # whole batches come from memory
@@ -146,6 +147,8 @@ def user_message(error: BaseException) -> str | None:
         cause = cause.__cause__
     if isinstance(error, ParserError | ArgumentError) or "Does not validate against" in str(error):
         return explain(str(error), ROOTS)
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return "the name of a file or of a run holds a NUL character; leave it out."
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
         return (
             f"this locale has no file name {error.object!r}; set PYTHONUTF8=1, or use a UTF-8 locale (LC_ALL=C.UTF-8)."

@@ -140,7 +140,7 @@ class NernlitCLI(LightningCLI):
                 config["ckpt_path"] = str(whole_last_checkpoint(found))
         elif given and Path(given).is_dir():
             config["ckpt_path"] = str(Run.open(given, "last" if command == "fit" else "best").checkpoint)
-        elif given and not Path(given).is_file():
+        elif given is not None and not Path(given).is_file():
             raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, a run's folder, `last` or `best`.")
         if config.get("ckpt_path"):
             self._agree_with(Path(config["ckpt_path"]), command)

@@ -196,6 +196,8 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         (["fit", *QUICK, "more"], "'more' is no option; options are given as --name value"),
         (["fit"], r"--data, --model must be given \(-c FILE; "),
         (["fit", *QUICK, "--data.val_share=2"], r"val_share=2\.0; expected a share"),
+        (["fit", *QUICK, "--ckpt_path="], "--ckpt_path : no such file; pass a .ckpt, a run's folder"),
+        (["fit", *QUICK, "--trainer.logger.init_args.name=a\0b"], "holds a NUL character; leave it out"),
         (["fit", *QUICK, "--ckpt_path=nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["fit", *QUICK, "--model.representation.original.name=resnet"], "timm has no model named 'resnet'"),
         (
@@ -252,7 +254,7 @@ def test_a_thread_that_cannot_write_prints_no_traceback(
 def test_a_misspelled_section_of_a_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("typo.yaml").write_text("trainr: {max_epochs: 3}\n", encoding="utf-8")
     message = _refused(capsys, "fit", *QUICK, "-c", "typo.yaml")
-    assert message == "nernlit: error: there is no option --trainr.max_epochs; did you mean --trainer?\n"
+    assert message.startswith("nernlit: error: there is no option --trainr.max_epochs; did you mean --trainer.max_epo")
 
 
 def test_a_name_that_the_locale_cannot_write_is_one_line() -> None:
