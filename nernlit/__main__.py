@@ -3,6 +3,7 @@
 The overview needs neither PyTorch nor Lightning, whose import takes seconds.
 """
 
+import os
 import sys
 import threading
 
@@ -46,7 +47,13 @@ def main() -> None:
         from nernlit import cli
 
         threading.excepthook = cli.report_failed_thread
-        cli.main()
+        try:
+            cli.main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has ended: end as SIGPIPE would
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except Interrupted as interrupted:
         if interrupted.message:
             print(f"nernlit: {interrupted.message}", file=sys.stderr)

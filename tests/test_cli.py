@@ -307,6 +307,16 @@ def _program(*args: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def test_a_closed_pipe_ends_a_command_without_a_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "nernlit", "fit", *QUICK, "--print_config"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_the_version_is_printed() -> None:
     assert _program("--version").stdout == f"nernlit {nernlit.__version__}\n"
 
