@@ -41,7 +41,6 @@ _NOISE = (
     "The dirpath has changed",  # of a checkpoint callback that saves nothing: test and predict
     "`isinstance(treespec, LeafSpec)` is deprecated",
     'Please add the following callbacks: ["BestCheckpoint',  # predict: without data it would follow another metric
-    "`weights_only` was not set",  # of a checkpoint that a stopped fit writes
     "Couldn't infer the batch indices",  # predict: the batch is empty on purpose
     "module(s) in eval mode at the start of training",  # the frozen original
     "does not have many workers",  # whole batches come from memory
