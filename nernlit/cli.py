@@ -52,6 +52,7 @@ _NOISE = (
     "LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES",
     "to estimate number of stepping batches",
     "`Trainer.fit` stopped: `max_",  # the planned end
+    "but have no logger configured",  # `test FILE.nern` writes no curves
     "try installing [lit",  # advertisements
     "your dataloader is not resumable",  # ours begins with the batch that comes next
 )

@@ -1,7 +1,7 @@
 """Weights that a network has under several names: modules that are used twice, tied parameters."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,23 @@ def overlap(one: Tensor, other: Tensor) -> bool:
     other_start, other_stop = _range(other)
     same_storage = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
     return same_storage and start < other_stop and other_start < stop
+
+
+def unnamed_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that a network's modules hold and its state dict does not: attributes, containers, temporary buffers.
+
+    A call with other weights cannot replace them there.
+    """
+    saved = net.state_dict()
+    for name, module in net.named_modules():
+        held = {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")}
+        buffers = module.named_buffers(recurse=False)
+        held |= {key: value for key, value in buffers if f"{name}.{key}".removeprefix(".") not in saved}
+        for key, value in held.items():
+            items = list(value.values()) if isinstance(value, dict) else value
+            for item in items if isinstance(items, list | tuple | set) else [items]:
+                if isinstance(item, Tensor):
+                    yield f"{name}.{key}".removeprefix("."), item
 
 
 def distinct_elements(tensors: Iterable[Tensor]) -> int:

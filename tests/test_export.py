@@ -1,4 +1,5 @@
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ def test_a_fit_becomes_a_file_that_needs_neither_original_nor_run(
     accuracy = next(line for line in capsys.readouterr().out.splitlines() if "reconstructed accuracy" in line).split()
     shutil.rmtree("runs")
     monkeypatch.chdir(tmp_path)
-    main(["test", "net.nern", "--data", "DigitsDataModule"])
+    with warnings.catch_warnings(record=True) as warned:
+        main(["test", "net.nern", "--data", "DigitsDataModule"])
+    assert [str(warning.message) for warning in warned] == []
     tested = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("accuracy")).split()
     assert tested[-1] == accuracy[-1]
 

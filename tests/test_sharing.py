@@ -143,6 +143,27 @@ def test_another_view_of_a_predicted_weight_is_refused_by_name(view: Callable[[T
         Layout.of(net)
 
 
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda net: setattr(net, "held", [net.a.weight]),
+        lambda net: setattr(net, "held", {"w": net.a.weight}),
+        lambda net: setattr(net, "held", net.a.weight.detach()),
+        lambda net: net.register_buffer("held", net.a.weight.detach()[:1], persistent=False),
+    ],
+)
+def test_a_predicted_weight_that_is_held_outside_the_parameters_is_refused_by_name(
+    hold: Callable[[nn.Module], None],
+) -> None:
+    net = nn.Module()
+    net.a = nn.Conv2d(3, 3, 3)
+    hold(net)
+    with pytest.raises(LayoutError, match=r"'held' refers to the weight 'a\.weight' without being a parameter"):
+        Layout.of(net)
+    net.held = None
+    assert Layout.of(net).num_kernels == 9
+
+
 def test_kept_tensors_that_share_memory_count_once() -> None:
     memory = torch.zeros(10)
     assert distinct_elements([memory, memory, memory.view(2, 5).T]) == 10

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nernlit.errors import LayoutError
 from nernlit.kernels.layers import LayerFilter, LayerPreset, chosen
-from nernlit.sharing import names_of_weights, overlap
+from nernlit.sharing import names_of_weights, overlap, unnamed_tensors
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Layout:
 
         Raises:
             LayoutError: If a pattern of `layers` matches no convolution, none is left, or a predicted weight shares
-                memory with another tensor of the network.
+                memory with another tensor that the network holds.
         """
         state, names = net.state_dict(keep_vars=True), names_of_weights(net)
         convs: dict[str, list[str]] = defaultdict(list)
@@ -114,12 +114,20 @@ class Layout:
                     )
                 convs[names[key][0]].append(name)
         keys = chosen(convs, {key: max(state[key].shape[2:]) for key in convs}, layers)
+        unnamed = list(unnamed_tensors(net))
         for key in keys:
             views = [k for k, v in state.items() if k not in names[key] and k in names and overlap(state[key], v)]
             if views:
                 raise LayoutError(
                     f"{key!r} shares memory with {views[0]!r}, which is another view of it: it cannot be predicted "
                     "while the other one is kept. Copy one of the two tensors (`.clone()`), or leave the layer out "
+                    "(--model.representation.layers)."
+                )
+            held = [name for name, value in unnamed if overlap(state[key], value)]
+            if held:
+                raise LayoutError(
+                    f"{held[0]!r} refers to the weight {key!r} without being a parameter, so that a prediction would "
+                    "not reach it. Read the weight from its module where it is used, or leave the layer out "
                     "(--model.representation.layers)."
                 )
         return cls([(key, tuple(state[key].shape)) for key in keys], {key: names[key][1:] for key in keys})
