@@ -54,6 +54,7 @@ _NOISE = (
     "`Trainer.fit` stopped: `max_",  # the planned end
     "but have no logger configured",  # `test FILE.nern` writes no curves
     "try installing [lit",  # advertisements
+    "`weights_only` was not set",  # our reader of checkpoints never runs code
     "your dataloader is not resumable",  # ours begins with the batch that comes next
 )
 
@@ -61,9 +62,11 @@ _NOISE = (
 def _hush() -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(message in record.getMessage() for message in _NOISE)
-    )
+    # A filter of a logger does not see what its children log.
+    for part in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{part}").addFilter(
+            lambda record: not any(message in record.getMessage() for message in _NOISE)
+        )
 
 
 def main(args: Sequence[str] | None = None) -> None:
