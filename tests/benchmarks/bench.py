@@ -162,7 +162,7 @@ def lines() -> Iterator[tuple[str, Callable[[], Figures]]]:
             f"scale: {scheme} step, resnet18, stages_3x3, H=1372",
             lambda s=scheme: at_scale("resnet18", "stages_3x3", "1372", s),
         )
-    steps = 3_000
+    steps = 2_000
 
     def idle_cost() -> Figures:
         fixed, adapting = [], []
