@@ -1,11 +1,12 @@
 """Options given beside `--ckpt_path`: the checkpoint says how its module is built, so they must agree with it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.resume import say
+from nernlit.specification import options
 
 #: Where weights lie today. They may have moved since the fit: the original's are compared by their content.
 _MOVABLE = ("representation.original", "teacher")
@@ -27,7 +28,7 @@ def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping
         UsageError: With the options and both values.
     """
     differing = []
-    for name, value in _leaves(given):
+    for name, value in options(given):
         if name == "init_from" or any(name in (f"{part}.checkpoint", f"{part}.pretrained") for part in _MOVABLE):
             continue
         if command != "fit" and not name.startswith(("representation.", "original.")):
@@ -81,14 +82,6 @@ def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command:
             )
         if isinstance(source, str) and Path(source).suffix and not Path(source).exists():
             say(f"nernlit: --model.{part}.checkpoint {source}: no such file; taking {fitted}, as the checkpoint has it")
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _at(tree: Any, name: str) -> Any:

@@ -12,7 +12,7 @@ def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str
     >>> differences({"order": "none", "predictor": {"depth": 5}}, {"order": "none", "predictor": {"depth": 3}})
     ['predictor.depth is 5 here and 3 in the checkpoint']
     """
-    here, there = dict(_options(given)), dict(_options(stored))
+    here, there = dict(options(given)), dict(options(stored))
     found = [
         f"{option} is {_shown(here, option)} here and {_shown(there, option)} in the checkpoint"
         for option in {**here, **there}
@@ -24,17 +24,22 @@ def differences(given: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str
     return [*found[:_LISTED], f"and {more} more"] if more > 1 else found
 
 
-def _options(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def options(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries, each with its keys joined by dots.
+
+    >>> dict(options({"a": {"b": 1}, "c": 2}))
+    {'a.b': 1, 'c': 2}
+    """
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _options(value, f"{prefix}{key}.")
+            yield from options(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _layers(options: Mapping[str, Any]) -> list[str]:
-    return [option for option in options if option.startswith("layers.")]
+def _layers(flat: Mapping[str, Any]) -> list[str]:
+    return [option for option in flat if option.startswith("layers.")]
 
 
-def _shown(options: Mapping[str, Any], option: str) -> str:
-    return repr(options[option]) if option in options else "absent"
+def _shown(flat: Mapping[str, Any], option: str) -> str:
+    return repr(flat[option]) if option in flat else "absent"

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.callbacks.writer import run_folder
 from nernlit.representation import Representation
+from nernlit.specification import options
 from nernlit.tables import print_table
 
 
@@ -76,7 +77,7 @@ def _hyperparameters(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[s
         found["data"] = yaml.safe_load(config.read_text(encoding="utf-8")).get("data")
     elif (data := getattr(trainer, "datamodule", None)) is not None:
         found["data"] = type(data).__name__
-    return _flat(found)
+    return {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in options(found)}
 
 
 def _conditions(shown: dict[str, float], stage: str) -> dict[str, float]:
@@ -91,14 +92,3 @@ def _conditions(shown: dict[str, float], stage: str) -> dict[str, float]:
     }
     found.pop("original", None)
     return {name: value for name, value in found.items() if not any(name.startswith(f"{other}_") for other in found)}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries with their keys joined by dots, as TensorBoard wants them."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
