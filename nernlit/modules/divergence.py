@@ -1,5 +1,6 @@
 """Numbers that are not finite: a fit that meets one has diverged, and a network that gives one has no accuracy."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -65,7 +66,8 @@ class LossWatch:
         first = int(finite.argmin())
         places = [(step, rate, name) for step, rate, terms in noted for name in terms]
         step, rate, name = places[first]
+        own = float(values[first])
+        value = "not finite on another process" if math.isfinite(own) else str(own)
         raise DivergenceError(
-            f"the fit has diverged: at step {step} train/{name} is {float(values[first])} "
-            f"(learning rate {float(rate):g}); {ADVICE}."
+            f"the fit has diverged: at step {step} train/{name} is {value} (learning rate {float(rate):g}); {ADVICE}."
         )
