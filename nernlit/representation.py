@@ -73,9 +73,7 @@ class Representation(WithConstants):
         order: OrderName = "in_filter",
         standardise: bool = True,
     ) -> None:
-        layout = Layout.of(original.net, layers)
-        address_N3 = addresses(layout, original.net.state_dict(), order)
-        self._own(original, predictor, layout, order, standardise, address_N3)
+        self._own(original, predictor, Layout.of(original.net, layers), order, standardise)
 
     @classmethod
     def of_parts(
@@ -114,7 +112,7 @@ class Representation(WithConstants):
         layout: Layout,
         order: OrderName,
         standardise: bool,
-        address_N3: Tensor,
+        address_N3: Tensor | None = None,
     ) -> None:
         WithConstants.__init__(self)
         self.set_constant("original", original.freeze())
@@ -131,6 +129,8 @@ class Representation(WithConstants):
                 f"{layout.kernel_size}, or leave the layer out (--model.representation.layers)."
             )
         self.specification()  # refuses a predictor that a checkpoint could not describe
+        if address_N3 is None:  # an order takes seconds for large networks: what cannot work has been refused by now
+            address_N3 = addresses(layout, original.net.state_dict(), order)
         extent = address_N3.amax(0) + 1
         predictor.bind((int(extent[0]), int(extent[1]), int(extent[2])))
         self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower

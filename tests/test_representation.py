@@ -332,3 +332,9 @@ def test_ten_lines_of_python_fit_without_lightning() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_kernel_size_is_refused_before_kernels_are_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(representation_file, "addresses", lambda *_: pytest.fail("kernels were ordered"))
+    with pytest.raises(LayoutError, match="kernel_size=3 is smaller than layer 'stem'"):
+        Representation(tiny_original(), MLP(4, kernel_size=3))

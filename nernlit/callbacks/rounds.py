@@ -1,18 +1,17 @@
 """What Progressive leaves behind, round by round."""
 
-import io
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.analysis import rounds_figure
+from nernlit.callbacks.checkpoint_io import DurableCheckpointIO
 from nernlit.callbacks.writer import run_folder, write_weights
 from nernlit.files import write_atomically
 
@@ -44,9 +43,7 @@ class RoundCheckpoint(Checkpoint):
         stem = folder / f"round-{pl_module.round:02d}"
         name, state = pl_module.network()
         write_weights(stem.with_suffix(".safetensors"), name, state)
-        saved = io.BytesIO()
-        torch.save(self._as_recon_only(trainer, pl_module), saved)
-        write_atomically(stem.with_suffix(".ckpt"), saved.getvalue())
+        DurableCheckpointIO().save_checkpoint(self._as_recon_only(trainer, pl_module), stem.with_suffix(".ckpt"))
         records = [asdict(record) for record in pl_module.ended]
         write_atomically(folder / "rounds.json", (json.dumps(records, indent=1) + "\n").encode())
         for logger in trainer.loggers:
