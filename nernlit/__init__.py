@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nernlit.data import ImageDataModule, NoImages
     from nernlit.kernels import LayerFilter, Layout
-    from nernlit.modules import (
+    from nernlit.originals import Original
+    from nernlit.predictors import MLP, FourierEncoding, Predictor
+    from nernlit.representation import Representation, Sizes, load, save
+    from nernlit.training import (
         BaselineJoint,
         DecoupledDistill,
         OriginalModule,
@@ -24,11 +27,6 @@ if TYPE_CHECKING:
         ReconOnly,
         ReconstructionModule,
     )
-    from nernlit.nern import load, save
-    from nernlit.originals import Original
-    from nernlit.predictors import MLP, FourierEncoding, Predictor
-    from nernlit.representation import Representation
-    from nernlit.sizes import Sizes
 
 __all__ = [
     "MLP",
@@ -55,7 +53,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "data": ["ImageDataModule", "NoImages"],
     "kernels": ["LayerFilter", "Layout"],
-    "modules": [
+    "training": [
         "BaselineJoint",
         "DecoupledDistill",
         "OriginalModule",
@@ -63,11 +61,9 @@ _NAMES = {
         "ReconOnly",
         "ReconstructionModule",
     ],
-    "nern": ["load", "save"],
     "originals": ["Original"],
     "predictors": ["MLP", "FourierEncoding", "Predictor"],
-    "representation": ["Representation"],
-    "sizes": ["Sizes"],
+    "representation": ["Representation", "Sizes", "load", "save"],
 }
 _HOME = {name: part for part, names in _NAMES.items() for name in names}
 

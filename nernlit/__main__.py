@@ -8,7 +8,7 @@ import sys
 import threading
 
 from nernlit import __version__
-from nernlit.signals import SIGNALS, Interrupted
+from nernlit.utilities.signals import SIGNALS, Interrupted
 
 HELP = """usage: nernlit COMMAND -c CONFIG [options]      (also `lightning ...` and `python -m nernlit ...`)
 
@@ -44,11 +44,12 @@ def main() -> None:
         raise SystemExit(0 if sys.argv[1:] else 2)
     SIGNALS.listen(ends_process=True)
     try:
-        from nernlit import cli
+        from nernlit.cli.main import main as run_command
+        from nernlit.cli.main import report_failed_thread
 
-        threading.excepthook = cli.report_failed_thread
+        threading.excepthook = report_failed_thread
         try:
-            cli.main()
+            run_command()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout, such as `head`, has ended: end as SIGPIPE would

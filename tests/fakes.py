@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nernlit.constants import WithConstants
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
+from nernlit.utilities.constants import WithConstants
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 STATISTICS = {"mean": [0.5], "std": [0.5]}
@@ -74,7 +74,7 @@ def tiny_original(seed: int = 0) -> Original:
 def tiny_representation(seed: int = 0, **options: object) -> Representation:
     original = tiny_original(seed)
     torch.manual_seed(seed + 1)
-    return Representation(original, MLP(8, depth=3, kernel_size=5, levels=4), **options)  # type: ignore[arg-type]
+    return Representation(original, MLP(8, depth=3, kernel_size=5, num_frequencies=4), **options)  # type: ignore[arg-type]
 
 
 def in_double(representation: Representation) -> Representation:
@@ -90,7 +90,7 @@ def in_double(representation: Representation) -> Representation:
 def digits_representation(hidden: int = 8) -> Representation:
     """Of a trained network."""
     torch.manual_seed(0)
-    return Representation(Original("digits_resnet8", pretrained=True), MLP(hidden, levels=4))
+    return Representation(Original("digits_resnet8", pretrained=True), MLP(hidden, num_frequencies=4))
 
 
 def write_weights(name: str, path: Path, **options: object) -> Path:

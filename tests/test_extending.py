@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nernlit.cli import main, run
+from nernlit.cli.main import main, run
 from tests.fakes import CONFIGS, QUICK
 
 DOCS = CONFIGS.parent / "docs"
@@ -52,7 +52,7 @@ def test_a_configuration_of_ones_own_classes_is_fitted_and_tested(config: str) -
 
 def test_a_test_set_and_a_sampling_of_ones_own_are_named_in_yaml() -> None:
     run(["fit", *QUICK, "--model.sampling=largest.Largest"])
-    more = ["--model.sampling=largest.Largest", "--data.test_sets=[{class_path: inverted.Inverted}]"]
+    more = ["--model.sampling=largest.Largest", "--data.eval_sets=[{class_path: inverted.Inverted}]"]
     tested = run(["test", *QUICK, *more, "--ckpt_path=best"])
     assert "test/acc_inverted_all" in tested.trainer.callback_metrics
 

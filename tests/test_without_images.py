@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nernlit.cli import main, run
+from nernlit.cli.main import main, run
 from nernlit.errors import DataError, UsageError
 from tests.fakes import CONFIGS, QUICK, write_weights
 
@@ -21,10 +21,10 @@ def test_recon_only_fits_and_is_evaluated_without_data(capsys: pytest.CaptureFix
     assert not [name for name in metrics if "acc" in name]
     assert fitted.trainer.global_step == 10  # of the configuration's --data.steps_per_epoch=5
     shown = capsys.readouterr().out
-    assert "variance explained" in shown
+    assert "explained power" in shown
     assert "accuracy" not in shown
     with_images = run(["fit", *QUICK])
-    for name in ("val/recon_rmse", "val/variance_explained"):
+    for name in ("val/recon_rmse", "val/explained_power"):
         assert float(metrics[name]) == float(with_images.trainer.callback_metrics[name])
     for command in ("validate", "test"):
         measured = run([command, *NULL, f"--ckpt_path={FOLDER}"]).trainer.callback_metrics

@@ -1,6 +1,6 @@
 """Attacks on a classifier: FGSM (arXiv 1412.6572) and its iterated form (arXiv 1607.02533).
 
-Everything happens in pixels of [0, 1]; classifiers normalise them themselves. Shapes: B images, C classes.
+Everything happens in pixels of [0, 1]; classifiers normalize them themselves. Shapes: B images, C classes.
 """
 
 import math

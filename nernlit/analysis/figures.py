@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from nernlit.analysis.landscape import Quality
+from nernlit.analysis.landscape import Evaluation
 from nernlit.analysis.layers import LayerError
 from nernlit.analysis.spectrum import LayerEnergy
 from nernlit.representation import Representation
@@ -26,7 +26,7 @@ def layer_error_figure(errors: Mapping[str, Sequence[LayerError]]) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     _bars(upper, {name: [error.rmse for error in own] for name, own in errors.items()})
     upper.set_ylabel("RMSE (weight units)")
-    _bars(lower, {name: [100 * (1 - error.variance_explained) for error in own] for name, own in errors.items()})
+    _bars(lower, {name: [100 * (1 - error.explained_power) for error in own] for name, own in errors.items()})
     lower.set_ylabel("variance not explained (%)")
     lower.set_xticks(range(len(some)), [error.name for error in some], rotation=90, fontsize=7)
     _legend(figure, upper)
@@ -110,7 +110,7 @@ def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original:
     _original_line(axis, original)
     for name, points in runs.items():
         axis.plot([100 * cr for cr, _ in points], [100 * accuracy for _, accuracy in points], "o", label=_label(name))
-    axis.axvline(100, color="grey", linestyle=":", linewidth=1)
+    axis.axvline(100, color="gray", linestyle=":", linewidth=1)
     axis.set_xlabel("CR: predictor parameters / predicted weights (%)")
     axis.set_ylabel("test accuracy (%)")
     axis.set_title(title)
@@ -153,7 +153,7 @@ def interpolation_figure(points: Sequence[Mapping[str, float]], split: str, batc
     shares = [point["share"] for point in points]
     left.plot(shares, [100 * point["accuracy"] for point in points], "o-", color="tab:blue", label="accuracy")
     for share, name in ((0, "original"), (1, "reconstructed")):
-        left.axvline(share, color="grey", linestyle=":", linewidth=1)
+        left.axvline(share, color="gray", linestyle=":", linewidth=1)
         left.annotate(name, (share, 1.01), xycoords=("data", "axes fraction"), fontsize=8, ha="center")
     left.set_xlabel("share of the reconstructed weights")
     left.set_ylabel(f"{split} accuracy (%)")
@@ -170,7 +170,7 @@ def interpolation_figure(points: Sequence[Mapping[str, float]], split: str, batc
 def landscape_figure(
     xs: Sequence[float],
     ys: Sequence[float],
-    grid: Sequence[Sequence[Quality]],
+    grid: Sequence[Sequence[Evaluation]],
     marks: Mapping[str, tuple[float, float]],
     split: str,
     batch_norm: str = "stored",

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from nernlit.errors import UsageError
 from nernlit.originals import Original
-from nernlit.progress import progress
+from nernlit.utilities.progress import progress
 
 Point = Mapping[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -23,7 +23,7 @@ Classify = Callable[[Tensor, Point], Tensor]
 
 
 @dataclass(frozen=True)
-class Quality:
+class Evaluation:
     """What a network at some point of weight space is worth.
 
     Attributes:
@@ -36,7 +36,7 @@ class Quality:
 
 
 @torch.no_grad()
-def quality(classify: Classify, point: Point, batches: Batches) -> Quality:
+def evaluate(classify: Classify, point: Point, batches: Batches) -> Evaluation:
     """Loss and accuracy at a point.
 
     Args:
@@ -55,7 +55,7 @@ def quality(classify: Classify, point: Point, batches: Batches) -> Quality:
         count += len(labels_B)
     if not count:
         raise ValueError("no images to measure on.")
-    return Quality(math.inf if math.isnan(loss) else loss / count, right / count)
+    return Evaluation(math.inf if math.isnan(loss) else loss / count, right / count)
 
 
 @final
@@ -96,10 +96,10 @@ class Reestimated:
         return logits
 
 
-def between(start: Point, end: Point, share: float) -> dict[str, Tensor]:
+def interpolate(start: Point, end: Point, share: float) -> dict[str, Tensor]:
     """The point (1 - share) * start + share * end; shares below 0 and above 1 lie beyond the two.
 
-    >>> between({"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}, 0.25)
+    >>> interpolate({"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}, 0.25)
     {'w': tensor(1.5000)}
     """
     return {key: torch.lerp(start[key], end[key], share) for key in start}
@@ -152,7 +152,7 @@ def plane_through(first: Point, second: Point, third: Point) -> Plane:
 def random_plane(point: Point, generator: torch.Generator) -> Plane:
     """A plane of two random directions in which every filter has the norm that it has at the point.
 
-    Filter normalisation (Li et al., arXiv 1712.09913, section 4): landscapes of networks of different scale compare.
+    Filter normalization (Li et al., arXiv 1712.09913, section 4): landscapes of networks of different scale compare.
     """
 
     def direction() -> dict[str, Tensor]:
@@ -167,16 +167,16 @@ def random_plane(point: Point, generator: torch.Generator) -> Plane:
     return Plane(point, direction(), direction())
 
 
-def survey(
+def loss_grid(
     classify: Classify, plane: Plane, xs: Sequence[float], ys: Sequence[float], batches: Batches
-) -> list[list[Quality]]:
+) -> list[list[Evaluation]]:
     """Loss and accuracy on a grid of a plane: a row for every y, a column for every x."""
-    grid: list[list[Quality]] = []
+    grid: list[list[Evaluation]] = []
     with progress(f"measuring {len(xs) * len(ys)} points of a plane", len(xs) * len(ys)) as advance:
         for y in ys:
             grid.append([])
             for x in xs:
-                grid[-1].append(quality(classify, plane.at(x, y), batches))
+                grid[-1].append(evaluate(classify, plane.at(x, y), batches))
                 advance(1)
     return grid
 

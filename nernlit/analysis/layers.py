@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from nernlit.analysis.finite import require_finite
-from nernlit.losses import reconstruction_rmse, variance_explained
+from nernlit.losses import explained_power, reconstruction_rmse
 from nernlit.representation import Representation
 
 
@@ -17,12 +17,12 @@ class LayerError:
     Attributes:
         name: Module name.
         rmse: Root-mean-square error in weight units.
-        variance_explained: 1 - mean squared error / mean squared weight; NaN where the original's weight is zero.
+        explained_power: 1 - mean squared error / mean squared weight; NaN where the original's weight is zero.
     """
 
     name: str
     rmse: float
-    variance_explained: float
+    explained_power: float
 
 
 @torch.no_grad()
@@ -38,6 +38,6 @@ def layer_errors(representation: Representation) -> list[LayerError]:
     for layer in representation.layout.layers:
         # In float64: squares of very small and very large weights are no float32.
         own, original = predicted[layer.key].flatten(0, 1).double(), target[layer.key].flatten(0, 1).double()
-        explained = float(variance_explained(own, original)) if bool(original.any()) else math.nan
+        explained = float(explained_power(own, original)) if bool(original.any()) else math.nan
         errors.append(LayerError(layer.name, float(reconstruction_rmse(own, original)), explained))
     return errors

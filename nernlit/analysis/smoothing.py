@@ -46,7 +46,7 @@ def shrunk(weights: Weights, by: float, keep: float = 0.5) -> dict[str, Tensor]:
 
 
 def blurred(table_NKK: Tensor, order: Sequence[Tensor], sigma: float) -> Tensor:
-    """Replace every kernel by a Gaussian mean of its neighbours in an order.
+    """Replace every kernel by a Gaussian mean of its neighbors in an order.
 
     Args:
         table_NKK: Kernels (N, K, K).

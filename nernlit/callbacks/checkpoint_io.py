@@ -7,8 +7,8 @@ from typing import Any, final
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from nernlit.checkpoint import read_checkpoint
-from nernlit.files import write_atomically
+from nernlit.storage.checkpoint import read_checkpoint
+from nernlit.storage.files import write_atomically
 
 
 @final

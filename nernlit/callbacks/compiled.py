@@ -4,7 +4,7 @@ from typing import Literal, final
 
 import lightning as L
 
-from nernlit.predictors import Predictor, Trials
+from nernlit.predictors import Predictor, PredictorEnsemble
 
 
 @final
@@ -26,7 +26,7 @@ class Compile(L.Callback):
             return
         modules = list(pl_module.modules())
         # Trials run their predictors by `vmap`, which goes into compiled code and not around it.
-        inside = {predictor for trials in modules if isinstance(trials, Trials) for predictor in trials.each}
+        inside = {predictor for trials in modules if isinstance(trials, PredictorEnsemble) for predictor in trials.each}
         for module in modules:
-            if isinstance(module, Predictor | Trials) and module not in inside:
+            if isinstance(module, Predictor | PredictorEnsemble) and module not in inside:
                 module.compile(mode=self.mode)

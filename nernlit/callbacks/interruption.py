@@ -7,7 +7,7 @@ import lightning as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from nernlit.signals import SIGNALS, Interrupted
+from nernlit.utilities.signals import SIGNALS, Interrupted
 
 
 @final

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from nernlit.analysis import energy_figure, layer_energies, layer_error_figure, layer_errors
 from nernlit.callbacks.writer import run_folder
-from nernlit.files import write_table
 from nernlit.representation import Representation
+from nernlit.storage.files import write_table
 
 
 class _LayerTable(L.Callback, ABC):
@@ -75,12 +75,12 @@ class LowFrequencyEnergy(_LayerTable):
 class LayerDifference(_LayerTable):
     """The distance between each layer's original and reconstructed weight (arXiv 2407.00356, Fig. 4).
 
-    Scalars `layer_difference/{rmse,variance_explained}/LAYER`, a figure, and `layer_difference.csv`.
+    Scalars `layer_difference/{rmse,explained_power}/LAYER`, a figure, and `layer_difference.csv`.
     """
 
     name = "layer_difference"
 
     def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
         errors = layer_errors(representation)
-        rows = {error.name: {"rmse": error.rmse, "variance_explained": error.variance_explained} for error in errors}
+        rows = {error.name: {"rmse": error.rmse, "explained_power": error.explained_power} for error in errors}
         return rows, layer_error_figure({"reconstructed": errors})

@@ -11,18 +11,18 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from nernlit.progress import CONSOLE, clock
+from nernlit.utilities.progress import CONSOLE, clock
 
 #: Logged metric -> how it is shown, in the order of what matters most.
 _FIGURES = {
     "val/acc": "acc {:.2%}",
-    "train/variance_explained": "explained {:.2%}",
+    "train/explained_power": "explained {:.2%}",
     "train/loss": "loss {:.4g}",
 }
 _VALIDATED = {
     "val/acc": "accuracy {:.2%}",
     "val/acc_original": "original {:.2%}",
-    "val/variance_explained": "variance explained {:.2%}",
+    "val/explained_power": "explained power {:.2%}",
     "val/recon_rmse": "RMSE {:.5f}",
     "train/loss": "loss {:.4g}",
 }

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from nernlit.analysis import rounds_figure
 from nernlit.callbacks.checkpoint_io import DurableCheckpointIO
 from nernlit.callbacks.writer import run_folder, write_weights
-from nernlit.files import write_atomically
+from nernlit.storage.files import write_atomically
 
 
 @final

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.callbacks.writer import run_folder
 from nernlit.representation import Representation
-from nernlit.specification import options
-from nernlit.tables import print_table
+from nernlit.representation.specification import options
+from nernlit.utilities.tables import print_table
 
 
 @final
@@ -57,7 +57,7 @@ def _rows(shown: dict[str, float], metrics: dict[str, float], stage: str) -> lis
         "original accuracy": (f"{stage}/acc_original", "{:.2%}"),
         "reconstructed accuracy" if f"{stage}/acc_original" in shown else "accuracy": (f"{stage}/acc", "{:.2%}"),
         "RMSE (weight units)": (f"{stage}/recon_rmse", "{:.5f}"),
-        "variance explained": (f"{stage}/variance_explained", "{:.2%}"),
+        "explained power": (f"{stage}/explained_power", "{:.2%}"),
         "predictor parameters": ("size/predictor_params", "{:,.0f}"),
         "CR (predictor / predicted weights)": ("size/cr_paper", "{:.1%}"),
     }

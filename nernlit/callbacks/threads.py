@@ -7,8 +7,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from nernlit.cpu import OtherPrograms, other_programs
 from nernlit.errors import UsageError
+from nernlit.utilities.cpu import OtherPrograms, other_programs
 
 #: Windows in a row in which a core must be free before a thread more is used: a pause of the other program is none.
 _QUIET_WINDOWS = 5

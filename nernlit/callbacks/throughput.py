@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nernlit.errors import require_at_least
-from nernlit.predictors import Predictor, Trials
+from nernlit.predictors import Predictor, PredictorEnsemble
 
 _SIDE = 1024  # of the matrices whose product is timed
 _PRODUCTS = 10
@@ -36,7 +36,7 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         kind = torch.bfloat16 if getattr(pl_module, "precision", "fp32") == "bf16" else torch.float32
         self._rate = _matrix_product_rate(pl_module.device, kind)
-        trials = [module for module in pl_module.modules() if isinstance(module, Trials)]
+        trials = [module for module in pl_module.modules() if isinstance(module, PredictorEnsemble)]
         inside = {predictor for several in trials for predictor in several.each}
         alone = [m for m in pl_module.modules() if isinstance(m, Predictor) and m not in inside]
         self._handles = [module.register_forward_pre_hook(self._note) for module in [*trials, *alone]]
@@ -58,7 +58,7 @@ class Throughput(L.Callback):
         self._began = time.perf_counter()
 
     def _note(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        predictors = module.each if isinstance(module, Trials) else [module]
+        predictors = module.each if isinstance(module, PredictorEnsemble) else [module]
         parameters = sum(predictor.num_params for predictor in predictors if isinstance(predictor, Predictor))
         self._kernels += len(inputs[0]) * len(predictors)
         self._operations += (6 if torch.is_grad_enabled() else 2) * parameters * len(inputs[0])

@@ -11,8 +11,8 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-from nernlit.files import write_atomically
 from nernlit.originals import Original
+from nernlit.storage.files import write_atomically
 
 
 def write_weights(path: Path, timm_name: str, state: Mapping[str, Tensor]) -> None:

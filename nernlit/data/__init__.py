@@ -3,12 +3,12 @@
 from nernlit.data.base import ImageDataModule, Split
 from nernlit.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from nernlit.data.digits import DigitsDataModule
+from nernlit.data.eval_sets import Corrupted, EvalSet
 from nernlit.data.folder import FolderDataModule, ImageNetDataModule
 from nernlit.data.nothing import NoImages
 from nernlit.data.ood import CIFAR10C, CIFAR100C, ImageNetR
 from nernlit.data.sources import ImageSource, TensorImages
 from nernlit.data.stl import STL10DataModule
-from nernlit.data.test_sets import Corrupted, TestSet
 
 __all__ = [
     "CIFAR10C",
@@ -17,6 +17,7 @@ __all__ = [
     "CIFAR100DataModule",
     "Corrupted",
     "DigitsDataModule",
+    "EvalSet",
     "FolderDataModule",
     "ImageDataModule",
     "ImageNetDataModule",
@@ -26,5 +27,4 @@ __all__ = [
     "STL10DataModule",
     "Split",
     "TensorImages",
-    "TestSet",
 ]

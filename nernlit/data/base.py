@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nernlit.data.augment import Augmentation, to_pixels
-from nernlit.data.batches import BatchNumbers, ErrorsAsBatches
+from nernlit.data.batches import BatchSampler, ErrorsAsBatches
 from nernlit.data.channels import require_channels, statistics_of
+from nernlit.data.eval_sets import EvalCondition, EvalSet, conditions_of
 from nernlit.data.sources import ImageSource, InChannels, TensorImages
-from nernlit.data.test_sets import TestCondition, TestSet, conditions_of
 from nernlit.errors import DataError, NernlitError, UsageError, require_at_least
 
 Split = Literal["train", "val", "test"]
@@ -42,7 +42,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         mixup: Largest share of another image that is blended into a training image; 0 for none, 0.5 at most. Labels
             stay those of the larger share.
         num_workers: Processes that decode images which are too many to keep in memory.
-        test_sets: What `test` measures beside the dataset's own test images; see `nernlit.data.test_sets`.
+        eval_sets: What `test` measures beside the dataset's own test images; see `nernlit.data.eval_sets`.
     """
 
     #: Class names, in the order of the labels; empty until `setup` for datasets that find them on disk.
@@ -70,7 +70,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         resized_crop: float | None = None,
         mixup: float = 0.0,
         num_workers: int = 0,
-        test_sets: Sequence[TestSet] | None = None,
+        eval_sets: Sequence[EvalSet] | None = None,
     ) -> None:
         super().__init__()
         require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, steps_per_epoch=steps_per_epoch)
@@ -86,10 +86,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.train_on, self.steps_per_epoch, self.noise_range = train_on, steps_per_epoch, noise_range
         self.augmentation = Augmentation(pad_crop, flip, resized_crop, mixup)
         self.num_workers = num_workers
-        self.test_sets = list(test_sets or [])
+        self.eval_sets = list(eval_sets or [])
         self.seed = torch.initial_seed() % 2**63
         self.sources: dict[Split, ImageSource] = {}
-        self.conditions: list[TestCondition] = []
+        self.conditions: list[EvalCondition] = []
 
     @abstractmethod
     def build(self, split: Split) -> ImageSource | None:
@@ -130,7 +130,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             for split, source in self._find(splits).items():
                 self._keep(split, self._in_channels(source))
         if stage == "test":
-            found = conditions_of(self.test_sets, self.sources["test"], self.num_classes)
+            found = conditions_of(self.eval_sets, self.sources["test"], self.num_classes)
             self.conditions = [condition._replace(source=self._in_channels(condition.source)) for condition in found]
 
     def _match(self, network: object) -> None:
@@ -193,7 +193,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._loader("val", self.eval_batch_size, training=False)
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """The dataset's own test images first, then those of every condition of `test_sets`."""
+        """The dataset's own test images first, then those of every condition of `eval_sets`."""
         sources = [self.sources["test"], *(condition.source for condition in self.conditions)]
         return [self._loader_of(source, self.eval_batch_size, training=False) for source in sources]
 
@@ -207,7 +207,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _loader_of(self, source: ImageSource, batch_size: int, training: bool) -> DataLoader[Any]:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        numbers = BatchNumbers(len(source), batch_size, training, self.seed, rank, world_size)
+        numbers = BatchSampler(len(source), batch_size, training, self.seed, rank, world_size)
         if trainer is not None:
             numbers.epoch_of = lambda: trainer.current_epoch
             if training:

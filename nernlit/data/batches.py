@@ -12,7 +12,7 @@ from nernlit.errors import DataError, NernlitError
 
 
 @final
-class BatchNumbers(Sampler[list[int]]):
+class BatchSampler(Sampler[list[int]]):
     """Lists of item numbers for one process.
 
     Training shuffles anew every epoch and drops what does not fill a batch on all processes, so that all make the same

@@ -9,7 +9,7 @@ from torchvision import datasets
 
 from nernlit.data.base import ImageDataModule, Split
 from nernlit.data.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES, published_labels
-from nernlit.data.decode import Fitting
+from nernlit.data.decode import ResizeCenterCrop
 from nernlit.data.sources import ImageSource, TensorImages
 from nernlit.data.trees import class_folders, tree_images
 from nernlit.errors import DataError
@@ -39,7 +39,7 @@ class _CifarDataModule(ImageDataModule, ABC):
         if split == "val":
             return None
         if self._is_tree():
-            return tree_images(self.root / split, self._labels(split), Fitting(_SIDE), self.channels)
+            return tree_images(self.root / split, self._labels(split), ResizeCenterCrop(_SIDE), self.channels)
         published = self._published_files(split)
         images = torch.from_numpy(published.data).permute(0, 3, 1, 2).contiguous()
         return TensorImages(images, torch.tensor(published.targets))

@@ -37,7 +37,7 @@ def image_suffixes() -> frozenset[str]:
 
 @final
 @dataclass(frozen=True)
-class Fitting:
+class ResizeCenterCrop:
     """How an image of any size becomes a square: resized, then its center cut out, as torchvision and timm do it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Fitting:
         return image
 
 
-def read_image(path: Path, channels: int, fitting: Fitting | None = None) -> NDArray[np.uint8]:
+def read_image(path: Path, channels: int, fitting: ResizeCenterCrop | None = None) -> NDArray[np.uint8]:
     """The pixels of an image file, (H, W, channels); of an animation or a stack the first image.
 
     Pixels of more than 8 bits are scaled by the range of their format. Transparency is dropped, and rotations that a

@@ -14,7 +14,7 @@ _TEST = 360
 
 @final
 class DigitsDataModule(ImageDataModule):
-    """1,797 scans of handwritten digits (UCI, Alpaydin and Kaynak 1998), grey, 8x8; the last 360 are the test set.
+    """1,797 scans of handwritten digits (UCI, Alpaydin and Kaynak 1998), gray, 8x8; the last 360 are the test set.
 
     Args:
         kwargs: See `ImageDataModule`.

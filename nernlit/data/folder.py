@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from timm.data import ImageNetInfo
 
 from nernlit.data.base import ImageDataModule, Split
-from nernlit.data.decode import Fitting
+from nernlit.data.decode import ResizeCenterCrop
 from nernlit.data.sources import FileImages
 from nernlit.data.trees import class_folders, shared_classes, tree_images
 from nernlit.errors import DataError, require_at_least
@@ -17,7 +17,7 @@ from nernlit.errors import DataError, require_at_least
 class _TreeDataModule(ImageDataModule, ABC):
     """`<root>/train/<class>/<image>` with `test/`, `val/` or both beside it."""
 
-    fitting: Fitting | None
+    fitting: ResizeCenterCrop | None
 
     def __init__(self, root: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -58,7 +58,7 @@ class FolderDataModule(_TreeDataModule):
         super().__init__(root, **kwargs)
         if image_size is not None:
             require_at_least(1, image_size=image_size)
-        self.fitting = Fitting(image_size) if image_size is not None else None
+        self.fitting = ResizeCenterCrop(image_size) if image_size is not None else None
 
     def check(self) -> None:
         before = self.classes
@@ -84,7 +84,7 @@ class ImageNetDataModule(_TreeDataModule):
 
     def __init__(self, root: str, model: str = "resnet18.tv_in1k", val_share: float = 0.01, **kwargs: Any) -> None:
         super().__init__(root, val_share=val_share, **kwargs)
-        self.fitting = Fitting.of_model(model)
+        self.fitting = ResizeCenterCrop.of_model(model)
 
     def check(self) -> None:
         expected = sorted(ImageNetInfo().label_names())

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from timm.data import ImageNetInfo
 
-from nernlit.data.decode import Fitting
+from nernlit.data.decode import ResizeCenterCrop
+from nernlit.data.eval_sets import SEVERITIES, EvalSet, require_known
 from nernlit.data.sources import ArrayImages, ImageSource
-from nernlit.data.test_sets import SEVERITIES, TestSet, require_known
 from nernlit.data.trees import class_folders, tree_images
 from nernlit.errors import DataError
 
 
-class _CifarC(TestSet, ABC):
+class _CifarC(EvalSet, ABC):
     """Hendrycks and Dietterich (arXiv 1903.12261): `<root>/<corruption>.npy` and `labels.npy`.
 
     Severity s of 1 to 5 is images (s - 1) * 10,000 .. s * 10,000 of a file of 50,000.
@@ -137,7 +137,7 @@ class CIFAR100C(_CifarC):
 
 
 @final
-class ImageNetR(TestSet):
+class ImageNetR(EvalSet):
     """ImageNet-R (Hendrycks et al., arXiv 2006.16241): renditions of 200 of ImageNet's classes, `<root>/<WordNet id>/`.
 
     Answers are chosen among the 200 classes.
@@ -150,7 +150,7 @@ class ImageNetR(TestSet):
     name = "imagenet_r"
 
     def __init__(self, root: str, model: str = "resnet18.tv_in1k") -> None:
-        self.root, self.fitting = Path(root), Fitting.of_model(model)
+        self.root, self.fitting = Path(root), ResizeCenterCrop.of_model(model)
 
     def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
         ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text(encoding="utf-8").split()

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nernlit.data.channels import require_channels, to_channels
-from nernlit.data.decode import Fitting, read_image
+from nernlit.data.decode import ResizeCenterCrop, read_image
 from nernlit.errors import DataError
-from nernlit.progress import progress
+from nernlit.utilities.progress import progress
 
 
 class ImageSource(Dataset[tuple[Tensor, Tensor]], ABC):
-    """Labelled images, read by the batch."""
+    """Labeled images, read by the batch."""
 
     labels: Tensor
 
@@ -98,7 +98,7 @@ class FileImages(ImageSource):
     """
 
     def __init__(
-        self, paths: Sequence[Path], labels: Tensor, fitting: Fitting | None, channels: int | None = None
+        self, paths: Sequence[Path], labels: Tensor, fitting: ResizeCenterCrop | None, channels: int | None = None
     ) -> None:
         self.paths, self.labels, self.fitting, self.channels = list(paths), labels.long(), fitting, channels or 3
         require_channels(self.channels)

@@ -18,7 +18,7 @@ _IMAGE_BYTES = 3 * _SIDE**2
 
 @final
 class STL10DataModule(ImageDataModule):
-    """STL-10's labelled images as published (`stl10_binary`): 5,000 for training, 8,000 for test, 96x96.
+    """STL-10's labeled images as published (`stl10_binary`): 5,000 for training, 8,000 for test, 96x96.
 
     Args:
         root: Folder that holds `stl10_binary/`.
@@ -50,7 +50,7 @@ class STL10DataModule(ImageDataModule):
     def build(self, split: Split) -> TensorImages | None:
         if split == "val":
             return None
-        # Not through torchvision, which hashes 2.6 GB of unlabelled images before it reads these.
+        # Not through torchvision, which hashes 2.6 GB of unlabeled images before it reads these.
         pixels, labels = self._read(f"{split}_X.bin"), self._read(f"{split}_y.bin")
         if len(pixels) != len(labels) * _IMAGE_BYTES or not len(labels) or labels.min() < 1 or labels.max() > 10:
             span = f" from {labels.min()} to {labels.max()}" if len(labels) else ""

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from nernlit.data.decode import Fitting, image_suffixes
+from nernlit.data.decode import ResizeCenterCrop, image_suffixes
 from nernlit.data.sources import FileImages
 from nernlit.errors import DataError
-from nernlit.progress import progress
+from nernlit.utilities.progress import progress
 
 #: Files that systems leave in folders.
 _CLUTTER = {"thumbs.db", "desktop.ini"}
@@ -65,7 +65,7 @@ def shared_classes(folders: Sequence[Path]) -> list[str]:
 def tree_images(
     folder: Path,
     labels: Mapping[str, int],
-    fitting: Fitting | None,
+    fitting: ResizeCenterCrop | None,
     channels: int | None = None,
     empty_classes: bool = False,
 ) -> FileImages:

@@ -1,7 +1,7 @@
 """Addresses: the (layer, filter, channel) that the predictor is asked for, one row a kernel of the table.
 
 The original's weights never move. An order only changes which (filter, channel) a kernel is *called*: its position in
-the order instead of its index, so that neighbouring addresses hold similar kernels.
+the order instead of its index, so that neighboring addresses hold similar kernels.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nernlit.errors import LayoutError, StorageError, UsageError
-from nernlit.files import write_atomically
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, positions
-from nernlit.progress import progress
+from nernlit.storage.files import write_atomically
+from nernlit.utilities.progress import progress
 
 _CACHED_FROM = 100_000  # kernels; the order of fewer is found in a second or two
 _ALGORITHM = "1"  # to be counted up when an order comes out differently

@@ -1,7 +1,7 @@
-"""The exact greedy nearest-neighbour walk in O(M log M) memory accesses or so, instead of O(M^2).
+"""The exact greedy nearest-neighbor walk in O(M log M) memory accesses or so, instead of O(M^2).
 
 Items stand in a k-d tree whose nodes count those that the walk has not used yet. From the current item the search goes
-up the tree and enters a neighbouring branch only if its bounding box could hold something more similar than the best so
+up the tree and enters a neighboring branch only if its bounding box could hold something more similar than the best so
 far, so the answer is the one that a scan of everything would give.
 
 Shapes: M items, D features. The tree is a complete binary tree of 2L nodes in an array: node n has the children 2n and

@@ -4,7 +4,7 @@ Shapes: N kernels in all, K side of the largest kernel, O filters (output channe
 (input channels / groups), kh x kw side of a layer's own kernels, L layers.
 
 A row of the table is one 2-D kernel `weight[f, c]`; rows run over layers, then filters, then channels. A kernel smaller
-than K x K is the centre crop of its row (NeRN, arXiv 2212.13554, section 3), so that one predictor serves all layers.
+than K x K is the center crop of its row (NeRN, arXiv 2212.13554, section 3), so that one predictor serves all layers.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nernlit.errors import LayoutError
 from nernlit.kernels.layers import LayerFilter, LayerPreset, chosen
-from nernlit.sharing import names_of_weights, overlap, unnamed_tensors
+from nernlit.utilities.sharing import names_of_weights, overlap, unnamed_tensors
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ConvLayer:
         return slice(self.start, self.start + self.kernels)
 
     def crop(self, kernel_size: int) -> tuple[slice, slice]:
-        """Rows and columns of a (K, K) kernel that this layer's own kernel takes: the centre, rounded up-left."""
+        """Rows and columns of a (K, K) kernel that this layer's own kernel takes: the center, rounded up-left."""
         _, _, height, width = self.shape
         top, left = (kernel_size - height) // 2, (kernel_size - width) // 2
         return slice(top, top + height), slice(left, left + width)
@@ -150,7 +150,7 @@ class Layout:
     def weights(self, table_NKK: Tensor) -> dict[str, Tensor]:
         """The state-dict entries that a table holds: key -> (O, I, kh, kw). Inverse of `table`, exact to the bit.
 
-        The table may be larger than the layout's K; the entries are the centre crops.
+        The table may be larger than the layout's K; the entries are the center crops.
         """
         size = table_NKK.shape[-1]
         entries = {}

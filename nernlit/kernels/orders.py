@@ -1,9 +1,9 @@
-"""Orders: greedy nearest-neighbour permutations that make a CNN's kernels smooth to walk along.
+"""Orders: greedy nearest-neighbor permutations that make a CNN's kernels smooth to walk along.
 
 NeRN (arXiv 2212.13554, section 3.2): start from item 0 and append the most similar item not yet used. Similarity is
 the cosine; for 1x1 kernels the cosine is only ever +-1, so minus the squared difference is used instead.
 
-- `in_filter`: the channels inside each filter, then the layer's filters (each kernel normalised to length 1).
+- `in_filter`: the channels inside each filter, then the layer's filters (each kernel normalized to length 1).
 - `cross_filter`: all O * I kernels of a layer at once.
 
 Shapes: B independent problems, M items, D features; O filters, I channels. A *permutation* lists items in their order;
@@ -29,7 +29,7 @@ def inverse(permutation: Tensor) -> Tensor:
 
 
 def greedy_order(items_BMD: Tensor, similarity: Literal["cosine", "distance"] = "cosine") -> Tensor:
-    """Greedy nearest-neighbour permutations (B, M), each starting from item 0; equal similarities take the lower index.
+    """Greedy nearest-neighbor permutations (B, M), each starting from item 0; equal similarities take the lower index.
 
     Args:
         items_BMD: B independent sets of M items with D features.

@@ -52,10 +52,10 @@ def reconstruction_rmse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Ten
     return reconstruction_mse(predicted_NKK, target_NKK, mask_NKK).sqrt()
 
 
-def variance_explained(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
+def explained_power(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
     """1 - mean squared error / mean squared weight: 1 is exact, 0 is as good as predicting zeros.
 
-    >>> variance_explained(torch.full((2, 1, 1), 0.9), torch.ones(2, 1, 1))
+    >>> explained_power(torch.full((2, 1, 1), 0.9), torch.ones(2, 1, 1))
     tensor(0.9900)
     """
     power = reconstruction_mse(torch.zeros_like(target_NKK), target_NKK, mask_NKK)

@@ -1,10 +1,10 @@
 """The CNNs that are represented: any timm model, our CIFAR ResNets among them."""
 
-from nernlit.originals.checkpoint import load_strictly, read_state_dict
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
 from nernlit.originals.original import Original
 from nernlit.originals.taps import NERN_TAPS, FeatureTaps
+from nernlit.storage.weights import load_strictly, read_state_dict
 
 __all__ = [
     "NERN_TAPS",

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 Shortcut = Literal["A", "B"]
 
-#: timm ships these as well; NeRN and the public CIFAR checkpoints normalise CIFAR with ImageNet's statistics.
+#: timm ships these as well; NeRN and the public CIFAR checkpoints normalize CIFAR with ImageNet's statistics.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -158,4 +158,4 @@ def _register(name: str, blocks: int, shortcut: Shortcut, doc: str, in_chans: in
 for _depth, _blocks in _DEPTHS.items():
     _register(f"cifar_resnet{_depth}", _blocks, "A", f"CIFAR ResNet of {_depth} layers with shortcut A.")
     _register(f"cifar_resnet{_depth}_b", _blocks, "B", f"CIFAR ResNet of {_depth} layers with shortcut B (NeRN's).")
-_register("digits_resnet8", 1, "A", "8 layers for 8x8 grey digits; `pretrained=True` reads this package's weights.", 1)
+_register("digits_resnet8", 1, "A", "8 layers for 8x8 gray digits; `pretrained=True` reads this package's weights.", 1)

@@ -8,17 +8,17 @@ import timm
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nernlit.container import fingerprint
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
-from nernlit.originals.checkpoint import load_strictly, read_state_dict
 from nernlit.originals.checks import pixel_statistics, require_finite_weights, require_plain_weights
-from nernlit.sharing import places_of_weights
+from nernlit.storage.container import fingerprint
+from nernlit.storage.weights import load_strictly, read_state_dict
+from nernlit.utilities.sharing import places_of_weights
 
 
 @final
 class Original(nn.Module):
-    """A classifier of pixels in [0, 1]; it normalises them itself.
+    """A classifier of pixels in [0, 1]; it normalizes them itself.
 
     Args:
         name: A timm model name: `cifar_resnet20`, `cifar_resnet56_b`, `resnet18`, ...
@@ -89,7 +89,7 @@ class Original(nn.Module):
         """An original from a network that is already in memory; its weights are taken as trained.
 
         Args:
-            net: Maps normalised images (B, C, H, W) to logits (B, num_classes). Its weights are float32.
+            net: Maps normalized images (B, C, H, W) to logits (B, num_classes). Its weights are float32.
             num_classes: Logits, at least 2.
             mean: One number or one per channel, in [0, 1] pixel units.
             std: Likewise.

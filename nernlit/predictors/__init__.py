@@ -2,7 +2,7 @@
 
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.encoding import FourierEncoding
+from nernlit.predictors.ensemble import PredictorEnsemble
 from nernlit.predictors.mlp import MLP
-from nernlit.predictors.trials import Trials
 
-__all__ = ["MLP", "FourierEncoding", "Predictor", "Trials"]
+__all__ = ["MLP", "FourierEncoding", "Predictor", "PredictorEnsemble"]

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from nernlit.constants import WithConstants
 from nernlit.errors import UsageError
+from nernlit.utilities.constants import WithConstants
 
 
 class Predictor(WithConstants, ABC):
@@ -20,7 +20,7 @@ class Predictor(WithConstants, ABC):
     (`set_constant`), and not buffers, which callbacks that average weights would average too.
 
     Args:
-        kernel_size: Side K of the kernels that come out; a layer with smaller kernels takes the centre crop.
+        kernel_size: Side K of the kernels that come out; a layer with smaller kernels takes the center crop.
 
     Raises:
         UsageError: If `kernel_size` is below 1.

@@ -9,35 +9,37 @@ from nernlit.errors import UsageError
 
 
 class FourierEncoding:
-    """An integer index x becomes `sin(pi * base^i * x), cos(pi * base^i * x)` for i = 0 .. levels-1.
+    """An integer index x becomes `sin(pi * base^i * x), cos(pi * base^i * x)` for i = 0 .. num_frequencies-1.
 
-    x is the raw index: NeRN's option to normalise it has no effect in its code, and normalised indices fit far slower.
+    x is the raw index: NeRN's option to normalize it has no effect in its code, and normalized indices fit far slower.
 
     Args:
-        levels: Frequencies an index; NeRN's default 40.
-        base: Ratio of neighbouring frequencies, NeRN's default 0.76.
+        num_frequencies: Frequencies an index; NeRN's default 40.
+        base: Ratio of neighboring frequencies, NeRN's default 0.76.
 
-    >>> FourierEncoding(levels=2, base=0.5).table(2).round(decimals=3)
+    >>> FourierEncoding(num_frequencies=2, base=0.5).table(2).round(decimals=3)
     tensor([[ 0.,  1.,  0.,  1.],
             [ 0., -1.,  1.,  0.]])
     """
 
-    def __init__(self, levels: int = 40, base: float = 0.76) -> None:
-        if levels < 1 or not 0 < base < float("inf"):
-            raise UsageError(f"levels={levels}, base={base}; expected at least one level and a positive base.")
-        self.levels = levels
+    def __init__(self, num_frequencies: int = 40, base: float = 0.76) -> None:
+        if num_frequencies < 1 or not 0 < base < float("inf"):
+            raise UsageError(
+                f"num_frequencies={num_frequencies}, base={base}; expected at least one frequency and a positive base."
+            )
+        self.num_frequencies = num_frequencies
         self.base = base
 
     @property
     def width(self) -> int:
         """Numbers that encode one index."""
-        return 2 * self.levels
+        return 2 * self.num_frequencies
 
     def table(self, count: int) -> Tensor:
         """The encodings of 0 .. count-1, (count, width) float32: (sin, cos) of every level in turn.
 
         Computed in float64: at index 511 the fastest phase is 1,605 radians, where float32 keeps four digits.
         """
-        frequencies = math.pi * self.base ** torch.arange(self.levels, dtype=torch.float64)
+        frequencies = math.pi * self.base ** torch.arange(self.num_frequencies, dtype=torch.float64)
         phases = torch.arange(count, dtype=torch.float64)[:, None] * frequencies
         return torch.stack([phases.sin(), phases.cos()], dim=-1).flatten(1).float() + 0.0

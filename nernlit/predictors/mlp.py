@@ -17,7 +17,7 @@ _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Ta
 
 @final
 class MLP(Predictor):
-    """`depth` linear layers, 3E -> H -> ... -> H -> K*K, with an activation between them and PyTorch's initialisation.
+    """`depth` linear layers, 3E -> H -> ... -> H -> K*K, with an activation between them and PyTorch's initialization.
 
     With the defaults it has `240H + H + 3(H^2 + H) + 9H + 9` parameters (the paper's counts).
 
@@ -28,8 +28,8 @@ class MLP(Predictor):
         depth: Linear layers, at least 2.
         activation: Between the layers.
         kernel_size: Side K of the kernels that come out.
-        levels: Frequencies of the encoding.
-        base: Ratio of neighbouring frequencies of the encoding.
+        num_frequencies: Frequencies of the encoding.
+        base: Ratio of neighboring frequencies of the encoding.
 
     >>> MLP(140).num_params, MLP(320).num_params
     (94229, 388169)
@@ -45,7 +45,7 @@ class MLP(Predictor):
         depth: int = 5,
         activation: Literal["relu", "gelu", "silu", "tanh"] = "relu",
         kernel_size: int = 3,
-        levels: int = 40,
+        num_frequencies: int = 40,
         base: float = 0.76,
     ) -> None:
         super().__init__(kernel_size)
@@ -56,8 +56,8 @@ class MLP(Predictor):
         if activation not in _ACTIVATIONS:
             raise UsageError(f"activation={activation!r}; expected one of {', '.join(_ACTIVATIONS)}.")
         self.hidden, self.depth, self.activation = hidden, depth, activation
-        self.levels, self.base = levels, base
-        self.encoding = FourierEncoding(levels, base)
+        self.num_frequencies, self.base = num_frequencies, base
+        self.encoding = FourierEncoding(num_frequencies, base)
         self.first = nn.Linear(3 * self.encoding.width, hidden)
         layers: list[nn.Module] = []
         for _ in range(depth - 2):

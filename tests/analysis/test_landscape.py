@@ -9,14 +9,14 @@ from torch.nn.functional import cross_entropy
 
 from nernlit.analysis import landscape_figure
 from nernlit.analysis.landscape import (
-    Quality,
+    Evaluation,
     Reestimated,
-    between,
     distance,
+    evaluate,
+    interpolate,
+    loss_grid,
     plane_through,
-    quality,
     random_plane,
-    survey,
 )
 from nernlit.errors import UsageError
 from nernlit.originals import Original
@@ -39,7 +39,7 @@ def test_points_between_two_are_where_they_should_be() -> None:
     start, end = _point(0), _point(1)
     assert distance(start, end) == pytest.approx(float((_flat(end) - _flat(start)).norm()))
     for share in (-0.5, 0.0, 0.3, 1.0, 2.0):
-        middle = between(start, end, share)
+        middle = interpolate(start, end, share)
         assert torch.allclose(_flat(middle), (1 - share) * _flat(start) + share * _flat(end))
         assert distance(start, middle) == pytest.approx(abs(share) * distance(start, end))
 
@@ -53,7 +53,7 @@ def test_a_plane_goes_through_its_three_points_and_measures_in_weights() -> None
         for j in range(3):
             assert math.dist(plane.marks[i], plane.marks[j]) == pytest.approx(distance(points[i], points[j]))
     with pytest.raises(UsageError, match="lie on a line"):
-        plane_through(points[0], points[1], between(points[0], points[1], 0.4))
+        plane_through(points[0], points[1], interpolate(points[0], points[1], 0.4))
     with pytest.raises(UsageError, match="lie on a line"):
         plane_through(points[0], points[0], points[1])
 
@@ -97,23 +97,23 @@ def test_quality_matches_a_network_with_those_weights() -> None:
     images, labels = torch.rand(10, 1, 8, 8), torch.arange(10) % 10
     batches = list(zip(images.split(4), labels.split(4), strict=True))
     own = representation.layout.weights(representation.target)
-    measured = quality(representation, own, batches)
+    measured = evaluate(representation, own, batches)
     with torch.no_grad():
         logits = representation.original(images)
     assert measured.loss == pytest.approx(float(cross_entropy(logits, labels)), rel=1e-5)
     assert measured.accuracy == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
     plane = random_plane(own, torch.Generator().manual_seed(0))
-    grid = survey(representation, plane, [-1.0, 0.0, 1.0], [0.0, 0.5], batches)
+    grid = loss_grid(representation, plane, [-1.0, 0.0, 1.0], [0.0, 0.5], batches)
     assert [len(row) for row in grid] == [3, 3]
     assert grid[0][1] == measured
-    assert grid[1][2] == quality(representation, plane.at(1.0, 0.5), batches)
+    assert grid[1][2] == evaluate(representation, plane.at(1.0, 0.5), batches)
     with pytest.raises(ValueError, match="no images"):
-        quality(representation, own, [])
+        evaluate(representation, own, [])
 
 
 def test_where_logits_overflow_no_image_is_right_and_the_loss_is_infinite() -> None:
     batches = [(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))]
-    measured = quality(lambda images, point: torch.full((len(images), 10), math.nan), {}, batches)
+    measured = evaluate(lambda images, point: torch.full((len(images), 10), math.nan), {}, batches)
     assert (measured.loss, measured.accuracy) == (math.inf, 0)
-    grid = [[Quality(1.0, 0.5), measured], [measured, Quality(2.0, 0.5)]]
+    grid = [[Evaluation(1.0, 0.5), measured], [measured, Evaluation(2.0, 0.5)]]
     landscape_figure([0, 1], [0, 1], grid, {"one": (0, 0)}, "test").savefig(io.BytesIO())

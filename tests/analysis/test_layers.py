@@ -48,13 +48,13 @@ def test_figures_show_every_layer_and_both_networks() -> None:
 def test_a_layer_of_zeros_has_an_error_and_no_variance_to_explain() -> None:
     original = tiny_original()
     original.net.get_parameter("wide.weight").data.zero_()
-    representation = Representation(original, MLP(8, kernel_size=5, levels=4))
+    representation = Representation(original, MLP(8, kernel_size=5, num_frequencies=4))
     *others, zero = layer_errors(representation)
-    assert math.isnan(zero.variance_explained)
+    assert math.isnan(zero.explained_power)
     assert zero.rmse == pytest.approx(
         float(representation.weights()["wide.weight"].detach().square().mean().sqrt()), rel=1e-5
     )
-    assert all(math.isfinite(error.variance_explained) for error in others)
+    assert all(math.isfinite(error.explained_power) for error in others)
     figure = layer_error_figure({"one": [*others, zero]})
     figure.savefig(io.BytesIO())
     energies = layer_energies(representation)
@@ -71,8 +71,8 @@ def test_errors_of_very_small_and_large_weights_are_those_of_the_same_network_at
             if isinstance(module, torch.nn.Conv2d):
                 module.weight.data.mul_(own)
         torch.manual_seed(0)
-        errors = layer_errors(Representation(original, MLP(8, kernel_size=5, levels=4)))
-        outcomes.append([(error.rmse / own, error.variance_explained) for error in errors])
+        errors = layer_errors(Representation(original, MLP(8, kernel_size=5, num_frequencies=4)))
+        outcomes.append([(error.rmse / own, error.explained_power) for error in errors])
     for one, other in zip(*outcomes, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
 
@@ -82,4 +82,4 @@ def test_a_network_of_zeros_is_refused() -> None:
     for parameter in original.parameters():
         parameter.data.zero_()
     with pytest.raises(LayoutError, match=r"all weights of the predicted layers \(stem, depthwise, .*are 0"):
-        Representation(original, MLP(8, kernel_size=5, levels=4))
+        Representation(original, MLP(8, kernel_size=5, num_frequencies=4))

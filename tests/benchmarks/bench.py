@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nernlit.cli import _keep_freed_memory
+from nernlit.cli.main import _keep_freed_memory
 from nernlit.kernels.orders import OrderName, positions
-from nernlit.modules.base import Precision
+from nernlit.training.base import Precision
 from tests.benchmarks import busy, works
 from tests.benchmarks.scale import SCHEMES
 from tests.benchmarks.works import Work
@@ -146,7 +146,7 @@ def lines() -> Iterator[tuple[str, Callable[[], Figures]]]:
 
     yield "start: import nernlit", lambda: started("-c", "import nernlit")
     yield "start: lightning --help", lambda: started("-m", "nernlit", "--help")
-    yield "start: import all of it", lambda: started("-c", "import nernlit.cli")
+    yield "start: import all of it", lambda: started("-c", "import nernlit.cli.main")
 
     def at_scale(*what: str) -> Figures:
         command = [sys.executable, "-m", "tests.benchmarks.scale", *what]

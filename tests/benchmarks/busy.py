@@ -19,10 +19,10 @@ import torch
 from nernlit.callbacks import CpuThreads
 from nernlit.data import DigitsDataModule
 from nernlit.kernels import Uniform
-from nernlit.modules import ReconOnly
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
+from nernlit.training import ReconOnly
 
 Threads = int | Literal["auto"]
 

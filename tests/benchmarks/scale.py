@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import torch
 
-from nernlit.cli import _keep_freed_memory
+from nernlit.cli.main import _keep_freed_memory
 from nernlit.kernels import Uniform
-from nernlit.modules import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
+from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
 from tests.benchmarks.works import random_original
 
 SCHEMES = ("recon", "joint", "decoupled", "progressive")

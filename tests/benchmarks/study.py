@@ -1,7 +1,7 @@
-"""The study of Recon-only's optimiser: `python -m tests.benchmarks.study --original cifar_resnet20=FILE`.
+"""The study of Recon-only's optimizer: `python -m tests.benchmarks.study --original cifar_resnet20=FILE`.
 
 Every setting is the default with a few changes, fitted for the same number of steps with each seed. A line of
-`study.jsonl` is one fit: variance explained, and the curve of it against the seconds spent in steps. Fits that the file
+`study.jsonl` is one fit: explained power, and the curve of it against the seconds spent in steps. Fits that the file
 has already are not run again; `curves_*.png` is drawn from those of the given settings. Run it on an otherwise idle
 machine.
 """
@@ -27,10 +27,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nernlit.cli import _keep_freed_memory
+from nernlit.cli.main import _keep_freed_memory
 from nernlit.kernels import MagnitudeMix, OrderName, Sampling, Uniform
-from nernlit.losses import reconstruction_mse, variance_explained
-from nernlit.optimisers import Ranger, WarmupCosine
+from nernlit.losses import explained_power, reconstruction_mse
+from nernlit.optimizers import Ranger, WarmupCosine
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
@@ -52,25 +52,25 @@ class Setting:
     sampling: Literal["uniform", "magnitude"] = "uniform"
     precision: Literal["fp32", "bf16"] = "bf16"
     loss: Literal["mse", "rmse"] = "mse"
-    standardise: bool = True
+    standardize: bool = True
     order: OrderName = "in_filter"
     activation: str = "gelu"
     base: float = 0.9
-    levels: int = 40
+    num_frequencies: int = 40
     lookahead: bool = False
     ema: float = 0.0  # decay of an average of the predictor's parameters, which is then what is measured
     batch_growth: float = 1.0  # the last batch over the first; the mean stays
     scale_layers: bool = False  # outputs in units of their layer's root mean square; the loss in the network's
 
 
-NERN = Setting("ranger", 5e-3, warmup_steps=0, sampling="magnitude", precision="fp32", loss="rmse", standardise=False)
+NERN = Setting("ranger", 5e-3, warmup_steps=0, sampling="magnitude", precision="fp32", loss="rmse", standardize=False)
 
-#: Learning rates of other optimisers: the best of three or more at H=180, 600 steps, seed 0; NeRN's is its own.
+#: Learning rates of other optimizers: the best of three or more at H=180, 600 steps, seed 0; NeRN's is its own.
 SETTINGS: dict[str, Setting] = {
     "default": Setting(),
     "fp32": Setting(precision="fp32"),
     "NeRN": replace(NERN, activation="relu", base=0.76),
-    "Ranger on standardised weights, MSE": replace(NERN, lr=0.02, precision="bf16", loss="mse", standardise=True),
+    "Ranger on standardized weights, MSE": replace(NERN, lr=0.02, precision="bf16", loss="mse", standardize=True),
     "Adam": Setting("adam", 0.02),
     "SOAP": Setting("soap", 0.03),  # pip install pytorch_optimizer
     "AdaMuon": Setting("adamuon", 0.03),
@@ -113,10 +113,10 @@ def _optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
 
 
 def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting) -> dict[str, Any]:
-    """One fit: variance explained in the end, seconds in steps, and the curve of (seconds, variance explained)."""
+    """One fit: explained power in the end, seconds in steps, and the curve of (seconds, explained power)."""
     torch.manual_seed(seed)
-    mlp = MLP(hidden, activation=setting.activation, levels=setting.levels, base=setting.base)  # type: ignore[arg-type]
-    whole = Representation(original, mlp, order=setting.order, standardise=setting.standardise)
+    mlp = MLP(hidden, activation=setting.activation, num_frequencies=setting.num_frequencies, base=setting.base)  # type: ignore[arg-type]
+    whole = Representation(original, mlp, order=setting.order, standardize=setting.standardize)
     average = AveragedModel(mlp, multi_avg_fn=get_ema_multi_avg_fn(setting.ema)) if setting.ema else None
     optimizer = _optimizer(setting, mlp.parameters())
     schedule = WarmupCosine(optimizer, setting.warmup_steps, total_steps=steps)
@@ -143,8 +143,8 @@ def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting
         if (step + 1) % max(1, steps // _POINTS) == 0 or step == steps - 1:
             with torch.no_grad():
                 table = whole.kernels(predictor=mlp if average is None else average.module) * units
-                curve.append((seconds, float(variance_explained(table, whole.target, mask))))
-    return {"variance_explained": curve[-1][1], "seconds": seconds, "curve": curve}
+                curve.append((seconds, float(explained_power(table, whole.target, mask))))
+    return {"explained_power": curve[-1][1], "seconds": seconds, "curve": curve}
 
 
 def _layer_scales(whole: Representation) -> Tensor:
@@ -190,11 +190,11 @@ def main() -> None:
 
 def _table(lines: list[dict[str, Any]], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for column in ("setting", "variance explained %", "seconds", "seconds to 90%", "fits"):
+    for column in ("setting", "explained power %", "seconds", "seconds to 90%", "fits"):
         table.add_column(column, justify="left" if column == "setting" else "right")
     for name in dict.fromkeys(line["name"] for line in lines):
         fits = [line for line in lines if line["name"] == name]
-        explained = [100 * line["variance_explained"] for line in fits]
+        explained = [100 * line["explained_power"] for line in fits]
         spread = f" ± {statistics.stdev(explained):.2f}" if len(fits) > 1 else ""
         reached = [next((s for s, share in line["curve"] if share >= 0.9), None) for line in fits]
         times = [s for s in reached if s is not None]
@@ -219,7 +219,7 @@ def _figure(lines: list[dict[str, Any]]) -> Figure:
             seconds, explained = zip(*line["curve"], strict=True)
             style(seconds, [100 * share for share in explained], label=name if seed == 0 else None, linewidth=1)
     axis.set_xlabel("seconds in steps")
-    axis.set_ylabel("variance explained (%)")
+    axis.set_ylabel("explained power (%)")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=7)

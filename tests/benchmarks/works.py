@@ -14,16 +14,16 @@ from torchvision.transforms import v2
 from nernlit.callbacks import AdversarialAccuracy
 from nernlit.data import Corrupted, ImageDataModule
 from nernlit.data.augment import pad_crop_flip
-from nernlit.data.batches import BatchNumbers
+from nernlit.data.batches import BatchSampler
 from nernlit.data.sources import ImageSource, TensorImages
 from nernlit.kernels import Uniform
 from nernlit.losses import reconstruction_mse
-from nernlit.modules import BaselineJoint, DecoupledDistill, ReconOnly
-from nernlit.modules.base import Precision
-from nernlit.modules.distilling import DistillingModule
 from nernlit.originals import Folded, Original
-from nernlit.predictors import MLP, Trials
+from nernlit.predictors import MLP, PredictorEnsemble
 from nernlit.representation import Representation
+from nernlit.training import BaselineJoint, DecoupledDistill, ReconOnly
+from nernlit.training.base import Precision
+from nernlit.training.distilling import DistillingModule
 
 Work = Callable[[], object]
 IMAGES = 256
@@ -47,7 +47,7 @@ def recon_step(hidden: int, batch: int = 4096, trials: int = 1, precision: Preci
     Sample, predict, compare, backward, Muon.
     """
     whole = representation("cifar_resnet20", hidden)
-    predictors = Trials(whole.predictor, trials)
+    predictors = PredictorEnsemble(whole.predictor, trials)
     predictors.reset(*range(trials))
     optimizer = timm.optim.Muon(predictors.parameters(), lr=0.02, momentum=0.9, nesterov=True)
     sampling, norms, step = Uniform(batch), whole.target.flatten(1).norm(dim=1), 0
@@ -154,7 +154,7 @@ def robustness(images: int = 256) -> tuple[Work, Work]:
         def build(self, split: str) -> ImageSource:
             return source
 
-    data, attacks = Random(eval_batch_size=256, test_sets=[Corrupted()]), AdversarialAccuracy()
+    data, attacks = Random(eval_batch_size=256, eval_sets=[Corrupted()]), AdversarialAccuracy()
     module = ReconOnly(whole, torch.optim.Adam)
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(accelerator="cpu", callbacks=[attacks], enable_checkpointing=False, **options)  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def robustness(images: int = 256) -> tuple[Work, Work]:
 def loader() -> Work:
     """An epoch of 10,000 CIFAR-sized images in batches of 256: shuffled, cropped, mirrored, as floats."""
     source = TensorImages(torch.randint(256, (10_000, 3, 32, 32), dtype=torch.uint8), torch.zeros(10_000))
-    numbers = BatchNumbers(len(source), 256, training=True)
+    numbers = BatchSampler(len(source), 256, training=True)
     generator = torch.Generator()
 
     def work() -> None:

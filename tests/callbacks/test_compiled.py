@@ -6,7 +6,7 @@ import torch
 from nernlit.callbacks import Compile
 from nernlit.data import DigitsDataModule
 from nernlit.kernels import Uniform
-from nernlit.modules import Progressive, ReconOnly, ReconstructionModule
+from nernlit.training import Progressive, ReconOnly, ReconstructionModule
 from tests.fakes import quiet_trainer, tiny_representation
 
 

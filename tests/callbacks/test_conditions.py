@@ -10,17 +10,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from nernlit.analysis import Attack, layer_energies
 from nernlit.callbacks import AdversarialAccuracy, LayerDifference, LowFrequencyEnergy, Throughput
-from nernlit.cli import run
-from nernlit.data import DigitsDataModule, TestSet
+from nernlit.cli.main import run
+from nernlit.data import DigitsDataModule, EvalSet
 from nernlit.data.corruptions import corrupt
 from nernlit.errors import UsageError
-from nernlit.modules import ReconOnly
+from nernlit.training import ReconOnly
 from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_representation
 
 MORE = """
 data:
   init_args:
-    test_sets:
+    eval_sets:
     - class_path: Corrupted
       init_args: {corruptions: [gaussian_noise, contrast], severities: [2, 4]}
 trainer:
@@ -77,18 +77,18 @@ def _check_tables(folder: Path, representation: object) -> None:
     for row, energy in zip(rows, energies, strict=True):
         assert float(row["difference"]) == pytest.approx(energy.reconstructed - energy.original, abs=1e-6)
     with (folder / "layer_difference.csv").open(newline="") as file:
-        assert next(iter(csv.DictReader(file))).keys() == {"layer", "rmse", "variance_explained"}
+        assert next(iter(csv.DictReader(file))).keys() == {"layer", "rmse", "explained_power"}
 
 
 def test_answers_are_chosen_among_the_classes_that_occur() -> None:
-    class OddOnly(TestSet):
+    class OddOnly(EvalSet):
         name = "odd"
         classes = torch.tensor([1, 3, 5, 7, 9])
 
         def conditions(self, clean, num_classes):  # type: ignore[no-untyped-def]
             return {"digits": clean.subset((clean.labels % 2 == 1).nonzero()[:, 0])}
 
-    data = DigitsDataModule(test_sets=[OddOnly()])
+    data = DigitsDataModule(eval_sets=[OddOnly()])
     module = ReconOnly(tiny_representation(), optimizer=torch.optim.Adam)
     trainer = quiet_trainer()
     trainer.test(module, data, verbose=False)
@@ -121,7 +121,7 @@ def test_layers_are_followed_over_a_fit(tmp_path: Path) -> None:
 
 
 def test_modules_without_a_representation_are_left_alone() -> None:
-    from nernlit.modules import OriginalModule
+    from nernlit.training import OriginalModule
     from tests.fakes import tiny_original
 
     callbacks = [AdversarialAccuracy(), LowFrequencyEnergy()]

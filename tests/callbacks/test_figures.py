@@ -2,7 +2,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nernlit.cli import run
+from nernlit.cli.main import run
 from tests.fakes import QUICK
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nernlit.cli import run
-from nernlit.signals import Interrupted
+from nernlit.cli.main import run
+from nernlit.utilities.signals import Interrupted
 from tests.fakes import CONFIGS, QUICK
-from tests.modules.test_decoupled_distill import QUICK_DECOUPLED
-from tests.modules.test_progressive import QUICK_PROGRESSIVE
+from tests.training.test_decoupled_distill import QUICK_DECOUPLED
+from tests.training.test_progressive import QUICK_PROGRESSIVE
 
 SCHEMES = {
     "recon_only": [*QUICK, "--trainer.max_epochs=3"],

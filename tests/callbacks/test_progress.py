@@ -13,7 +13,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from nernlit.cli import run
+from nernlit.cli.main import run
 from tests.fakes import CONFIGS, QUICK
 
 WITH_PROGRESS = [arg for arg in QUICK if "progress_bar" not in arg]
@@ -59,9 +59,7 @@ def test_a_fit_without_a_terminal_prints_a_line_per_validation(capfd: pytest.Cap
     assert [line.split(",")[0] for line in lines] == ["step 5 of 10", "step 10 of 10"]
     metrics = cli.trainer.callback_metrics
     assert f", accuracy {metrics['val/acc']:.2%}, original {metrics['val/acc_original']:.2%}, " in lines[-1]
-    assert (
-        f"variance explained {metrics['val/variance_explained']:.2%}, RMSE {metrics['val/recon_rmse']:.5f}" in lines[1]
-    )
+    assert f"explained power {metrics['val/explained_power']:.2%}, RMSE {metrics['val/recon_rmse']:.5f}" in lines[1]
     assert re.search(r"loss [\d.]+, [\d.]+ steps/s, 0:00:00 left$", lines[0])
 
 
@@ -80,6 +78,6 @@ def test_the_progress_bar_can_be_switched_off(capfd: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("interactive", [False, True])
 def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(interactive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(stderr=True, force_terminal=interactive, force_interactive=interactive)
-    monkeypatch.setattr("nernlit.trainer_cli.CONSOLE", console)
+    monkeypatch.setattr("nernlit.cli.trainer.CONSOLE", console)
     cli = run(["fit", *WITH_PROGRESS, "--trainer.callbacks+=TQDMProgressBar", "--trainer.limit_train_batches=1"])
     assert type(cli.trainer.progress_bar_callback).__name__ == "TQDMProgressBar"

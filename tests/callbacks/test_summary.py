@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from nernlit.cli import run
+from nernlit.cli.main import run
 from tests.fakes import QUICK
 
 

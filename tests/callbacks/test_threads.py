@@ -10,9 +10,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nernlit.callbacks import CpuThreads
-from nernlit.cli import run
-from nernlit.cpu import OtherPrograms
+from nernlit.cli.main import run
 from nernlit.errors import UsageError
+from nernlit.utilities.cpu import OtherPrograms
 from tests.fakes import QUICK
 
 

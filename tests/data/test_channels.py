@@ -22,10 +22,10 @@ from nernlit.data import (
 from nernlit.data.channels import to_channels
 from nernlit.data.sources import InChannels, TensorImages
 from nernlit.errors import DataError
-from nernlit.modules import ReconOnly
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
+from nernlit.training import ReconOnly
 from tests.fakes import (
     quiet_trainer,
     without_hashes,
@@ -76,24 +76,24 @@ def test_a_converted_source_is_converted_however_it_is_read() -> None:
 def _representation(channels: int) -> Representation:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(channels, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
-    return Representation(Original.of(net, 10, mean=[0.5], std=[0.25]), MLP(8, levels=4), order="none")
+    return Representation(Original.of(net, 10, mean=[0.5], std=[0.25]), MLP(8, num_frequencies=4), order="none")
 
 
 def _folder(root: Path) -> ImageDataModule:
-    return FolderDataModule(str(write_image_folder(root, 10, 4)), test_sets=[Corrupted(["jpeg"], [1])])
+    return FolderDataModule(str(write_image_folder(root, 10, 4)), eval_sets=[Corrupted(["jpeg"], [1])])
 
 
 def _cifar10(root: Path) -> ImageDataModule:
     published = CIFAR10C(str(write_cifar_c(root / "c", ("fog",), 10)), ["fog"], [1])
-    return CIFAR10DataModule(str(write_cifar10(root)), test_sets=[published])
+    return CIFAR10DataModule(str(write_cifar10(root)), eval_sets=[published])
 
 
 def _stl10(root: Path) -> ImageDataModule:
-    return STL10DataModule(str(write_stl10(root)), test_sets=[Corrupted(["contrast"], [1])])
+    return STL10DataModule(str(write_stl10(root)), eval_sets=[Corrupted(["contrast"], [1])])
 
 
 def _digits(root: Path) -> ImageDataModule:
-    return DigitsDataModule(test_sets=[Corrupted(["jpeg", "saturation"], [1])])
+    return DigitsDataModule(eval_sets=[Corrupted(["jpeg", "saturation"], [1])])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -19,11 +19,11 @@ from nernlit.data import (
     STL10DataModule,
 )
 from nernlit.data.augment import pad_crop_flip, resized_crop
-from nernlit.data.batches import BatchNumbers
+from nernlit.data.batches import BatchSampler
 from nernlit.data.cifar_classes import CIFAR100_CLASSES
-from nernlit.data.decode import Fitting
+from nernlit.data.decode import ResizeCenterCrop
 from nernlit.errors import DataError, UsageError
-from nernlit.modules import ReconOnly
+from nernlit.training import ReconOnly
 from tests.fakes import (
     quiet_trainer,
     tiny_representation,
@@ -66,7 +66,7 @@ def test_evaluation_sees_every_image_once_over_all_processes() -> None:
         seen = [
             number
             for rank in range(world_size)
-            for batch in BatchNumbers(size, 4, training=False, rank=rank, world_size=world_size)
+            for batch in BatchSampler(size, 4, training=False, rank=rank, world_size=world_size)
             for number in batch
         ]
         assert sorted(seen) == list(range(size))
@@ -74,7 +74,7 @@ def test_evaluation_sees_every_image_once_over_all_processes() -> None:
 
 def test_training_shuffles_by_seed_and_epoch_in_equal_shares() -> None:
     def epoch(number: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-        batches = BatchNumbers(50, 8 // world_size, training=True, seed=5, rank=rank, world_size=world_size)
+        batches = BatchSampler(50, 8 // world_size, training=True, seed=5, rank=rank, world_size=world_size)
         batches.epoch_of = lambda: number
         assert len(list(batches)) == len(batches)
         return list(batches)
@@ -109,13 +109,13 @@ def test_pad_crop_flip_equals_a_loop_over_images() -> None:
     assert kinds == {False, True}
 
 
-def test_noise_is_uniform_in_normalised_pixels() -> None:
+def test_noise_is_uniform_in_normalized_pixels() -> None:
     data = DigitsDataModule(train_on="noise", noise_range=2.0, batch_size=500, steps_per_epoch=3)
     data.setup("fit")
     assert len(data.train_dataloader()) == 3
     assert "train" not in data.sources
 
-    class Fitting:
+    class ResizeCenterCrop:
         training, world_size, global_rank = True, 1, 0
 
         class fit_loop:  # noqa: N801
@@ -124,7 +124,7 @@ def test_noise_is_uniform_in_normalised_pixels() -> None:
         class strategy:  # noqa: N801
             root_device = torch.device("cpu")
 
-    data.trainer = Fitting()  # type: ignore[assignment]
+    data.trainer = ResizeCenterCrop()  # type: ignore[assignment]
     images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     unit = (images - 0.3) / 0.38
     assert images.shape == (500, 1, 8, 8)
@@ -268,7 +268,7 @@ def test_a_single_training_image_cannot_be_trained_on_and_held_out(tmp_path: Pat
 
 def test_fewer_training_images_than_processes_are_refused() -> None:
     with pytest.raises(DataError, match="3 training images cannot be shared by 4 processes"):
-        BatchNumbers(3, 1, training=True, world_size=4)
+        BatchSampler(3, 1, training=True, world_size=4)
 
 
 def test_an_image_that_a_worker_process_cannot_read_is_named_in_one_line(
@@ -332,7 +332,7 @@ def test_images_are_fitted_as_timm_fits_them(size: tuple[int, int], name: str) -
         config.input_size, interpolation=config.interpolation, crop_pct=config.crop_pct, normalize=False
     )
     expected = np.asarray(theirs(image)).transpose(1, 2, 0)
-    assert np.array_equal(np.asarray(Fitting.of_model(name)(image)), expected)
+    assert np.array_equal(np.asarray(ResizeCenterCrop.of_model(name)(image)), expected)
 
 
 def test_imagenet_is_read_by_its_wordnet_ids(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from nernlit.data import FolderDataModule
-from nernlit.data.decode import Fitting, image_suffixes, read_image
+from nernlit.data.decode import ResizeCenterCrop, image_suffixes, read_image
 from nernlit.errors import DataError
-from nernlit.progress import progress
+from nernlit.utilities.progress import progress
 from tests.fakes import write_image_folder
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
@@ -205,7 +205,7 @@ def test_a_file_is_no_program(tmp_path: Path) -> None:
 
 def test_an_image_of_extreme_proportions_is_fitted_or_refused(tmp_path: Path) -> None:
     Image.new("L", (2, 600)).save(tmp_path / "x.png")
-    assert read_image(tmp_path / "x.png", 3, Fitting(8)).shape == (8, 8, 3)
+    assert read_image(tmp_path / "x.png", 3, ResizeCenterCrop(8)).shape == (8, 8, 3)
 
 
 def test_reading_a_tree_shows_how_far_it_is(

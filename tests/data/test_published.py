@@ -21,10 +21,10 @@ from nernlit.data import (
     ImageNetR,
     STL10DataModule,
 )
-from nernlit.modules import DecoupledDistill
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
+from nernlit.training import DecoupledDistill
 from tests.fakes import (
     quiet_trainer,
     without_hashes,
@@ -41,16 +41,16 @@ LITTLE = Corrupted(["contrast"], [1])
 
 def _cifar10(root: Path) -> ImageDataModule:
     published = CIFAR10C(str(write_cifar_c(root / "c", ("fog", "frost"), 10)), ["fog", "frost"], [1, 5])
-    return CIFAR10DataModule(str(write_cifar10(root)), test_sets=[published, LITTLE], **SMALL)
+    return CIFAR10DataModule(str(write_cifar10(root)), eval_sets=[published, LITTLE], **SMALL)
 
 
 def _cifar100(root: Path) -> ImageDataModule:
     published = CIFAR100C(str(write_cifar_c(root / "c", ("fog",), 100, 100)), ["fog"], [2])
-    return CIFAR100DataModule(str(write_cifar100(root)), test_sets=[published], **SMALL)
+    return CIFAR100DataModule(str(write_cifar100(root)), eval_sets=[published], **SMALL)
 
 
 def _stl10(root: Path) -> ImageDataModule:
-    return STL10DataModule(str(write_stl10(root)), test_sets=[LITTLE], **SMALL)
+    return STL10DataModule(str(write_stl10(root)), eval_sets=[LITTLE], **SMALL)
 
 
 def _imagenet(root: Path) -> ImageDataModule:
@@ -58,11 +58,11 @@ def _imagenet(root: Path) -> ImageDataModule:
     ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text().split()
     write_image_folder(root, 200, 1, ("r",), ids)
     renditions = ImageNetR(str(root / "r"), model="cifar_resnet20")
-    return ImageNetDataModule(str(root), model="cifar_resnet20", test_sets=[renditions], **{**SMALL, "batch_size": 64})
+    return ImageNetDataModule(str(root), model="cifar_resnet20", eval_sets=[renditions], **{**SMALL, "batch_size": 64})
 
 
 def _folder(root: Path) -> ImageDataModule:
-    return FolderDataModule(str(write_image_folder(root, 3, 10)), image_size=32, test_sets=[LITTLE], **SMALL)
+    return FolderDataModule(str(write_image_folder(root, 3, 10)), image_size=32, eval_sets=[LITTLE], **SMALL)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_an_order_gives_every_kernel_of_a_layer_another_address() -> None:
         assert sorted(map(tuple, flat.tolist())) == [(0, f, c) for f in range(6) for c in range(4)]
 
 
-def test_neighbours_in_the_order_are_more_alike_than_before() -> None:
+def test_neighbors_in_the_order_are_more_alike_than_before() -> None:
     weight = torch.randn(1, 200, 3, 3, generator=torch.Generator().manual_seed(0))
     order = greedy_order(weight.flatten(2))[0]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nernlit.losses import reconstruction_mse, reconstruction_rmse, variance_explained
+from nernlit.losses import explained_power, reconstruction_mse, reconstruction_rmse
 from tests.reference import slow
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -17,7 +17,7 @@ def test_losses_match_the_plain_reference(mask: torch.Tensor | None) -> None:
     power = slow.mean_squared_error(np.zeros((6, 3, 3)), TARGET.numpy(), used.numpy())
     assert float(reconstruction_mse(PREDICTED, TARGET, mask)) == pytest.approx(expected, rel=1e-5)
     assert float(reconstruction_rmse(PREDICTED, TARGET, mask)) == pytest.approx(expected**0.5, rel=1e-5)
-    assert float(variance_explained(PREDICTED, TARGET, mask)) == pytest.approx(1 - expected / power, rel=1e-4)
+    assert float(explained_power(PREDICTED, TARGET, mask)) == pytest.approx(1 - expected / power, rel=1e-4)
 
 
 def test_nothing_outside_the_mask_gets_a_gradient() -> None:

@@ -71,7 +71,7 @@ def test_a_mismatch_lists_missing_unexpected_and_wrongly_shaped_keys(tmp_path: P
     assert "1 wrongly shaped (linear.weight (5, 64) instead of (10, 64))" in message
 
 
-def test_an_original_normalises_pixels_itself() -> None:
+def test_an_original_normalizes_pixels_itself() -> None:
     original = tiny_original().eval()
     images = torch.rand(2, 1, 8, 8)
     assert torch.equal(original(images), original.net((images - 0.5) / 0.5))
@@ -364,8 +364,8 @@ def test_every_family_of_timm_is_an_original_of_as_many_channels_as_timm_says(na
     assert len(original.mean.flatten()) == 3
     assert Original.of(original.net, 5, [0.5], [0.5]).in_chans == 3
     if name not in ("csatv2", "vgg11_bn", "xception41"):
-        grey = Original(name, num_classes=5, in_chans=1, mean=[0.5], std=[0.5])
-        assert grey.in_chans == Original.of(grey.net, 5, [0.5], [0.5]).in_chans == 1
+        gray = Original(name, num_classes=5, in_chans=1, mean=[0.5], std=[0.5])
+        assert gray.in_chans == Original.of(gray.net, 5, [0.5], [0.5]).in_chans == 1
 
 
 def test_every_model_of_timm_states_channels_and_statistics_that_are_taken() -> None:

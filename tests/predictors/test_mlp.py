@@ -21,7 +21,7 @@ def _bound(**options: object) -> MLP:
 def test_the_encoding_matches_the_plain_reference() -> None:
     table = FourierEncoding().table(512)
     for address in ADDRESSES.tolist():
-        expected = slow.encode(*address, levels=40, base=0.76)
+        expected = slow.encode(*address, num_frequencies=40, base=0.76)
         assert np.allclose(torch.cat([table[index] for index in address]).numpy(), expected, atol=1e-6)
 
 
@@ -31,7 +31,7 @@ def test_it_equals_the_plain_reference() -> None:
     layers = [(m.weight.detach().double().numpy(), m.bias.detach().double().numpy()) for m in linears]
     predicted = mlp(ADDRESSES).detach().numpy()
     for row, address in enumerate(ADDRESSES.tolist()):
-        expected = slow.mlp(slow.encode(*address, levels=40, base=0.76), layers)
+        expected = slow.mlp(slow.encode(*address, num_frequencies=40, base=0.76), layers)
         assert np.allclose(predicted[row].ravel(), expected, atol=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_predictor_sizes_are_the_papers(hidden: int, params: int, mib: float) ->
 
 
 def test_depth_levels_and_kernel_size_are_arguments() -> None:
-    mlp = MLP(10, depth=3, levels=8, kernel_size=5)
+    mlp = MLP(10, depth=3, num_frequencies=8, kernel_size=5)
     assert mlp.num_params == 48 * 10 + 10 + 110 + 25 * 11
     mlp.bind((1, 1, 1))
     assert mlp(torch.zeros(2, 3, dtype=torch.long)).shape == (2, 5, 5)
@@ -73,5 +73,5 @@ def test_wrong_use_is_refused() -> None:
         MLP(0)
     with pytest.raises(UsageError, match="does not know how far addresses reach; call bind"):
         MLP(4)(ADDRESSES)
-    with pytest.raises(UsageError, match=r"levels=0, base=0\.76; expected at least one level"):
-        MLP(4, levels=0)
+    with pytest.raises(UsageError, match=r"num_frequencies=0, base=0\.76; expected at least one frequency"):
+        MLP(4, num_frequencies=0)

@@ -10,9 +10,9 @@ from torch.nn.functional import conv2d, pad
 from tests.reference.slow import encode
 
 
-def predict(parameters: list[Tensor], address: tuple[int, int, int], levels: int, base: float) -> Tensor:
+def predict(parameters: list[Tensor], address: tuple[int, int, int], num_frequencies: int, base: float) -> Tensor:
     """A 3x3 kernel by a ReLU MLP; parameters are weight, bias, weight, bias, ..."""
-    values = torch.tensor(encode(*address, levels, base), dtype=torch.float64)
+    values = torch.tensor(encode(*address, num_frequencies, base), dtype=torch.float64)
     pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
     for number, (weight, bias) in enumerate(pairs):
         values = weight @ values + bias
@@ -51,7 +51,7 @@ def step(
     sampled: set[int],
     images: Tensor,
     weights: tuple[float, float, float],
-    levels: int,
+    num_frequencies: int,
     base: float,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Loss terms of eq. 1 with NeRN's weights and quirks, and the gradient of their sum."""
@@ -59,7 +59,7 @@ def step(
     state = {key: value.double() for key, value in state.items()}
     kernels = []
     for row, address in enumerate(addresses):
-        kernel = predict(leaves, address, levels, base)
+        kernel = predict(leaves, address, num_frequencies, base)
         kernels.append(kernel if row in sampled else kernel.detach())
     predicted, start, squares, count = dict(state), 0, torch.zeros((), dtype=torch.float64), 0
     for key, value in state.items():

@@ -5,11 +5,11 @@ import math
 import numpy as np
 
 
-def encode(layer: int, filter_: int, channel: int, levels: int, base: float) -> list[float]:
+def encode(layer: int, filter_: int, channel: int, num_frequencies: int, base: float) -> list[float]:
     """NeRN's encoding of one address: an index at a time, a level at a time."""
     numbers = []
     for index in (layer, filter_, channel):
-        for level in range(levels):
+        for level in range(num_frequencies):
             angle = math.pi * base**level * index
             numbers += [math.sin(angle), math.cos(angle)]
     return numbers
@@ -26,7 +26,7 @@ def mlp(inputs: list[float], layers: list[tuple[np.ndarray, np.ndarray]]) -> np.
 
 
 def greedy(items: np.ndarray) -> list[int]:
-    """Nearest neighbours one after another, all pairs compared: rows of `items`, from row 0."""
+    """Nearest neighbors one after another, all pairs compared: rows of `items`, from row 0."""
 
     def similarity(a: np.ndarray, b: np.ndarray) -> float:
         if len(a) == 1:

@@ -1,0 +1,207 @@
+"""What `nernlit analyze` can do with finished fits: one function a kind, from runs and options to rows and a figure.
+
+All take the runs by name and the command's options, and raise `UsageError` for runs that they cannot analyze.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from nernlit.analysis import (
+    correct_answers,
+    energy_figure,
+    interpolation_figure,
+    landscape_figure,
+    layer_energies,
+    layer_error_figure,
+    layer_errors,
+    paired_difference,
+    rounds_figure,
+    smoothing,
+)
+from nernlit.analysis.landscape import (
+    Classify,
+    Reestimated,
+    distance,
+    evaluate,
+    loss_grid,
+    plane_through,
+    random_plane,
+)
+from nernlit.analysis.landscape import (
+    interpolate as interpolate_weights,
+)
+from nernlit.cli.runs import Batches, Run, read_round
+from nernlit.errors import UsageError
+from nernlit.representation import Representation
+from nernlit.utilities.progress import progress
+
+Runs = Mapping[str, Run]  # by names that tell them apart
+Rows = list[dict[str, Any]]
+Outcome = tuple[Rows, Figure | None]
+
+#: Training images for statistics that are measured anew.
+REESTIMATED_ON = 2_000
+
+
+def _representations(runs: Runs) -> dict[str, Representation]:
+    """Those of the runs, which must represent networks of the same layers."""
+    found = {name: run.representation() for name, run in runs.items()}
+    (first, one), *others = found.items()
+    for name, other in others:
+        if other.layout.layers != one.layout.layers:
+            raise UsageError(f"{first} and {name} represent networks of different layers; analyze them one by one.")
+    return found
+
+
+def spectrum(runs: Runs, options: argparse.Namespace) -> Outcome:
+    """Fig. 2 and 8."""
+    energies = {name: layer_energies(representation) for name, representation in _representations(runs).items()}
+    rows = [{"run": name, **vars(e), "difference": e.difference} for name, own in energies.items() for e in own]
+    return rows, energy_figure(energies)
+
+
+def layers(runs: Runs, options: argparse.Namespace) -> Outcome:
+    """Fig. 4."""
+    errors = {name: layer_errors(representation) for name, representation in _representations(runs).items()}
+    rows = [{"run": name, **vars(error)} for name, own in errors.items() for error in own]
+    return rows, layer_error_figure(errors)
+
+
+def interpolate(runs: Runs, options: argparse.Namespace) -> Outcome:
+    """Fig. 9."""
+    (run,) = runs.values()
+    representation = run.representation()
+    start = representation.original_weights()
+    with torch.no_grad():
+        end = representation.weights()
+    batches, classify = _batches(run, options), _classify(representation, run, options)
+    rows = []
+    with progress(f"measuring {options.points} points of a line", options.points) as advance:
+        for share in torch.linspace(options.low, options.high, options.points).tolist():
+            point = interpolate_weights(start, end, share)
+            measured = evaluate(classify, point, batches)
+            rows.append({"share": share, "distance": distance(start, point), **vars(measured)})
+            advance(1)
+    return rows, interpolation_figure(rows, options.split, options.batch_norm)
+
+
+def landscape(runs: Runs, options: argparse.Namespace) -> Outcome:
+    """Fig. 6 and 7."""
+    if options.points < 2:
+        raise UsageError(f"--points {options.points}: a plane needs at least 2 points a side.")
+    representations, run = _representations(runs), next(iter(runs.values()))
+    originals = {name: each.original.fingerprint() for name, each in representations.items()}
+    if len(set(originals.values())) > 1:
+        raise UsageError(
+            f"{' and '.join(originals)} represent different originals: no plane holds one original and both runs; "
+            "look at them one by one."
+        )
+    representation = next(iter(representations.values()))
+    with torch.no_grad():
+        solutions = [representation.original_weights(), *(each.weights() for each in representations.values())]
+    if len(runs) == 2:
+        plane = plane_through(*solutions)
+        names = ["original", *runs]
+        xs, ys = (_around([mark[axis] for mark in plane.marks], options.points) for axis in (0, 1))
+    else:
+        plane = random_plane(solutions[1], torch.Generator().manual_seed(0))
+        names = list(runs)
+        xs = ys = torch.linspace(-1, 1, options.points).tolist()
+    classify = _classify(representation, run, options)
+    grid = loss_grid(classify, plane, xs, ys, _batches(run, options))
+    rows = [
+        {"x": x, "y": y, **vars(cell)}
+        for y, line in zip(ys, grid, strict=True)
+        for x, cell in zip(xs, line, strict=True)
+    ]
+    marks = dict(zip(names, plane.marks, strict=True))
+    unit = "weight units" if len(runs) == 2 else "share of every filter's norm"
+    return rows, landscape_figure(xs, ys, grid, marks, options.split, options.batch_norm, unit)
+
+
+def _around(values: Sequence[float], points: int) -> list[float]:
+    """A line over the values and a third of their span beyond."""
+    margin = (max(values) - min(values)) / 3
+    line: list[float] = torch.linspace(min(values) - margin, max(values) + margin, points).tolist()
+    return line
+
+
+def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
+    """Fig. 3."""
+    (run,) = runs.values()
+    ended = run.rounds()
+    representation, batches = run.representation(), _batches(run, options)
+    original = representation.original_weights()
+    rows = []
+    with progress(f"testing {len(ended)} rounds", 1 + len(ended)) as advance:
+        reference = _correct(representation, original, batches)
+        advance(1)
+        for each in ended:
+            correct = _correct(representation, read_round(each, original), batches)
+            rows.append({"round": each.number, "rmse": each.recon_rmse, **_compared(correct, reference)})
+            advance(1)
+    accuracies, distances = ([row[name] for row in rows] for name in ("accuracy", "rmse"))
+    return rows, rounds_figure(accuracies, distances, float(reference.float().mean()), options.split)
+
+
+def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
+    """The paper's open question: does smoothing without a predictor do as well?"""
+    (run,) = runs.values()
+    representation, batches = run.representation(), _batches(run, options)
+    original = representation.original_weights()
+    with torch.no_grad():
+        candidates = {"reconstructed": representation.weights()}
+    for keep in (0.9, 0.8, 0.7, 0.6, 0.5):
+        candidates[f"SVD, {keep:.0%} kept"] = smoothing.truncated(original, keep)
+    for by in (0.02, 0.05, 0.1, 0.2):
+        candidates[f"lower half of SVD -{by:.0%}"] = smoothing.shrunk(original, by)
+    order = _walks(representation)
+    for sigma in (0.2, 0.25, 0.3, 0.4):
+        table = smoothing.blurred(representation.target, order, sigma)
+        candidates[f"Gaussian, sigma {sigma:g}"] = representation.layout.weights(table)
+    if (run.folder / "rounds" / "rounds.json").is_file():
+        ended = run.rounds()
+        states = [read_round(each, original) for each in ended]
+        candidates[f"mean of {len(ended)} rounds"] = smoothing.averaged(states)
+    rows = []
+    with progress(f"testing {len(candidates)} networks", 1 + len(candidates)) as advance:
+        reference = _correct(representation, original, batches)
+        advance(1)
+        for name, point in candidates.items():
+            compared = _compared(_correct(representation, point, batches), reference)
+            rows.append({"weights": name, "distance": distance(original, point), **compared})
+            advance(1)
+    return rows, None
+
+
+def _walks(representation: Representation) -> list[torch.Tensor]:
+    """Each layer's rows of the kernel table, sorted by address: neighbors in the order follow each other."""
+    addresses = representation.addresses.long()
+    walks = []
+    for layer in representation.layout.layers:
+        own = addresses[layer.rows]
+        walks.append(layer.start + (own[:, 1] * (own[:, 2].max() + 1) + own[:, 2]).argsort())
+    return walks
+
+
+def _correct(representation: Representation, point: Mapping[str, torch.Tensor], batches: Batches) -> torch.Tensor:
+    return correct_answers(partial(representation, weights=point), batches)
+
+
+def _compared(correct: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
+    return {"accuracy": float(correct.float().mean()), **vars(paired_difference(correct, reference))}
+
+
+def _classify(representation: Representation, run: Run, options: argparse.Namespace) -> Classify:
+    if options.batch_norm == "stored":
+        return representation
+    return Reestimated(representation.original, run.batches("train", overrides=options.data, at_most=REESTIMATED_ON))
+
+
+def _batches(run: Run, options: argparse.Namespace) -> Batches:
+    return run.batches(options.split, options.images, options.data)

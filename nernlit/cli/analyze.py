@@ -1,0 +1,139 @@
+"""`nernlit analyze KIND RUN`: a table, a figure and JSON of a finished fit.
+
+Kinds: `spectrum` (low-frequency energy of every layer) and `layers` (distance of every layer) of one run or several,
+`interpolate` (from the original to the reconstructed network and beyond), `landscape` (the plane of the original and
+two runs, or a random plane around one run), `rounds` (progressive rounds), `smooth` (the original's weights, smoothed
+without a predictor).
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nernlit.cli import analyses
+from nernlit.cli.analyses import Outcome, Rows, Runs
+from nernlit.cli.arguments import CommandParser, count, finite, require_writable, take_data_options
+from nernlit.cli.runs import Run, distinct_names
+from nernlit.errors import UsageError
+from nernlit.storage.files import write_atomically, write_figure
+from nernlit.utilities.tables import print_table
+
+_IMAGES = ("split", "images")
+#: What is done, with how many runs at most, and by which options.
+KINDS: dict[str, tuple[Callable[[Runs, argparse.Namespace], Outcome], int | None, Sequence[str]]] = {
+    "spectrum": (analyses.spectrum, None, ()),
+    "layers": (analyses.layers, None, ()),
+    "interpolate": (analyses.interpolate, 1, (*_IMAGES, "batch_norm", "points", "low", "high")),
+    "landscape": (analyses.landscape, 2, (*_IMAGES, "batch_norm", "points")),
+    "rounds": (analyses.rounds, 1, _IMAGES),
+    "smooth": (analyses.smooth, 1, _IMAGES),
+}
+_OPTIONS = (*_IMAGES, "batch_norm", "points", "low", "high")
+_LONGEST_STEM = 120
+
+
+def main(args: Sequence[str]) -> None:
+    """Run the command with these arguments; `--data...` ones change the run's own data configuration."""
+    parser = CommandParser("analyze", __doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a fit (runs/<name>/version_N) or a checkpoint"
+    )
+    parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="images to measure on")
+    parser.add_argument("--images", type=count, help="how many of them (default: all)")
+    parser.add_argument(
+        "--batch_norm",
+        choices=("stored", "reestimated"),
+        default="stored",
+        help=f"in interpolate and landscape: the original's, or anew on {analyses.REESTIMATED_ON} training images",
+    )
+    parser.add_argument("--points", type=count, default=9, help="of a line, or of a plane's side")
+    parser.add_argument("--low", type=finite, default=-0.5, help="where interpolation begins; the original is at 0")
+    parser.add_argument("--high", type=finite, default=1.5, help="where it ends; the reconstructed network is at 1")
+    parser.add_argument("--out", type=Path, help="folder of the figure and the JSON (default: RUN/analysis)")
+    parser.add_argument("--original", type=Path, help="the original's weights, where their file has moved")
+    own_args, data = take_data_options(args)
+    options = parser.parse_args(own_args)
+    options.data = data
+    analysis, most, uses = KINDS[options.kind]
+    if most is not None and len(options.runs) > most:
+        raise UsageError(
+            f"`analyze {options.kind}` takes {most} run{'s' * (most > 1)}; {len(options.runs)} were given."
+        )
+    changed = [name for name in _OPTIONS if getattr(options, name) != parser.get_default(name)]
+    for name in changed:
+        if name not in uses:
+            raise UsageError(f"`analyze {options.kind}` has no use for --{name}; leave it out.")
+    if data and not uses:
+        raise UsageError(f"`analyze {options.kind}` looks at no data; leave out {' '.join(data)}.")
+    if options.low >= options.high:
+        raise UsageError(f"--low {options.low:g} --high {options.high:g}: expected the low end first.")
+    opened = [Run.open(path, options.select, options.original) for path in options.runs]
+    runs = dict(zip(distinct_names(opened), opened, strict=True))
+    out = options.out or opened[0].folder / "analysis"
+    require_writable(out, "--out")
+    asked = {
+        "kind": options.kind,
+        # Relative to the folder, so that a run and its analyses may be moved together.
+        "runs": {name: os.path.relpath(run.checkpoint, out) for name, run in runs.items()},
+        "options": {name: getattr(options, name) for name in uses} | ({"data": data} if data else {}),
+    }
+    file = out / f"{_stem(options, runs, changed)}.json"
+    _refuse_other(file, asked)
+    rows, figure = analysis(runs, options)
+    images = f", {options.split} images" if uses else ""
+    _print(rows, f"{options.kind}: {', '.join(runs)}{images}")
+    finite_rows = [{name: value if _is_finite(value) else None for name, value in row.items()} for row in rows]
+    write_atomically(file, json.dumps({**asked, "rows": finite_rows}, indent=1).encode())
+    print(file)
+    if figure is not None:
+        write_figure(file.with_suffix(".png"), figure)
+        print(file.with_suffix(".png"))
+
+
+def _stem(options: argparse.Namespace, runs: Runs, changed: Sequence[str]) -> str:
+    """The kind, the runs where the folder does not say which, and every option that is not the default."""
+    if options.out is None and len(runs) == 1:
+        (run,) = runs.values()
+        named = [] if run.checkpoint.stem == "best" else [run.checkpoint.stem]
+    else:
+        last = {name for name, run in runs.items() if run.checkpoint.stem == "last" and not name.endswith("/last")}
+        named = [f"{name}-last" if name in last else name for name in runs]
+    settings = [f"{name}-{getattr(options, name)}" for name in changed]
+    settings += [option.removeprefix("--") for option in options.data]
+    stem = re.sub(r"[^\w.+-]+", "-", "_".join([options.kind, *named, *settings]))
+    if len(stem) <= _LONGEST_STEM:
+        return stem
+    return f"{stem[: _LONGEST_STEM - 9]}_{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+
+
+def _refuse_other(file: Path, asked: Mapping[str, Any]) -> None:
+    """An analysis replaces its own former outcome and nothing else."""
+    if not file.exists():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        # Not the runs' names, which change with the folders above them.
+        is_same = list(before["runs"].values()) == list(asked["runs"].values())
+        is_same = is_same and (before["kind"], before["options"]) == (asked["kind"], asked["options"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_same = False
+    if not is_same:
+        raise UsageError(f"{file} is of another analysis; move it away, or pass another folder as --out.")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)  # JSON has neither infinity nor NaN
+
+
+def _print(rows: Rows, title: str) -> None:
+    names = sum(isinstance(value, str) for value in rows[0].values())
+    cells = [[value if isinstance(value, str) else f"{value:.4g}" for value in row.values()] for row in rows]
+    print_table(title, list(rows[0]), cells, names)

@@ -1,0 +1,108 @@
+"""Commands on .nern files: `nernlit export`, `inspect`, `reconstruct`, and `test FILE.nern`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from nernlit.callbacks import ProgressLine, Summary
+from nernlit.callbacks.writer import say_written, write_weights
+from nernlit.cli.arguments import CommandParser
+from nernlit.cli.runs import Run
+from nernlit.data import ImageDataModule
+from nernlit.errors import UsageError
+from nernlit.representation.nern import load, part_bytes, save
+from nernlit.storage.container import read_container
+from nernlit.training import OriginalModule
+from nernlit.utilities.progress import CONSOLE
+from nernlit.utilities.tables import print_table
+
+
+def export(args: Sequence[str]) -> None:
+    """`nernlit export RUN -o FILE`: write a fit's representation as a .nern file."""
+    parser = CommandParser("export", export.__doc__)
+    parser.add_argument("run", metavar="RUN", help="folder of a fit (runs/<name>/version_N) or a checkpoint")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.nern")
+    parser.add_argument("--select", choices=("best", "last"), default="best", help="which of a run's checkpoints")
+    options = parser.parse_args(args)
+    save(Run.open(options.run, options.select).representation(), options.out)
+    _print_sizes(options.out)
+
+
+def inspect(args: Sequence[str]) -> None:
+    """`nernlit inspect FILE`: what a .nern file holds, and what each part costs in bytes."""
+    parser = CommandParser("inspect", inspect.__doc__)
+    parser.add_argument("file", metavar="FILE", type=Path)
+    options = parser.parse_args(args)
+    header = read_container(options.file).header
+    specification = header["specification"]
+    predictor = specification["predictor"]
+    arguments = ", ".join(f"{name}={value}" for name, value in predictor["init_args"].items())
+    facts = {
+        "network": f"{header['network_class']}, {header['num_classes']} classes, {header['in_chans']} channels",
+        "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
+        "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
+        "weights": f"SHA-256 {header['reconstructed']['sha256']}",
+    }
+    for name, value in facts.items():
+        Console().print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
+    _print_sizes(options.file)
+
+
+def reconstruct(args: Sequence[str]) -> None:
+    """`nernlit reconstruct FILE -o NET.safetensors`: write the network as weights that timm loads."""
+    parser = CommandParser("reconstruct", reconstruct.__doc__)
+    parser.add_argument("file", metavar="FILE", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.safetensors")
+    options = parser.parse_args(args)
+    if options.out.suffix != ".safetensors":
+        raise UsageError(f"--out {options.out}: expected a file name that ends in .safetensors.")
+    representation = load(options.file)
+    write_weights(options.out, representation.original.name, representation.reconstructed())
+    say_written(options.out, representation.original)
+
+
+def test(args: Sequence[str]) -> None:
+    """`nernlit test FILE.nern --data CLASS --data.root DIR`: the accuracy of a .nern file's network on test images."""
+    parser = ArgumentParser(prog="nernlit test", description=test.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("file", metavar="FILE", type=Path)
+    parser.add_subclass_arguments(ImageDataModule, "data", required=True)
+    given = parser.parse_args(list(args))
+    data = parser.instantiate_classes(given).data
+    if not data.has_images:
+        raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
+    # What an evaluation needs is all in the module that trains originals.
+    module = OriginalModule(load(given.file).original, torch.optim.SGD)
+    trainer = L.Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[Summary(), *([ProgressLine()] if CONSOLE.is_interactive else [])],
+    )
+    trainer.test(module, datamodule=data, verbose=False)
+
+
+def _print_sizes(file: Path) -> None:
+    """What each part of a file costs, and how large the file is beside the original's weights."""
+    contents = read_container(file)
+    total, original = file.stat().st_size, int(contents.header["original"]["bytes"])
+    parts = part_bytes(contents)
+    parts["header"] = total - sum(parts.values())
+    rows = [[name, f"{size:,}", f"{size / total:.1%}"] for name, size in [*parts.items(), ("file", total)]]
+    print_table(str(file), ["part", "bytes", "of file"], rows)
+    predicted = sum(map(_numbers, contents.header["specification"]["layers"].values()))
+    Console().print(
+        f"CR of the file {total / original:.1%} (its bytes / {original:,} of the original's safetensors)\n"
+        f"CR of the paper {parts['predictor'] / 4 / predicted:.1%} (predictor parameters / predicted weights)",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _numbers(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())

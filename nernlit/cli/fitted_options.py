@@ -1,0 +1,113 @@
+"""Options given beside `--ckpt_path`: the checkpoint says how its module is built, so they must agree with it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nernlit.cli.resume import say
+from nernlit.errors import CheckpointError, UsageError
+from nernlit.representation.specification import options
+
+#: Where weights lie today. They may have moved since the fit: the original's are compared by their content.
+_MOVABLE = ("representation.original", "teacher")
+_SHOWN = 3
+
+
+def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping[str, Any], command: str) -> None:
+    """Refuse options of the model that the checkpoint was fitted without.
+
+    A fit goes on as it began, so all of them count; an evaluation uses the network alone.
+
+    Args:
+        path: The checkpoint.
+        fitted: Its hyper-parameters.
+        given: The model's options that were given, without defaults.
+        command: `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        UsageError: With the options and both values.
+    """
+    differing = []
+    for name, value in options(given):
+        if name == "init_from" or any(name in (f"{part}.checkpoint", f"{part}.pretrained") for part in _MOVABLE):
+            continue
+        if command != "fit" and not name.startswith(("representation.", "original.")):
+            continue
+        was = _at(fitted, name)
+        if was is ... or (name == "representation" and value is None) or _same(name, value, was):
+            continue
+        differing.append(f"{_option(name)} is {_shown(value)}, and the checkpoint has {_shown(was)}")
+    if differing:
+        more = f" (and {len(differing) - _SHOWN} more)" if len(differing) > _SHOWN else ""
+        way_out = "start a new fit" if command == "fit" else "pass the checkpoint of such a fit"
+        raise UsageError(
+            f"{path} was fitted with other options: {'; '.join(differing[:_SHOWN])}{more}. "
+            f"Leave them out (or use the configuration of that fit), or {way_out}."
+        )
+
+
+def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command: str) -> None:
+    """Take the original's and the teacher's weights from where they lie today, in place.
+
+    Args:
+        path: The checkpoint.
+        arguments: The module's arguments, as the checkpoint has them.
+        given: Those of the configuration, before the checkpoint's took their place.
+        command: `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        CheckpointError: If the weights that the checkpoint was fitted with are gone and no others were given.
+    """
+    if command != "fit" and "teacher" in arguments:
+        arguments["teacher"] = None  # evaluations ask no teacher
+    trained = arguments.get("original")  # of an OriginalModule: the checkpoint holds its weights
+    if trained is not None and trained.get("checkpoint") and not Path(trained["checkpoint"]).exists():
+        trained["checkpoint"] = None
+    for part in _MOVABLE:
+        network = arguments.get(part)
+        fitted = network.get("checkpoint") if network is not None else None
+        if network is None:
+            continue
+        source = _at(given, f"{part}.checkpoint")
+        if isinstance(source, str) and (place := Path(source).expanduser()).exists():
+            inside = fitted is not None and place.is_dir() and place.resolve() in Path(fitted).resolve().parents
+            if not inside:
+                network["checkpoint"], network["pretrained"] = source, False
+                continue
+        if fitted is None:
+            continue
+        if not Path(fitted).exists():
+            raise CheckpointError(
+                f"{path} was fitted with {fitted}, which is gone; pass --model.{part}.checkpoint FILE, where it is now."
+            )
+        if isinstance(source, str) and Path(source).suffix and not Path(source).exists():
+            say(f"nernlit: --model.{part}.checkpoint {source}: no such file; taking {fitted}, as the checkpoint has it")
+
+
+def _at(tree: Any, name: str) -> Any:
+    """The value of a name with dots; None below a None, and ... where there is no such name."""
+    for key in name.split("."):
+        if tree is None:
+            return None
+        if not isinstance(tree, Mapping) or key not in tree:
+            return ...
+        tree = tree[key]
+    return tree
+
+
+def _same(name: str, value: Any, was: Any) -> bool:
+    if name.endswith(".checkpoint") and isinstance(value, str) and isinstance(was, str):
+        return Path(value).expanduser().resolve() == Path(was).resolve()
+    if isinstance(value, list | tuple) and isinstance(was, list | tuple):
+        return list(value) == list(was)
+    return bool(value == was)
+
+
+def _option(name: str) -> str:
+    return f"--model.{name.replace('.init_args', '')}"
+
+
+def _shown(value: Any) -> str:
+    return (
+        str(value.get("class_path", value)) if isinstance(value, Mapping) else "null" if value is None else str(value)
+    )

@@ -1,0 +1,163 @@
+"""The command line: every command, and what its errors look like."""
+
+import contextlib
+import ctypes
+import errno
+import io
+import logging
+import os
+import re
+import sys
+import threading
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from jsonargparse import ArgumentError as ParserError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from nernlit.cli.parser_errors import closest, explain
+from nernlit.cli.trainer import ROOTS, TRAINER_COMMANDS, NernlitCLI, run
+from nernlit.errors import NernlitError, UsageError
+from nernlit.utilities.cpu import use_free_cores
+
+__all__ = ["NernlitCLI", "main", "run", "user_message"]
+
+#: Commands that are functions of a module of their own -> module and function.
+_OTHER_COMMANDS = {
+    "export": ("export", "export"),
+    "inspect": ("export", "inspect"),
+    "reconstruct": ("export", "reconstruct"),
+    "sweep": ("sweep", "main"),
+    "analyze": ("analyze", "main"),
+    "report": ("report", "main"),
+}
+_COMMANDS = (*TRAINER_COMMANDS, *_OTHER_COMMANDS)
+
+#: Said by the libraries below at every run, and nothing that a user could act on.
+_NOISE = (
+    "The dirpath has changed",  # of a checkpoint callback that saves nothing: test and predict
+    "`isinstance(treespec, LeafSpec)` is deprecated",
+    'Please add the following callbacks: ["BestCheckpoint',  # predict: without data it would follow another metric
+    "Couldn't infer the batch indices",  # predict: the batch is empty on purpose
+    "module(s) in eval mode at the start of training",  # the frozen original
+    "does not have many workers",  # whole batches come from memory
+    "is smaller than the logging interval",
+    "exists and is not empty",  # the checkpoint folder of a fit that goes on
+    "GPU available: False, used: False",
+    "TPU available: False",
+    "HPU available: False",
+    "LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES",
+    "to estimate number of stepping batches",
+    "`Trainer.fit` stopped: `max_",  # the planned end
+    "but have no logger configured",  # `test FILE.nern` writes no curves
+    "try installing [lit",  # advertisements
+    "`weights_only` was not set",  # our reader of checkpoints never runs code
+    "your dataloader is not resumable",  # ours begins with the batch that comes next
+)
+
+
+def _hush() -> None:
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
+    # A filter of a logger does not see what its children log.
+    for part in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{part}").addFilter(
+            lambda record: not any(message in record.getMessage() for message in _NOISE)
+        )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry of `lightning`, `nernlit` and `python -m nernlit`.
+
+    Errors that the user can mend are one message and exit code 2; `--debug` or NERNLIT_DEBUG=1 shows the traceback.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
+    given = [arg for arg in given if arg != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still shows the rest
+    _hush()
+    _keep_freed_memory()
+    _find_classes_of_ones_own()
+    try:
+        command = given[0] if given else ""
+        if command not in _COMMANDS:
+            raise UsageError(_unknown_command(command))
+        of_a_file = command == "test" and len(given) > 1 and given[1].endswith(".nern")
+        if command in TRAINER_COMMANDS and not of_a_file:
+            run(given)
+        else:
+            if command != "sweep":  # whose fits adapt to the machine themselves
+                use_free_cores()
+            module, function = ("export", "test") if of_a_file else _OTHER_COMMANDS[command]
+            getattr(import_module(f"nernlit.cli.{module}"), function)(given[1:])
+    except Exception as error:
+        message = None if debug else user_message(error)
+        if message is None:
+            raise
+        print(f"nernlit: error: {message}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+#: Errors of a disk that is full or fails.
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+
+
+def report_failed_thread(failure: threading.ExceptHookArgs) -> None:
+    """A `threading.excepthook` without tracebacks of user-fixable errors, such as TensorBoard's on a full disk.
+
+    The main thread gets the same error at its next write.
+    """
+    if failure.exc_value is None or user_message(failure.exc_value) is None:
+        threading.__excepthook__(failure)
+
+
+def _unknown_command(command: str) -> str:
+    close = closest(command, _COMMANDS)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"there is no command {command!r}{hint}; the command comes first, one of {', '.join(_COMMANDS)}."
+
+
+def _find_classes_of_ones_own() -> None:
+    """Let YAML name modules in the working directory, as `python -m nernlit` does; a script's path has not got it."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc not to give every large block back to the kernel when it is freed.
+
+    A step allocates the same blocks again, and the kernel clears each page of them: a tenth of a distillation step's
+    time on two cores. Other C libraries go on as they are.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_trim_threshold, -1)  # never
+
+
+def user_message(error: BaseException) -> str | None:
+    """The message of an error that the user can fix; None for others, which are ours and keep their traceback."""
+    cause: BaseException | None = error
+    while cause is not None:  # the parser wraps what a constructor raised
+        if isinstance(cause, NernlitError | MisconfigurationException):
+            return str(cause)
+        cause = cause.__cause__
+    if isinstance(error, ParserError | ArgumentError) or "Does not validate against" in str(error):
+        return explain(str(error), ROOTS)
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return "the name of a file or of a run holds a NUL character; leave it out."
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        return (
+            f"this locale has no file name {error.object!r}; set PYTHONUTF8=1, or use a UTF-8 locale (LC_ALL=C.UTF-8)."
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, OSError) and error.errno in _OF_DISKS:  # of a writer that names no file: TensorBoard's
+        return f"a file of the run cannot be written: {error.strerror}; free space and go on with --ckpt_path last."
+    return None

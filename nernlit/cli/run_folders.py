@@ -1,0 +1,90 @@
+"""The folder of a run: claimed by one process, written by one fit at a time, and removed where a start fails."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from nernlit.errors import StorageError, UsageError
+from nernlit.storage.files import UNFINISHED
+
+#: What a fit writes before its first step.
+_OF_A_START = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
+
+
+@contextmanager
+def claimed_folder(logger: object, numbered: bool, fits: bool) -> Iterator[None]:
+    """Hold a logger's folder for as long as a command runs. The first process does, others are told its name.
+
+    Args:
+        logger: Another one than TensorBoard's chooses its folder itself, and nothing is done.
+        numbered: Whether the folder is the next free `version_N`; otherwise the configuration names it.
+        fits: Whether the command is `fit`, which has the folder to itself.
+
+    Raises:
+        StorageError: If the folder cannot be made.
+        UsageError: If another fit is writing into it.
+    """
+    if not isinstance(logger, TensorBoardLogger) or getattr(rank_zero_only, "rank", 0) != 0:
+        yield
+        return
+    folder, made = _make(logger, numbered)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        if fits:
+            _lock(lock, folder)
+        yield
+    except BaseException:
+        if made and _holds_nothing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()  # where it is empty
+        raise
+    finally:
+        os.close(lock)
+
+
+def _make(logger: TensorBoardLogger, numbered: bool) -> tuple[Path, bool]:
+    """The logger's folder, and whether this made it."""
+    while True:
+        folder = Path(logger.log_dir)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if not numbered and folder.is_dir():
+                return folder, False
+            if not numbered or not folder.parent.is_dir():
+                raise StorageError(f"cannot make {folder}: there is a file of that name.") from None
+            # Another run took the number after the logger had looked; there is no public way to give it the next one.
+            logger._version = int(logger.version) + 1
+        except OSError as error:
+            raise StorageError(
+                f"cannot make {folder}: {error.strerror}; choose another folder (--trainer.logger.save_dir)."
+            ) from error
+        else:
+            return folder, True
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Refuse a second fit. The system gives the lock back when the process ends, however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"another fit is writing into {folder}; wait for it, or start a new run (without --ckpt_path and version)."
+        ) from None
+    except OSError:
+        return  # a filesystem without locks
+    for left in folder.rglob(f".*{UNFINISHED}"):  # by a killed process
+        left.unlink(missing_ok=True)
+
+
+def _holds_nothing(folder: Path) -> bool:
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return all(any(file.match(pattern) for pattern in _OF_A_START) for file in files)

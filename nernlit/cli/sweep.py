@@ -1,0 +1,277 @@
+"""`nernlit sweep`: fit configurations at several hidden widths and seeds, test each, and tabulate.
+
+A fit that is already in the table is not run again, so that an interrupted sweep goes on where it stopped. It counts as
+the same while its options and the contents of its configuration files are. A fit that fails does not end the others.
+Every fit takes one device.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import re
+import resource
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback, Timer
+from safetensors.torch import save
+from torch import Tensor
+
+from nernlit.analysis import correct_answers, paired_difference, tradeoff_figure, width_figure
+from nernlit.cli.arguments import CommandParser, count, require_writable, seed
+from nernlit.cli.configs import expand_bases
+from nernlit.cli.main import NernlitCLI, run, user_message
+from nernlit.cli.sweep_table import Fit, Row, common_original, print_summary, read_rows
+from nernlit.errors import NernlitError, UsageError
+from nernlit.storage.files import write_atomically, write_figure, write_table
+from nernlit.training import ReconstructionModule
+from nernlit.utilities.progress import duration
+from nernlit.utilities.signals import Interrupted
+
+#: Options of `fit` that a sweep sets, and what to pass instead.
+_OWN_OPTIONS = {
+    "--seed_everything": "pass --seeds",
+    "--ckpt_path": "its fits start anew",
+    "--trainer.logger.init_args.save_dir": "pass --out",
+    "--trainer.logger.save_dir": "pass --out",
+    "--trainer.logger.init_args.name": "its fits are named after their configurations",
+    "--trainer.logger.name": "its fits are named after their configurations",
+}
+
+
+def main(args: Sequence[str]) -> None:
+    """Run the command with these arguments; those it does not know go to `fit` as they are.
+
+    Raises:
+        NernlitError: At the end, if fits failed.
+        UsageError: At once, if the options cannot work.
+    """
+    parser = CommandParser("sweep", __doc__, "All other options are those of `nernlit fit`.")
+    parser.add_argument("--configs", nargs="+", required=True, help="configurations to compare")
+    parser.add_argument("--hidden", type=count, nargs="+", help="hidden widths (default: the configuration's own)")
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="one fit per width and seed (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figures")
+    parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
+    options, fit_args = parser.parse_known_args(args)
+    _refuse_own_options(fit_args, options.hidden is not None, [f"--{name}" for name in vars(options)])
+    _require_distinct_names(options.configs)
+    require_writable(options.out, "--out")
+    fits = list(
+        dict.fromkeys(map(Fit._make, itertools.product(options.configs, options.hidden or [None], options.seeds)))
+    )
+    keys = {fit: _key(fit, options.select, fit_args) for fit in fits}  # reads every configuration: before the first fit
+    table = options.out / "sweep.csv"
+    rows = read_rows(table)
+    done: dict[Fit, Row] = {}
+    for fit, key in keys.items():
+        if found := next((row for row in rows if key.items() <= row.items()), None):
+            done[fit] = found
+    if done:
+        print(f"{len(done)} of {len(fits)} fits are in {table} already", flush=True)
+    seconds = [float(row["fit_seconds"]) for row in done.values()]
+    failed: dict[Fit, str] = {}
+    waiting = [fit for fit in fits if fit not in done]
+    try:
+        for number, fit in enumerate(waiting):
+            left = sum(seconds) / len(seconds) * (len(waiting) - number) if seconds else None
+            estimate = "" if left is None else f", about {duration(left)} left"
+            print(f"fit {len(fits) - len(waiting) + number + 1} of {len(fits)}{estimate}: {fit.name}", flush=True)
+            began = time.monotonic()
+            try:
+                row = {**keys[fit], **_fit(fit, options.select, options.out, fit_args)}
+            except Interrupted as interrupted:
+                interrupted.message = (
+                    f"interrupted in {fit.name}; {len(done)} of {len(fits)} fits are in {table}, "
+                    "and the same command goes on with the others"
+                )
+                raise
+            except Exception as error:
+                if _is_unknown_option(error):
+                    raise
+                failed[fit] = _described(error)
+                print(f"nernlit: error: {fit.name}: {failed[fit]}", file=sys.stderr, flush=True)
+                continue
+            seconds.append(time.monotonic() - began)
+            done[fit] = row
+            rows.append(row)
+            write_table(table, rows)
+    finally:  # also where a signal ends the sweep
+        chosen = [done[fit] for fit in fits if fit in done]
+        if chosen or failed:
+            print_summary(chosen, failed)
+    if chosen:
+        _draw(chosen, options.out)
+        print(f"table: {table}\nfigures: {options.out / 'sweep.png'}, widths.png")
+        print(f"TensorBoard: tensorboard --logdir {options.out}")
+    if failed:
+        kept = f"{table} holds the others; " if chosen else ""
+        raise NernlitError(f"{len(failed)} of {len(fits)} fits failed; {kept}the same command runs only those again.")
+
+
+def _draw(rows: Sequence[Row], out: Path) -> None:
+    by_config = {
+        name: [row for row in rows if row["config"] == name] for name in dict.fromkeys(r["config"] for r in rows)
+    }
+    original = common_original(rows)
+    sizes = {str(name): [(float(row["cr_paper"]), float(row["acc"])) for row in own] for name, own in by_config.items()}
+    write_figure(out / "sweep.png", tradeoff_figure(sizes, original, "accuracy against size"))
+    widths = {
+        str(name): [
+            (int(row["hidden"]), float(row["acc"]), float(row["recon_rmse"]))
+            for row in own
+            if row["hidden"]  # a predictor of one's own may have no width
+        ]
+        for name, own in by_config.items()
+    }
+    write_figure(out / "widths.png", width_figure(widths, original))
+
+
+def _key(fit: Fit, select: str, fit_args: Sequence[str]) -> dict[str, str]:
+    return {
+        "config": Path(fit.config).stem,
+        "seed": str(fit.seed),
+        "select": select,
+        "settings": " ".join(fit_args),
+        "asked_hidden": str(fit.hidden or ""),
+        "files": _fingerprint(fit.config, fit_args),
+    }
+
+
+def _is_unknown_option(error: Exception) -> bool:
+    """Whether the command line has an option that no fit has; a class of one configuration may lack one, too."""
+    text = str(error.__cause__)  # the parser's own message
+    return "unrecognized arguments" in text and "Parser key" not in text
+
+
+def _described(error: Exception) -> str:
+    """An error in one line; one that no user can fix shows its traceback too."""
+    message = user_message(error)
+    if message is None:
+        traceback.print_exception(error)
+        message = f"{type(error).__name__}: {error}"
+    return " ".join(message.split())
+
+
+def _fit(fit: Fit, select: str, out: Path, fit_args: Sequence[str]) -> Row:
+    logger = "--trainer.logger.init_args"
+    width = [f"--model.init_args.representation.predictor.init_args.hidden={fit.hidden}"] if fit.hidden else []
+    name = "_".join([Path(fit.config).stem, *([f"h{fit.hidden}"] if fit.hidden else []), f"seed{fit.seed}"])
+    named = [f"--seed_everything={fit.seed}", f"{logger}.save_dir={out}", f"{logger}.name={name}"]
+    _forget_peak_memory()
+    return _measure(run(["fit", "-c", fit.config, "--trainer.devices=1", *fit_args, *width, *named]), select)
+
+
+def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool, options: Sequence[str]) -> None:
+    for arg, following in itertools.pairwise([*fit_args, ""]):
+        flag, equals, value = arg.partition("=")
+        given = f"{flag} {value if equals else following}"
+        if flag in ("--trainer.devices", "--trainer.num_nodes") and given.split()[-1] != "1":
+            # Several processes would each see a share of the test images, and all write the same table.
+            raise UsageError(f"{given}: a sweep's fits run on one device; leave it out.")
+        if flag in _OWN_OPTIONS:
+            raise UsageError(f"{given}: a sweep sets it itself; {_OWN_OPTIONS[flag]}.")
+        meant = [option for option in options if option.startswith(flag)]
+        if meant and flag.startswith("--"):
+            raise UsageError(f"there is no option {flag}; did you mean {', '.join(meant)}?")
+        if sets_hidden and re.search(r"\.predictor(\.init_args)?\.hidden$", flag):
+            raise UsageError(f"{given} and --hidden: both are the width; leave one of them out.")
+
+
+def _require_distinct_names(configs: Sequence[str]) -> None:
+    """Tables and folders name fits after their configuration."""
+    names = Counter(Path(path).stem for path in {Path(config).resolve() for config in configs})
+    for name, times in names.items():
+        if times > 1:
+            raise UsageError(
+                f"--configs: {times} files are named {name}; rename them, so that the table tells them apart."
+            )
+
+
+def _fingerprint(config: str, fit_args: Sequence[str]) -> str:
+    """A hash of the contents of all configuration files of a fit, in their order."""
+    content = hashlib.sha256()
+    args = expand_bases(["-c", config, *fit_args])
+    for flag, value in itertools.pairwise(args):
+        if flag == "-c":
+            content.update(Path(value).read_bytes())
+    return content.hexdigest()[:12]
+
+
+def _forget_peak_memory() -> None:
+    with contextlib.suppress(OSError):  # Linux has it
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mib() -> float:
+    """Of this process since `_forget_peak_memory`; where a system does not know that, of all fits so far."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _measure(cli: NernlitCLI, select: str) -> Row:
+    trainer, module = cli.trainer, cli.model
+    if not cli.datamodule.has_images:
+        raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
+    if not isinstance(module, ReconstructionModule):
+        raise UsageError(f"{type(module).__name__} trains no representation; a sweep compares those that do.")
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    timer = next(callback for callback in callbacks if isinstance(callback, Timer))
+    seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
+    steps = trainer.global_step
+    peak = _peak_memory_mib()
+    folder = Path(str(trainer.log_dir))
+    checkpoint = folder / "checkpoints" / f"{select}.ckpt"
+    if not checkpoint.is_file():
+        raise UsageError(
+            f"the fit wrote no {checkpoint}: there is nothing to test; let it validate and keep checkpoints."
+        )
+    trainer.test(module, cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    answers = _answers(module, cli)
+    write_atomically(folder / "test_correct.safetensors", save(answers))
+    difference = paired_difference(answers["reconstructed"], answers["original"])
+    return {
+        "hidden": _hidden(module),
+        "folder": str(folder),
+        "cr_paper": module.representation.sizes().cr_paper,
+        **{name: metrics[f"test/{name}"] for name in ("acc_original", "acc", "recon_rmse", "explained_power")},
+        "difference": difference.difference,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "p_value": difference.p_value,
+        "fit_seconds": seconds,
+        "steps_per_second": steps / max(seconds - validating, 1e-9),
+        "peak_memory_mib": peak,
+    }
+
+
+def _hidden(module: ReconstructionModule) -> str:
+    arguments = module.hparams["representation"]["predictor"].get("init_args", {})
+    return str(arguments.get("hidden", ""))
+
+
+@torch.no_grad()
+def _answers(module: ReconstructionModule, cli: NernlitCLI) -> dict[str, Tensor]:
+    """Which test images both networks classify correctly, in the dataset's order: what paired tests need."""
+    representation, data, device = module.representation, cli.datamodule, module.representation.target.device
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in data.test_dataloader()[0]:
+            pixels, labels = data.on_after_batch_transfer(batch, 0)
+            yield pixels.to(device), labels.to(device)
+
+    reconstructed = partial(representation, weights=representation.weights())
+    networks: dict[str, Callable[[Tensor], Tensor]] = {
+        "reconstructed": reconstructed,
+        "original": representation.original,
+    }
+    return {name: correct_answers(classify, batches()).cpu() for name, classify in networks.items()}

@@ -1,0 +1,114 @@
+"""The table of a sweep: a row per fit as CSV, a line per configuration and width on the screen."""
+
+import csv
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from nernlit.errors import UsageError
+from nernlit.utilities.tables import print_table
+
+Row = dict[str, float | str]
+
+#: What tells fits apart.
+KEYS = ("config", "seed", "select", "settings", "asked_hidden", "files")
+_TEXTS = (*KEYS, "hidden", "folder")
+_NUMBERS = (
+    *("cr_paper", "acc_original", "acc", "recon_rmse", "explained_power"),
+    *("difference", "difference_low", "difference_high", "p_value"),
+    *("fit_seconds", "steps_per_second", "peak_memory_mib"),
+)
+_SHOWN = {
+    "cr_paper": ("CR", "{:.1%}"),
+    "acc_original": ("original", "{:.2%}"),
+    "acc": ("acc", "{:.2%}"),
+    "difference": ("- original", "{:+.2%}"),
+    "recon_rmse": ("RMSE", "{:.4f}"),
+    "fit_seconds": ("fit s", "{:.0f}"),
+    "peak_memory_mib": ("MiB", "{:.0f}"),
+}
+
+
+class Fit(NamedTuple):
+    """One fit of a sweep.
+
+    Attributes:
+        config: Path of its configuration.
+        hidden: The width that was asked for; None for the configuration's own.
+        seed: Of the run.
+    """
+
+    config: str
+    hidden: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        width = [] if self.hidden is None else [f"hidden {self.hidden}"]
+        return ", ".join([Path(self.config).stem, *width, f"seed {self.seed}"])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The fits that a table holds; none where there is no table.
+
+    Raises:
+        UsageError: If the file is no such table, or a row of it is damaged.
+    """
+    if not path.exists():
+        return []
+    advice = "move it away, or pass another folder as --out."
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            if set(reader.fieldnames or ()) != {*_TEXTS, *_NUMBERS}:
+                raise UsageError(f"{path} is no table of this version of nernlit; {advice}")
+            rows: list[Row] = []
+            for row in reader:
+                if not _is_whole(row):
+                    raise UsageError(f"{path}, line {reader.line_num}: expected {len(row)} values; {advice}")
+                rows.append(dict(row))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} is no table of fits: {error}; {advice}") from error
+    return rows
+
+
+def _is_whole(row: Mapping[str, str | None]) -> bool:
+    try:
+        return None not in row and all(math.isfinite(float(row[name] or "")) for name in _NUMBERS)
+    except ValueError:
+        return False
+
+
+def common_original(rows: Sequence[Row]) -> float | None:
+    """The original's accuracy; None where the fits have different originals."""
+    accuracies = {float(row["acc_original"]) for row in rows}
+    return accuracies.pop() if len(accuracies) == 1 else None
+
+
+def print_summary(rows: Sequence[Row], failed: Mapping[Fit, str]) -> None:
+    """A line per configuration and width: the mean over seeds, with the standard deviation where there are several.
+
+    Args:
+        rows: Of the fits that finished.
+        failed: Those that did not, and why.
+    """
+    original = common_original(rows)
+    shown = {name: how for name, how in _SHOWN.items() if name != "acc_original" or (rows and original is None)}
+    lines = []
+    for config, hidden in dict.fromkeys((str(row["config"]), str(row["hidden"])) for row in rows):
+        own = [row for row in rows if (row["config"], row["hidden"]) == (config, hidden)]
+        cells = []
+        for name, (_, form) in shown.items():
+            values = [float(row[name]) for row in own]
+            spread = f" ±{form.format(statistics.stdev(values))}" if len(values) > 1 and name == "acc" else ""
+            cells.append(form.format(statistics.fmean(values)) + spread)
+        lines.append([config, hidden, *cells])
+    for fit in failed:
+        cells = ["failed" if name == "acc" else "-" for name in shown]
+        lines.append([f"{Path(fit.config).stem}, seed {fit.seed}", str(fit.hidden or ""), *cells])
+    title = "test" if original is None else f"test (original {original:.2%})"
+    print_table(title, ["configuration", "H", *(head for head, _ in shown.values())], lines)
+    for fit, message in failed.items():
+        print(f"failed: {fit.name}: {message}")

@@ -1,0 +1,271 @@
+"""LightningCLI wired to our base classes: one run of `fit`, `validate`, `test` or `predict`."""
+
+import sys
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError as ParserError
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+# Imported so that YAML can name their classes without a module path.
+from nernlit import __version__, kernels, optimizers, predictors  # noqa: F401
+from nernlit.callbacks import (
+    BestCheckpoint,
+    CpuThreads,
+    DurableCheckpointIO,
+    Interruption,
+    LearningRate,
+    ProgressLine,
+    RepresentationFigures,
+    RoundCheckpoint,
+    Summary,
+    ValidationLog,
+    WeightsWriter,
+)
+from nernlit.callbacks.writer import run_folder
+from nernlit.cli.arguments import require_writable
+from nernlit.cli.configs import NO_DATA, SCHEDULES, ConfigFile, expand_bases
+from nernlit.cli.fitted_options import place_weights, require_fitted_options
+from nernlit.cli.parser_errors import explain
+from nernlit.cli.paths import settle_paths
+from nernlit.cli.resume import require_usable, say, whole_last_checkpoint
+from nernlit.cli.run_folders import claimed_folder
+from nernlit.cli.runs import Run
+from nernlit.data import ImageDataModule
+from nernlit.errors import CheckpointError, DataError, UsageError
+from nernlit.storage.files import write_atomically
+from nernlit.training import ClassifierModule, Plan
+from nernlit.utilities.progress import CONSOLE
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+#: The classes that top-level options take.
+ROOTS = {"model": ClassifierModule, "data": ImageDataModule}
+_PARSER = {"exit_on_error": False, "allow_abbrev": False}
+_NO_DATA = f"nernlit.{NO_DATA}"
+_LARGEST_SEED = 2**32 - 1  # NumPy's
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keep the configuration in the run's folder; without a logger there is none, and `config.yaml` may be a user's."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and trainer.loggers and not self.already_saved:
+            config = self.config.clone()
+            config["ckpt_path"] = None  # what a fit went on from is no part of what it is
+            content = self.parser.dump(config, skip_none=False)
+            write_atomically(folder / self.config_filename, content.encode())
+        self.already_saved = True
+
+
+class NernlitCLI(LightningCLI):
+    """LightningCLI with the callbacks that every run has, and `--ckpt_path last|best` that survive a restart."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Listed by --help only: `expand_bases` has taken it out of the arguments.
+        parser.add_argument(
+            "--schedule",
+            choices=SCHEDULES,
+            default=SUPPRESS,
+            help="Optimizers and lengths of shipped configurations: ours, or the paper's (X.paper.yaml beside X.yaml).",
+        )
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | Literal["auto"],
+            default="auto",
+            help="CPU threads; auto uses the cores that other programs leave free.",
+        )
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(RepresentationFigures, "figures")
+        parser.add_lightning_class_args(WeightsWriter, "writer")
+        parser.set_defaults(
+            {
+                # One of its own: `save_last` would keep the last one that was also among the best.
+                "last_checkpoint.filename": "last",
+                "last_checkpoint.save_on_train_epoch_end": True,
+                # One file each, also where a fit goes on after an interruption: never last-v1.ckpt beside last.ckpt.
+                "last_checkpoint.enable_version_counter": False,
+                "best_checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = LightningArgumentParser(dump_header=[f"nernlit=={__version__}"], **kwargs)
+        parser.add_argument(
+            "-c", "--config", action=ConfigFile, help="YAML file of options; several are merged in order."
+        )
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.args: list[str] = args  # type: ignore[assignment]  # always a list here
+        try:
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]  # always a list here
+        except (ParserError, ArgumentError) as error:
+            options = self._subcommand_parsers[args[0]].get_defaults().keys()  # type: ignore[index]
+            raise UsageError(explain(str(error), ROOTS, options)) from error
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed <= _LARGEST_SEED:
+            raise UsageError(
+                f"--seed_everything {seed}: expected a whole number from 0 to {_LARGEST_SEED}, true or false."
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        config = self.config[self.config["subcommand"]]
+        given = config.get("ckpt_path")
+        command = self.config["subcommand"]
+        if given in ("last", "best"):
+            found = _newest_checkpoint(config, f"{given}.ckpt")
+            missing = f"--ckpt_path {given}: no {given}.ckpt in {_run_folder(config)}/version_*/checkpoints"
+            if found is None and command != "fit":
+                raise CheckpointError(
+                    f"{missing}; run `lightning fit` with the same configuration first, or pass the file."
+                )
+            config["ckpt_path"] = str(found) if found else None
+            if found is None:
+                say(f"nernlit: {missing} yet; starting a new fit")
+            else:
+                # Go on in the same folder, so that TensorBoard draws one curve.
+                config["trainer"]["logger"]["init_args"]["version"] = found.parent.parent.name
+            if found is not None and given == "last":
+                config["ckpt_path"] = str(whole_last_checkpoint(found))
+        elif given and Path(given).is_dir():
+            config["ckpt_path"] = str(Run.open(given, "last" if command == "fit" else "best").checkpoint)
+        elif given is not None and not Path(given).is_file():
+            raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, a run's folder, `last` or `best`.")
+        if config.get("ckpt_path"):
+            self._agree_with(Path(config["ckpt_path"]), command)
+
+    def _agree_with(self, path: Path, command: str) -> None:
+        """Build the module as the checkpoint has it, and refuse options that say otherwise."""
+        content = require_usable(path, self.config[command]["model"]["class_path"], command)
+        given = self.parser.parse_args(self.args, defaults=False)[command].as_dict()["model"].get("init_args", {})
+        require_fitted_options(path, content.get("hyper_parameters", {}), given, command)
+        super()._parse_ckpt_path()
+        place_weights(path, self.config[command]["model"]["init_args"], given, command)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand]
+        trainer_config = config["trainer"]
+        callbacks: list[Callback] = [CpuThreads(config["threads"])]
+        if trainer_config["max_time"] is None:
+            # `sweep` reads it. With a limit Lightning adds a Timer of its own, unless there is one already.
+            callbacks.append(Timer())
+        if trainer_config["enable_progress_bar"] is not False:
+            has_own = any(isinstance(callback, ProgressBar) for callback in _listed(trainer_config["callbacks"]))
+            trainer_config["enable_progress_bar"] = has_own or CONSOLE.is_interactive
+            callbacks += [ProgressLine()] if CONSOLE.is_interactive and not has_own else []
+            callbacks += [] if sys.stdout.isatty() else [ValidationLog()]
+        trainer_config["callbacks"] = [*_listed(trainer_config["callbacks"]), *callbacks]
+        plugins = _listed(trainer_config["plugins"])
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            trainer_config["plugins"] = [*plugins, DurableCheckpointIO()]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:  # of an accelerator, a strategy, a number of devices
+            raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # the run's folder keeps the configuration that it was fitted with
+        config = self.config[self.subcommand]
+        if self.subcommand == "predict":  # what is predicted is the network
+            config["data"] = Namespace(class_path=_NO_DATA, init_args=Namespace())  # type: ignore[no-untyped-call]
+        best = config["best_checkpoint"]
+        if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc":
+            best["monitor"], best["mode"] = "val/recon_rmse", "min"
+        files = [Path(file) for flag, file in pairwise(self.args) if flag == "-c"]
+        for part in ("model", "data"):
+            settle_paths(config[part], part, files)
+        if self.subcommand == "fit":
+            # Before the network's kernels are ordered, which takes long for large ones; the module checks it again.
+            plan = Plan.of(config["trainer"], config["data"].get("init_args"))
+            resolve_name(config["model"]["class_path"]).check_plan(plan, config["model"]["init_args"])
+        logger = config["trainer"].get("logger")
+        if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):
+            require_writable(Path(str(logger["init_args"]["save_dir"])), "--trainer.logger.init_args.save_dir")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        logger = self.config[subcommand]["trainer"]["logger"]
+        arguments = logger.get("init_args") if hasattr(logger, "get") else None
+        numbered = not arguments or arguments.get("version") is None
+        try:
+            with claimed_folder(self.trainer.logger, numbered, subcommand == "fit"):
+                super()._run_subcommand(subcommand)
+        except DataError as error:
+            if self.model.needs_images(subcommand):
+                raise
+            raise DataError(f"{error} Or do without images, and without accuracies: --data null.") from error
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if "verbose" in kwargs:
+            kwargs["verbose"] = False  # our Summary prints the table
+        return kwargs
+
+    def _refuse_random_weights(self, command: str) -> None:
+        if not self.config_init[command].get("ckpt_path") and not self.model.is_trained:
+            raise UsageError(
+                f"`{command}` without --ckpt_path would use a network with random weights; "
+                "pass --ckpt_path FILE, or `best` or `last` for the newest run of this configuration."
+            )
+
+    def before_validate(self) -> None:
+        self._refuse_random_weights("validate")
+
+    def before_test(self) -> None:
+        self._refuse_random_weights("test")
+
+    def before_predict(self) -> None:
+        self._refuse_random_weights("predict")
+
+
+def _listed(given: Any) -> list[Any]:
+    """What may be given as one thing, as several or not at all."""
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
+def _run_folder(config: Any) -> Path:
+    logger = config["trainer"].get("logger")
+    arguments = logger.get("init_args") if hasattr(logger, "get") else None
+    if arguments is None or not arguments.get("name"):
+        raise UsageError(
+            "--ckpt_path last|best needs a logger with save_dir and name (as in the shipped configurations); "
+            "pass the checkpoint's file instead."
+        )
+    return Path(str(arguments["save_dir"]), str(arguments["name"]))
+
+
+def _newest_checkpoint(config: Any, name: str) -> Path | None:
+    found = list(_run_folder(config).glob(f"version_*/checkpoints/{name}"))
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def run(args: Sequence[str]) -> NernlitCLI:
+    """Run one of Lightning's commands (`fit`, `validate`, `test`, `predict`) with these arguments."""
+    return NernlitCLI(
+        ClassifierModule,
+        ImageDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        seed_everything_default=0,
+        # Evaluation must count every image exactly once; our loaders share images out themselves.
+        trainer_defaults={
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,  # counts the frozen original's parameters too; our Summary says the sizes
+            "callbacks": [Summary(), RoundCheckpoint(), LearningRate(), Interruption()],
+        },
+        parser_kwargs={**_PARSER, **dict.fromkeys(TRAINER_COMMANDS, _PARSER)},
+        args=expand_bases(args),
+    )

@@ -1,0 +1,138 @@
+"""Test sets beside a dataset's own. Those that need no download are here, the published ones in `ood`.
+
+Each gives conditions (`gaussian_noise_3`, ...) and a source of images for each. One `lightning test` measures all of
+them; a set's mean over its conditions is logged under the set's name.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Self, final
+
+from torch import Tensor
+
+from nernlit.data.corruptions import CORRUPTIONS, corrupt
+from nernlit.data.sources import ImageSource, TensorImages
+from nernlit.errors import UsageError, require_at_least
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+class EvalSet(ABC):
+    """Images of the same classes as a dataset's, drawn or made differently."""
+
+    __test__ = False  # no test of pytest's
+
+    #: Where only some classes occur: their numbers. Answers are then chosen among these.
+    classes: Tensor | None = None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As it stands in metrics' names."""
+
+    @abstractmethod
+    def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
+        """A source of images for every condition.
+
+        Args:
+            clean: The dataset's own test images.
+            num_classes: Of the dataset.
+
+        Raises:
+            DataError: If files are missing or wrong, or belong to other classes.
+        """
+
+
+class EvalCondition(NamedTuple):
+    """A condition of a test set.
+
+    Attributes:
+        eval_set: The set's name.
+        name: The condition's.
+        classes: The numbers of the classes among which answers are chosen; None for all.
+        source: Its images.
+    """
+
+    eval_set: str
+    name: str
+    classes: Tensor | None
+    source: ImageSource
+
+
+def conditions_of(eval_sets: Sequence[EvalSet], clean: ImageSource, num_classes: int) -> list[EvalCondition]:
+    """The conditions of all test sets.
+
+    Raises:
+        DataError: If a set's files are missing or wrong, or belong to other classes.
+        UsageError: If a condition is there twice.
+    """
+    found = [
+        EvalCondition(eval_set.name, name, eval_set.classes, source)
+        for eval_set in eval_sets
+        for name, source in eval_set.conditions(clean, num_classes).items()
+    ]
+    names = [(condition.eval_set, condition.name) for condition in found]
+    for test_set_name, name in names:
+        if names.count((test_set_name, name)) > 1:
+            raise UsageError(f"eval_sets: {test_set_name} {name} is there twice; every condition may be there once.")
+    return found
+
+
+def require_known(name: str, corruptions: Sequence[str], known: Collection[str], severities: Sequence[int]) -> None:
+    """Refuse corruptions and severities that a test set does not have, and none at all.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    unknown = [str(x) for x in corruptions if x not in known]
+    unknown += [str(x) for x in severities if x not in SEVERITIES]
+    if unknown or not corruptions or not severities:
+        given = f"has no {', '.join(unknown)}" if unknown else "was given an empty list"
+        raise UsageError(f"{name} {given}; expected corruptions out of {', '.join(known)} and severities from 1 to 5.")
+
+
+@final
+class CorruptedImages(ImageSource):
+    """The images of another source, corrupted as they are read."""
+
+    def __init__(self, clean: ImageSource, corruption: str, severity: int, seed: int) -> None:
+        self.clean, self.corruption, self.severity, self.seed = clean, corruption, severity, seed
+        self.labels = clean.labels
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images_BCHW, labels_B = self.clean[indices]
+        return corrupt(images_BCHW, self.corruption, self.severity, self.seed, indices), labels_B
+
+    def subset(self, indices: Tensor) -> Self:
+        raise NotImplementedError("an image's number says how it is corrupted; take the subset first")
+
+    def in_memory(self) -> TensorImages:
+        return TensorImages(self[range(len(self))][0], self.labels)
+
+
+@final
+class Corrupted(EvalSet):
+    """The dataset's own test images with corruptions of ours. This is not CIFAR-C: it needs no download.
+
+    Args:
+        corruptions: Names out of `nernlit.data.corruptions.CORRUPTIONS`; None takes all.
+        severities: Out of 1 to 5.
+        seed: Of the noise.
+    """
+
+    name = "corrupted"
+
+    def __init__(
+        self, corruptions: Sequence[str] | None = None, severities: Sequence[int] = SEVERITIES, seed: int = 0
+    ) -> None:
+        self.corruptions = list(CORRUPTIONS if corruptions is None else corruptions)
+        self.severities, self.seed = list(severities), seed
+        require_at_least(0, seed=seed)
+        require_known("Corrupted", self.corruptions, CORRUPTIONS, self.severities)
+
+    def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
+        return {
+            f"{corruption}_{severity}": CorruptedImages(clean, corruption, severity, self.seed)
+            for corruption in self.corruptions
+            for severity in self.severities
+        }

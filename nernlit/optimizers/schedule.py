@@ -1,0 +1,56 @@
+"""The learning-rate schedule of our configs."""
+
+import math
+from typing import Any, final
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from nernlit.errors import UsageError, require_at_least
+
+
+@final
+class WarmupCosine(LRScheduler):
+    """Linear warm-up from zero, then half a cosine down to `min_lr`; stepped once an optimizer step.
+
+    Args:
+        optimizer: Whose learning rates follow.
+        warmup_steps: Steps until the full rate.
+        min_lr: Rate at the end of the run.
+        total_steps: Steps of the whole run; nernlit's modules fill it in.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, warmup_steps: int = 0, min_lr: float = 0.0, total_steps: int | None = None
+    ) -> None:
+        require_at_least(0, warmup_steps=warmup_steps, min_lr=min_lr)
+        if total_steps is not None:
+            require_at_least(1, total_steps=total_steps)
+        self.warmup_steps = warmup_steps
+        self.min_lr = min_lr
+        self.total_steps = total_steps
+        super().__init__(optimizer)
+        if min_lr > max(map(float, self.base_lrs)):
+            raise UsageError(f"min_lr={min_lr} is above the learning rate ({float(max(self.base_lrs)):g}).")
+
+    def set_total_steps(self, total_steps: int) -> None:
+        """Plan for `total_steps` steps; a number given to the constructor stays."""
+        self.total_steps = self.total_steps or total_steps
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state; a length that is known already stays, so that a fit can be made longer."""
+        planned = self.total_steps
+        super().load_state_dict(state_dict)
+        self.total_steps = planned or self.total_steps
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]  # torch also allows tensors
+        step = self.last_epoch
+        if step < self.warmup_steps:
+            return [float(rate) * (step + 1) / self.warmup_steps for rate in self.base_lrs]
+        if self.total_steps is None:
+            if step == 0:  # the constructor asks before anyone can have said
+                return [float(rate) for rate in self.base_lrs]
+            raise UsageError("WarmupCosine does not know the run's length; pass total_steps.")
+        share = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        weight = (1 + math.cos(math.pi * share)) / 2
+        return [self.min_lr + (float(rate) - self.min_lr) * weight for rate in self.base_lrs]

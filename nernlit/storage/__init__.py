@@ -1,0 +1,1 @@
+"""Files: whole or not at all when written, checked and without code when read."""

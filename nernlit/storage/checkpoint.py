@@ -1,0 +1,63 @@
+"""Reading the checkpoints that fits write, without unpickling code."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nernlit.errors import CheckpointError
+from nernlit.storage.file_kinds import describe_file, zip_damage
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A Lightning checkpoint's contents, without unpickling code.
+
+    Raises:
+        CheckpointError: If there is no such file, it is something else, or it is damaged: a wrong checksum, or a weight
+            or an optimizer's state that is not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; pass the .ckpt that a fit wrote into its checkpoints/ folder.")
+    content: Any = None
+    if zip_damage(path) is None:
+        with contextlib.suppress(Exception):  # torch raises nearly anything for files that are not its own
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(
+            f"{path} is {describe_file(path)}. Pass a .ckpt that a fit wrote into its checkpoints/ folder."
+        )
+    for part in ("state_dict", "optimizer_states"):
+        name = _not_finite(content.get(part), part)
+        if name is not None:
+            raise CheckpointError(
+                f"{path} is damaged, or its fit diverged: {name} holds values that are not finite. "
+                "Pass another checkpoint."
+            )
+    return content
+
+
+def _not_finite(value: Any, name: str) -> str | None:
+    """The name of the first tensor or number in nested containers that is infinite or not a number."""
+    if isinstance(value, Tensor):
+        return None if bool(value.isfinite().all()) else name
+    if isinstance(value, float):
+        return None if math.isfinite(value) else name
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value)
+    return next((found for key, part in inside if (found := _not_finite(part, f"{name}.{key}")) is not None), None)
+
+
+def newest_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest file of a `checkpoints/` folder that can be read, and its contents; None if there is none."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(CheckpointError):
+            return path, read_checkpoint(path)
+    return None

@@ -1,0 +1,63 @@
+"""From what the options name to an optimizer and a schedule, as Lightning takes them."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch.nn import Parameter
+from torch.optim import Optimizer, SparseAdam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from nernlit.errors import UsageError
+
+
+def built_optimizer(make: OptimizerCallable, parameters: Iterable[Parameter]) -> Optimizer:
+    """The optimizer of these parameters.
+
+    Raises:
+        UsageError: If it refuses its options or the parameters, or cannot learn with them.
+    """
+    parameters = list(parameters)
+    try:
+        optimizer = make(parameters)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        advice = "; timm.optim.Muon takes all of them" if "2D" in reason else ""
+        raise UsageError(f"--model.optimizer cannot be built: {reason}{advice}.") from error
+    if isinstance(optimizer, SparseAdam):
+        raise UsageError("--model.optimizer SparseAdam needs sparse gradients, and these are dense; pass Adam.")
+    for group in optimizer.param_groups:
+        rate = float(group.get("lr", 1.0))
+        if not 0 < rate < math.inf:
+            raise UsageError(f"lr={rate:g}; expected a finite learning rate above 0 (--model.optimizer.lr).")
+    return optimizer
+
+
+def built_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any) -> dict[str, Any]:
+    """Lightning's description of the optimizer's schedule: stepped once per optimizer step.
+
+    `ReduceLROnPlateau` is stepped after epochs that end with a validation, with the metric that it monitors.
+
+    Raises:
+        UsageError: If it refuses its options, or monitors nothing that every epoch has.
+    """
+    try:
+        schedule = make(optimizer)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--model.scheduler cannot be built: {' '.join(str(error).split())}.") from error
+    if not isinstance(schedule, ReduceLROnPlateau):
+        return {"scheduler": schedule, "interval": "step"}
+    monitor = getattr(schedule, "monitor", None)
+    if monitor is None:
+        raise UsageError(
+            "--model.scheduler ReduceLROnPlateau does not say which metric it follows; "
+            "pass lightning.pytorch.cli.ReduceLROnPlateau with monitor, for example val/acc and mode max."
+        )
+    frequency = trainer.check_val_every_n_epoch
+    if frequency is None:
+        raise UsageError(
+            "--model.scheduler ReduceLROnPlateau is stepped at the end of epochs; "
+            "pass a number as --trainer.check_val_every_n_epoch."
+        )
+    return {"scheduler": schedule, "monitor": monitor, "interval": "epoch", "frequency": frequency}

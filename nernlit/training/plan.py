@@ -1,0 +1,42 @@
+"""How long a fit is meant to be, as far as its options say so before any data is read."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nernlit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of a fit.
+
+    Attributes:
+        max_epochs: Epochs; None where only steps limit the fit.
+        check_val_every_n_epoch: Epochs between validations.
+        most_steps: Optimizer steps at most; infinite where that depends on the data.
+    """
+
+    max_epochs: int | None
+    check_val_every_n_epoch: int
+    most_steps: float
+
+    @classmethod
+    def of(cls, trainer: Any, data: Any) -> "Plan":
+        """Read the plan from a trainer and a data module, or from their options (all are read by attribute).
+
+        Raises:
+            UsageError: If the fit would make no step.
+        """
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if getattr(trainer, name) == 0:
+                raise UsageError(f"--trainer.{name} 0: the fit would make no step; leave it out, or pass more.")
+        epochs, steps = trainer.max_epochs, trainer.max_steps
+        epochs = None if epochs is None or epochs < 0 else epochs
+        most = math.inf if steps is None or steps < 0 else float(steps)
+        batches = None if getattr(data, "train_on", "images") == "images" else getattr(data, "steps_per_epoch", None)
+        if epochs is not None and batches is not None:
+            limit = 1.0 if trainer.limit_train_batches is None else trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            most = min(most, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+        return cls(epochs, trainer.check_val_every_n_epoch or 1, most)

@@ -1,0 +1,263 @@
+"""Progressive (arXiv 2407.00356, section 3.2): every round fits what the round before reconstructed.
+
+A round runs several trials that differ by seed only; the one with the best validation accuracy is the round's winner,
+and its kernels are the next round's target. All rounds are stages of one fit.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import Optimizer
+
+from nernlit.errors import UsageError
+from nernlit.kernels import Sampling, Uniform, mixed_seed
+from nernlit.losses import reconstruction_rmse
+from nernlit.predictors import PredictorEnsemble
+from nernlit.representation import Representation, load_representation
+from nernlit.training.base import Precision, ReconstructionLoss
+from nernlit.training.plan import Plan
+from nernlit.training.stages import StagedModule
+from nernlit.utilities.constants import WithConstants
+
+
+@dataclass(frozen=True)
+class Round:
+    """How a round ended.
+
+    Attributes:
+        round: Its number, from 1.
+        trial: The winner's number, from 0.
+        val_acc: The winner's validation accuracy.
+        val_acc_trials: Everybody's; None for a trial that has diverged.
+        recon_rmse: The winner's distance from the original, in weight units.
+        round_rmse: Its distance from the round's own target.
+        improved: Whether it is better than the round before by `min_delta`.
+    """
+
+    round: int
+    trial: int
+    val_acc: float
+    val_acc_trials: list[float | None]
+    recon_rmse: float
+    round_rmse: float
+    improved: bool
+
+
+@final
+class Progressive(StagedModule, WithConstants):
+    """Rounds of Recon-only, each fitting the last one's winner. The representation always is the leading trial.
+
+    A round has `max_epochs / rounds` epochs and ends with a validation.
+
+    Args:
+        representation: What is trained; its predictor is the form of all trials. None takes the one of `init_from`.
+        optimizer: Makes each round's optimizer from the parameters of all trials.
+        scheduler: Makes each round's schedule.
+        init_from: Checkpoint of an earlier fit whose reconstructed kernels are round 1's target; the original's by
+            default.
+        rounds: Rounds at most.
+        trials: Trials a round.
+        min_delta: What a round's validation accuracy must gain on the round before; the chain ends with the first
+            round that does not. None never ends it early.
+        sampling: Which kernels a step looks at, the same ones for all trials.
+        loss: `mse` (ours) or `rmse` (NeRN's).
+        precision: Of the predictors in training steps, `bf16` or `fp32`.
+    """
+
+    def __init__(
+        self,
+        representation: Representation | None = None,
+        *,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        init_from: str | None = None,
+        rounds: int = 5,
+        trials: int = 3,
+        min_delta: float | None = 0.0,
+        sampling: Sampling | None = None,
+        loss: ReconstructionLoss = "mse",
+        precision: Precision = "fp32",
+    ) -> None:
+        if rounds < 1 or trials < 1:
+            raise UsageError(f"rounds={rounds}, trials={trials}; expected at least 1 of both.")
+        if min_delta is not None and not math.isfinite(min_delta):
+            raise UsageError(f"min_delta={min_delta}; expected a finite number, or null never to end early.")
+        representation, described = load_representation(init_from, representation)
+        super().__init__(representation, optimizer, scheduler, precision)
+        self.remember(described)
+        self.rounds, self.trials, self.min_delta = rounds, trials, min_delta
+        self.sampling = sampling or Uniform()
+        self.loss = loss
+        self.ended: list[Round] = []
+        self.trial_predictors = PredictorEnsemble(representation.predictor, trials)
+        target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
+        self.set_constant("round_target", target_NKK)
+        self._measure_target()
+        self._start_trials()
+
+    round_target: Tensor
+
+    def trained_parameters(self) -> Iterable[Parameter]:
+        return self.trial_predictors.parameters()
+
+    @property
+    def round(self) -> int:
+        """The running round, from 1."""
+        return self.stage + 1
+
+    @property
+    def round_is_over(self) -> bool:
+        """Whether the running round has made its last step."""
+        return self.trainer.global_step == self.round * self._round_steps
+
+    @property
+    def _round_steps(self) -> int:
+        epochs = (self.trainer.max_epochs or 0) // self.rounds
+        return epochs * math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    @classmethod
+    def check_plan(cls, plan: Plan, options: Any) -> None:
+        epochs, every, rounds = plan.max_epochs or 0, plan.check_val_every_n_epoch, options.rounds
+        if not epochs or epochs % rounds or (epochs // rounds) % every:
+            raise UsageError(
+                f"max_epochs={epochs}, rounds={rounds}, check_val_every_n_epoch={every}: a round must have "
+                "a whole number of epochs and end with a validation; "
+                "pass epochs that rounds * check_val_every_n_epoch divides."
+            )
+
+    def needs_images(self, stage: str) -> bool:
+        return stage == "fit"
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        # Copied from the leading trial and not trained itself: DDP would wait for its gradients.
+        copied = [f"representation.predictor.{name}" for name, _ in self.representation.predictor.named_parameters()]
+        self._ddp_params_and_buffers_to_ignore += copied
+        if stage == "fit" and self.trainer.limit_val_batches == 0:
+            raise UsageError("limit_val_batches=0: Progressive chooses a round's winner on validation images.")
+        callbacks = getattr(self.trainer, "callbacks", [])
+        averaging = [c for c in callbacks if isinstance(c, WeightAveraging | StochasticWeightAveraging)]
+        if stage == "fit" and averaging:
+            raise UsageError(
+                f"{type(averaging[0]).__name__} would average the representation over trials and rounds; Progressive "
+                "takes each round's winner as it is. Leave the callback out."
+            )
+
+    def stage_starts(self) -> Sequence[int]:
+        return [number * self._round_steps for number in range(1, self.rounds)]
+
+    def start_stage(self) -> None:
+        self.set_constant("round_target", self._reconstructed())
+        self._measure_target()
+        self._start_trials()
+
+    def _measure_target(self) -> None:
+        self.norms_N = self.round_target.flatten(1).norm(dim=1).cpu()
+
+    def _start_trials(self) -> None:
+        self.trial_predictors.reset(*(mixed_seed(self.seed, self.stage, trial) for trial in range(self.trials)))
+
+    @torch.no_grad()
+    def _reconstructed(self) -> Tensor:
+        """The table (N, K, K) of the representation's weights, as a target has it: zero outside smaller kernels."""
+        representation = self.representation
+        return representation.layout.table(representation.weights(), representation.predictor.kernel_size)
+
+    def loss_terms(self, batch: Any) -> dict[str, Tensor]:
+        sample = self.sample(self.sampling)
+        with self.autocast():
+            predicted_TNKK = self.trial_predictors(self.representation.addresses[sample.rows])
+        predicted_TNKK = predicted_TNKK * self.representation.scale
+        target_NKK = self.round_target[sample.rows]
+        mses_T = torch.stack([self.sampled_mse(predicted, target_NKK, sample) for predicted in predicted_TNKK])
+        errors_T = torch.stack([self.joined_root(mse) for mse in mses_T]) if self.loss == "rmse" else mses_T
+        # A trial that has diverged loses, and the others go on; all of them together are an error.
+        finite_T = errors_T.isfinite()
+        kept_T = finite_T | ~finite_T.any()
+        error = torch.where(kept_T, errors_T, 0).sum()  # a sum: every trial has the gradient that it would have alone
+        self.log_explained_power(torch.where(kept_T, mses_T, 0).sum() / kept_T.sum(), sample)
+        self.log(f"train/recon_round_{self.round}", error.detach() / kept_T.sum(), sync_dist=True)
+        return {"recon": error}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Every trial is clipped as it would be alone."""
+        if gradient_clip_val is None:
+            return
+        clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+        for trial in self.trial_predictors.each:
+            clip(trial.parameters(), gradient_clip_val)
+
+    def diverged(self, state: Mapping[str, Any]) -> list[str]:
+        found = super().diverged(state)
+        prefixes = [f"trial_predictors.each.{trial}." for trial in range(self.trials)]
+        if all(any(name.startswith(prefix) for name in found) for prefix in prefixes):
+            return found
+        return [name for name in found if not name.startswith("trial_predictors.")]
+
+    def refuse_unusable(self, stage: str, suffixes: Sequence[str]) -> None:
+        lost = {f"_trial_{trial}" for trial in range(self.trials)}
+        super().refuse_unusable(stage, suffixes if lost <= set(suffixes) else sorted(set(suffixes) - lost))
+
+    def measured(self, suffixes: Iterable[str], unusable: Sequence[str]) -> list[str]:
+        lost = {f"_trial_{trial}" for trial in range(self.trials)} & set(unusable)
+        kept = [suffix for suffix in suffixes if suffix not in lost]
+        return kept if any(suffix.startswith("_trial_") for suffix in kept) else super().measured(suffixes, unusable)
+
+    def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
+        if self.trainer.state.fn != "fit":
+            return super().predicted_networks()
+        trials = enumerate(self.trial_predictors.each)
+        return {f"_trial_{number}": self.representation.weights(trial) for number, trial in trials}
+
+    def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
+        if self.trainer.state.fn != "fit":
+            super().log_results(stage, results)
+            return
+        layout = self.representation.layout
+        networks = [layout.vector(weights) for weights in self._networks.values()]
+        target = layout.vector(layout.weights(self.round_target))
+        original = layout.vector(self.representation.original_weights())
+        accs = {
+            trial: float(results[name]) for trial in range(self.trials) if (name := f"acc_trial_{trial}") in results
+        }
+        rmses = [float(reconstruction_rmse(network, target)) for network in networks]
+        leader = max(accs, key=lambda trial: (accs[trial], -rmses[trial]))
+        self.representation.predictor.load_state_dict(self.trial_predictors.each[leader].state_dict())
+        self._networks[""] = self._networks[f"_trial_{leader}"]
+        everything = dict(results)
+        everything |= {name: results[f"{name}_trial_{leader}"] for name in ("acc", "acc_top5")}
+        everything[f"acc_round_{self.round}"] = everything["acc"]
+        everything["round_rmse"] = torch.tensor(rmses[leader])
+        if not self.trainer.sanity_checking:
+            before = self.ended[self.round - 2].val_acc if self.round > 1 else float("-inf")
+            improved = self.min_delta is None or accs[leader] > before + self.min_delta
+            distance = float(reconstruction_rmse(networks[leader], original))
+            # Every validation replaces the running round's record; its last one stays.
+            everybody = [accs.get(trial) for trial in range(self.trials)]
+            record = Round(self.round, leader, accs[leader], everybody, distance, rmses[leader], improved)
+            self.ended[self.round - 1 :] = [record]
+        super().log_results(stage, everything)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["rounds"] = [asdict(ended) for ended in self.ended]
+        checkpoint["round_target"] = self.round_target
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.ended = [Round(**ended) for ended in checkpoint["rounds"]]
+        self.set_constant("round_target", checkpoint["round_target"].to(self.round_target.device))
+        self._measure_target()

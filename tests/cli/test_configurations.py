@@ -1,0 +1,267 @@
+"""Every shipped configuration runs, and says what its name says."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from timm.data import ImageNetInfo
+
+from nernlit.cli.configs import expand_bases
+from nernlit.cli.main import NernlitCLI, run
+from nernlit.errors import UsageError
+from tests.fakes import CONFIGS, write_image_folder, write_stl10, write_weights
+
+SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if "." not in path.stem)
+#: What stands for the originals here: small ones, since a ResNet56 costs seconds a run.
+ORIGINALS = {
+    "cifar10": ("cifar_resnet20", 10),
+    "cifar100": ("cifar_resnet20", 100),
+    "stl10": ("cifar_resnet20", 10),
+    "imagenet": ("test_resnet", 1000),
+}
+
+
+@pytest.fixture(scope="session")
+def fakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where the fake data and weights of every dataset lie."""
+    places = {}
+    for dataset, (name, classes) in ORIGINALS.items():
+        folder = places[dataset] = tmp_path_factory.mktemp(dataset)
+        if dataset == "stl10":
+            write_stl10(folder)
+        else:
+            imagenet = dataset == "imagenet"
+            names = ImageNetInfo().label_names() if imagenet else [str(label) for label in range(classes)]
+            write_image_folder(folder, classes, 2, ("train", "val" if imagenet else "test"), names)
+        write_weights(name, folder / "original.safetensors", num_classes=classes)
+    return places
+
+
+def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
+    """A step of a shipped configuration (of each phase where there are two) on a tiny predictor and tiny fakes."""
+    args = ["--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.num_sanity_val_steps=0"]
+    args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--data.val_share=0.5"]
+    dataset, *words = config.stem.split("_")
+    if dataset in ORIGINALS:
+        args.append(f"--data.root={fakes[dataset]}")
+        if "original" not in words:
+            name, weights = ORIGINALS[dataset][0], fakes[dataset] / "original.safetensors"
+            args.append(f"--model.representation.original.name={name}")
+            args += ["--model.representation.original.pretrained=false", "--model.representation.order=none"]
+            args.append(f"--model.representation.original.checkpoint={weights}")
+    if "original" not in words:
+        args.append("--model.representation.predictor.hidden=8")
+    if words[-1] in ("original", "decoupled", "teacher", "noise", "baseline", "distill"):
+        args.append("--data.batch_size=2")
+    if words[-1] in ("decoupled", "teacher", "noise") and "baseline" not in words:
+        args += ["--model.recon_steps=1", "--trainer.max_steps=2"]
+    if words[-1] == "baseline" or "baseline" in words:
+        args.append("--model.warmup_steps=0")
+    if words[-1] == "teacher":
+        # A small one: the shipped ResNet50 costs seconds.
+        teacher: dict[str, object] = {"name": "cifar_resnet20", "num_classes": ORIGINALS[dataset][1]}
+        args.append(
+            f"--model.teacher={json.dumps({**teacher, 'checkpoint': str(fakes[dataset] / 'original.safetensors')})}"
+        )
+    if words[-1] in ("progressive", "distill"):
+        args = [arg for arg in args if "representation" not in arg]
+        first = config.stem.removesuffix("_progressive") if words[-1] == "progressive" else f"{dataset}_h140"
+        first_run = _one_step(config.with_stem(first), fakes).trainer.log_dir
+        args.append(f"--model.init_from={first_run}/checkpoints/last.ckpt")
+    if dataset == "imagenet":
+        args += ["--data.model=cifar_resnet20", "--data.num_workers=0"]
+    return run(["fit", "-c", str(config), *args, *more])
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_runs_a_step(config: Path, fakes: dict[str, Path]) -> None:
+    trainer = _one_step(config, fakes).trainer
+    assert trainer.global_step == trainer.max_steps
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+@pytest.mark.parametrize("scheme", ["h140", "h140_baseline", "h140_decoupled", "h140_teacher", "h140_noise", "h300"])
+def test_the_papers_schedule_runs_a_step(scheme: str, fakes: dict[str, Path]) -> None:
+    cli = _one_step(CONFIGS / f"cifar10_{scheme}.yaml", fakes, "--schedule=paper")
+    assert type(cli.trainer.optimizers[0]).__name__ == "Ranger"
+    assert cli.model.representation.scale == 1
+
+
+def _said(config: Path, *keys: str) -> Any:
+    """What the files of a configuration say in the end under the paper's schedule."""
+    values: list[Any] = [None]
+    for path in expand_bases(["-c", str(config), "--schedule", "paper"]):
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path.endswith(".yaml") else None
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        values += [value] if value is not None else []
+    return values[-1]
+
+
+#: Of Recon-only and of a round of Progressive, and of Baseline-joint (arXiv 2407.00356, appendix D).
+PAPER_EPOCHS = {"cifar10": (350, 350), "cifar100": (450, 450), "stl10": (350, 350), "imagenet": (160, 4)}
+IMAGES_EPOCH = {"cifar10": 175, "cifar100": 175, "stl10": 17, "imagenet": 39_636}  # steps
+
+
+@pytest.mark.parametrize("config", [c for c in SHIPPED if "_h" in c.stem], ids=lambda path: path.stem)
+def test_the_papers_schedule_has_the_papers_length(config: Path) -> None:
+    dataset = config.stem.split("_")[0]
+    epochs, every = _said(config, "trainer", "max_epochs"), _said(config, "trainer", "check_val_every_n_epoch")
+    assert every <= epochs
+    if dataset == "digits":  # not the paper's
+        return
+    scheme, (recon, joint) = _said(config, "model", "class_path"), PAPER_EPOCHS[dataset]
+    if scheme == "DecoupledDistill":
+        steps = _said(config, "model", "init_args", "recon_steps")
+        assert epochs == pytest.approx(steps / IMAGES_EPOCH[dataset] + (4 if dataset == "imagenet" else 100), abs=1)
+    elif scheme == "BaselineJoint":
+        assert epochs == joint
+        assert _said(config, "model", "init_args", "warmup_steps") < epochs * IMAGES_EPOCH[dataset]
+    else:
+        rounds = _said(config, "model", "init_args", "rounds") or 1
+        assert epochs == rounds * recon
+        assert rounds == 1 or every == recon
+
+
+def test_configurations_name_a_known_network_and_say_their_width() -> None:
+    for config in SHIPPED:
+        if match := re.search(r"_h(\d+)", config.stem):
+            args = expand_bases(["-c", str(config)])
+            contents = [yaml.safe_load(Path(path).read_text()) for path in args if path != "-c"]
+            arguments = [content.get("model", {}).get("init_args", {}) for content in contents]
+            trees = [tree.get("representation") or {} for tree in arguments]
+            predictors = [tree.get("predictor", {}) for tree in trees]
+            names = [tree.get("original", {}).get("name") for tree in trees]
+            assert timm.is_model(next(name for name in reversed(names) if name)), config.name
+            widths = [tree["init_args"]["hidden"] for tree in predictors if "hidden" in tree.get("init_args", {})]
+            assert widths[-1] == int(match[1]), config.name
+
+
+def test_a_schedule_that_nothing_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("trainer: {max_epochs: 1}\n")
+    with pytest.raises(UsageError, match="--schedule paper: none of the given configurations has one"):
+        expand_bases(["fit", "-c", str(tmp_path / "mine.yaml"), "--schedule", "paper"])
+
+
+def test_configurations_say_only_what_differs_from_their_bases() -> None:
+    for config in SHIPPED:
+        content = yaml.safe_load(config.read_text())
+        assert content["base"], f"{config.name} has no base"
+        assert content["trainer"]["logger"]["init_args"]["name"] == config.stem
+
+
+def _files(args: list[str]) -> list[str]:
+    return [Path(value).name for flag, value in itertools.pairwise(args) if flag == "-c"]
+
+
+def _write(folder: Path, **contents: str) -> None:
+    for name, content in contents.items():
+        (folder / f"{name}.yaml").write_text(content, encoding="utf-8")
+
+
+def test_bases_come_before_the_file_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: [sub/b.yaml]\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.yaml").write_text("base: [c.yaml]\n")
+    (tmp_path / "sub" / "c.yaml").write_text("seed_everything: 1\n")
+    args = expand_bases(["fit", f"--config={tmp_path / 'a.yaml'}", "--x"])
+    assert _files(args) == ["c.yaml", "b.yaml", "a.yaml"]
+    assert (args[0], args[-1]) == ("fit", "--x")
+    (tmp_path / "sub" / "c.yaml").write_text("base: [b.yaml]\n")
+    with pytest.raises(UsageError, match="builds on itself"):
+        expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])
+
+
+def test_a_base_that_two_files_share_is_read_once(tmp_path: Path) -> None:
+    _write(tmp_path, a="base: [b.yaml, c.yaml]\n", b="base: [d.yaml]\nx: 2\n", c="base: d.yaml\n", d="x: 1\n")
+    _write(tmp_path, e="base: [./d.yaml]\n")
+    assert _files(expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])) == ["d.yaml", "b.yaml", "c.yaml", "a.yaml"]
+    several = expand_bases(["fit", "-c", str(tmp_path / "a.yaml"), f"-c{tmp_path / 'e.yaml'}"])
+    assert _files(several) == ["d.yaml", "b.yaml", "c.yaml", "a.yaml", "e.yaml"]
+
+
+def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
+    _write(tmp_path, a="trainer: {max_epochs: 1}\n")
+    line = ["fit", "--trainer.max_epochs", "2", "-c", str(tmp_path / "a.yaml")]
+    assert expand_bases(line) == ["fit", "-c", str(tmp_path / "a.yaml"), "--trainer.max_epochs", "2"]
+
+
+def test_a_schedule_may_stand_in_a_file(tmp_path: Path) -> None:
+    _write(tmp_path, a="schedule: paper\nbase: [b.yaml]\n", b="x: 1\n")
+    _write(tmp_path, **{"b.paper": "x: 2\n"})
+    assert _files(expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])) == ["b.yaml", "a.yaml", "b.paper.yaml"]
+    fast = expand_bases(["fit", "-c", str(tmp_path / "a.yaml"), "--schedule=fast"])
+    assert _files(fast) == ["b.yaml", "a.yaml"]
+    (tmp_path / "b.paper.yaml").unlink()
+    with pytest.raises(UsageError, match=r"a\.yaml: schedule: paper: none of the given configurations has one"):
+        expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])
+
+
+NESTED = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "bad.yaml is empty; expected options"),
+        (b"# nothing\n", "bad.yaml is empty; expected options"),
+        (b"- a\n- b\n", "bad.yaml holds no options; expected a YAML mapping"),
+        (b"just text", "bad.yaml holds no options; expected a YAML mapping"),
+        (b"base: [1, 2]\n", "bad.yaml: base: [1, 2]; expected a list of YAML files"),
+        (b"base: {a: b}\n", "bad.yaml: base: {'a': 'b'}; expected a list of YAML files"),
+        (b"base: nowhere.yaml\n", "no configuration file nowhere.yaml"),
+        (b"base: bad.yaml\n", "bad.yaml builds on itself: bad.yaml -> bad.yaml"),
+        (b"a: {b: 1}\nc: 1\na: {b: 2}\n", "bad.yaml, line 3: 'a' is given again (first in line 1)"),
+        (b"a: {b: 1, b: 2}\n", "bad.yaml, line 1: 'b' is given again (first in line 1)"),
+        (b"a: [1\n", "bad.yaml is not valid YAML"),
+        (b"a: &x {b: *x}\n", "bad.yaml has more than 100,000 values"),
+        (NESTED.encode(), "bad.yaml has more than 100,000 values"),
+        (b"[" * 20_000, "bad.yaml is not valid YAML"),
+        (b"\xff\xfe\x00a", "bad.yaml is not a text file in UTF-8"),
+        (b"schedule: slow\n", "bad.yaml: schedule: slow: expected one of fast, paper"),
+        (b"? [a]\n: 1\n", "bad.yaml, line 1: a list or a mapping as a name"),
+    ],
+)
+def test_a_bad_configuration_is_refused_by_name(content: bytes, message: str) -> None:
+    Path("bad.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        expand_bases(["fit", "-c", "bad.yaml"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_and_a_missing_value_are_no_configuration() -> None:
+    Path("folder").mkdir()
+    with pytest.raises(UsageError, match="cannot read the configuration folder: Is a directory"):
+        expand_bases(["fit", "-c", "folder"])
+    with pytest.raises(UsageError, match="-c needs a value: a YAML file"):
+        expand_bases(["fit", "-c"])
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "stl10"])
+def test_every_configuration_names_the_run_of_a_shipped_original(dataset: str) -> None:
+    original = yaml.safe_load((CONFIGS / f"{dataset}_original.yaml").read_text(encoding="utf-8"))
+    base = yaml.safe_load((CONFIGS / "base" / f"{dataset}.yaml").read_text(encoding="utf-8"))
+    named = base["model"]["init_args"]["representation"]["original"]
+    assert named.pop("checkpoint") == f"runs/{original['trainer']['logger']['init_args']['name']}"
+    assert named == original["model"]["init_args"]["original"]
+    assert base["data"]["class_path"] == original["data"]["class_path"]
+
+
+def test_the_headline_commands_follow_each_other_as_written(fakes: dict[str, Path]) -> None:
+    Path("data").symlink_to(fakes["cifar10"])
+    short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
+    run(["fit", "-c", str(CONFIGS / "cifar10_original.yaml"), *short, "--data.val_share=0.5", "--data.batch_size=4"])
+    short.append("--data.steps_per_epoch=2")
+    cli = run(["fit", "-c", str(CONFIGS / "cifar10_h120.yaml"), *short, "--model.representation.order=none"])
+    best = Path("runs/cifar10_original/version_0/checkpoints/best.ckpt").absolute()
+    assert cli.model.representation.original.weights_from == str(best)
+    expected = torch.load(best, weights_only=True)["state_dict"]["original.net.conv1.weight"]
+    assert torch.equal(cli.model.representation.original.net.conv1.weight, expected)

@@ -1,0 +1,77 @@
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save
+
+import nernlit
+from nernlit.cli.main import main, run
+from nernlit.storage.container import read_container
+from tests.fakes import QUICK
+
+
+@pytest.fixture
+def fitted() -> Path:
+    run(["fit", *QUICK])
+    return Path("runs/digits_h96/version_0")
+
+
+def test_a_fit_becomes_a_file_that_needs_neither_original_nor_run(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capsys.readouterr()
+    main(["export", str(fitted), "-o", str(tmp_path / "net.nern")])
+    shown = capsys.readouterr().out
+    size = (tmp_path / "net.nern").stat().st_size
+    assert f"{size:,}" in shown
+    original = len(save(timm.create_model("digits_resnet8").state_dict()))
+    assert f"CR of the file {size / original:.1%}" in shown
+    run(["test", *QUICK, "--ckpt_path=best"])
+    accuracy = next(line for line in capsys.readouterr().out.splitlines() if "reconstructed accuracy" in line).split()
+    shutil.rmtree("runs")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings(record=True) as warned:
+        main(["test", "net.nern", "--data", "DigitsDataModule"])
+    assert [str(warning.message) for warning in warned] == []
+    tested = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("accuracy")).split()
+    assert tested[-1] == accuracy[-1]
+
+
+def test_a_files_network_loads_into_timm(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["export", str(fitted), "-o", str(tmp_path / "net.nern")])
+    main(["reconstruct", str(tmp_path / "net.nern"), "-o", str(tmp_path / "net.safetensors")])
+    assert "timm.create_model('digits_resnet8'" in capsys.readouterr().out
+    net = timm.create_model("digits_resnet8", checkpoint_path=str(tmp_path / "net.safetensors"))
+    expected = nernlit.load(tmp_path / "net.nern").reconstructed()
+    assert all(torch.equal(value, expected[key]) for key, value in net.state_dict().items())
+
+
+def test_inspect_says_what_a_file_holds(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["export", str(fitted), "-o", str(tmp_path / "net.nern"), "--select", "last"])
+    capsys.readouterr()
+    main(["inspect", str(tmp_path / "net.nern")])
+    shown = capsys.readouterr().out
+    assert "network: digits_resnet8, 10 classes, 1 channels" in shown
+    assert "MLP(hidden=8, depth=5, activation=gelu" in shown
+    contents = read_container(tmp_path / "net.nern")
+    assert f"{sum(v.nbytes for k, v in contents.tensors.items() if k.startswith('predictor.')):,}" in shown
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["export", "nowhere", "-o", "a.nern"], "nowhere is no run"),
+        (["inspect", "nowhere.nern"], "nowhere.nern is not there"),
+        (["reconstruct", "nowhere.nern", "-o", "a.pt"], "expected a file name that ends in .safetensors"),
+        (["test", "nowhere.nern", "--data", "DigitsDataModule"], "nowhere.nern is not there"),
+        (["test", "nowhere.nern", "--data", "NoImages"], "--data has no images"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""`--ckpt_path` with files that are damaged, something else, or of another scheme."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from nernlit.cli.main import main, run
+from nernlit.storage.files import write_atomically
+from tests.fakes import CONFIGS, QUICK
+
+CHECKPOINTS = Path("runs/digits_h96/version_0/checkpoints")
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def _cut(path: Path, kept: int) -> None:
+    write_atomically(path, path.read_bytes()[:kept])
+
+
+@pytest.mark.parametrize("kept", [0, 20_000])
+def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_whole_one_aloud(
+    kept: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["fit", *QUICK])
+    _cut(CHECKPOINTS / "last.ckpt", kept)
+    os.utime(CHECKPOINTS / "best.ckpt", (1, 1))
+    capsys.readouterr()
+    cli = run(["fit", *QUICK, "--ckpt_path=last", "--trainer.max_epochs=3"])
+    said = capsys.readouterr().err
+    assert f"nernlit: warning: {CHECKPOINTS}/last.ckpt is " in said
+    assert f"nernlit: going on with {CHECKPOINTS}/best.ckpt, of step " in said
+    assert cli.trainer.global_step == 15
+    assert torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)["global_step"] == 15
+
+
+def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["fit", *QUICK])
+    for path in CHECKPOINTS.iterdir():
+        _cut(path, 0)
+    message = _refused(capsys, "fit", *QUICK, "--ckpt_path=last")
+    assert f"nernlit: error: {CHECKPOINTS}/last.ckpt is an empty file (0 bytes)." in message
+    assert f"No other checkpoint in {CHECKPOINTS} is whole." in message
+    # An accuracy of another checkpoint than the one that was asked for would be a wrong number.
+    message = _refused(capsys, "test", *QUICK, "--ckpt_path=best")
+    assert f"nernlit: error: {CHECKPOINTS}/best.ckpt is an empty file (0 bytes). Pass a .ckpt" in message
+
+
+def test_files_that_are_no_checkpoints_are_said_to_be_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"conv.weight": torch.ones(2)}, "weights.pth")
+    message = _refused(capsys, "test", *QUICK, "--ckpt_path=weights.pth")
+    assert "weights.pth is a PyTorch file of weights alone (tensors: 1). Pass a .ckpt that a fit wrote" in message
+    Path("page.ckpt").write_text("<!DOCTYPE html><html></html>")
+    message = _refused(capsys, "fit", *QUICK, "--ckpt_path=page.ckpt")
+    assert "page.ckpt is an HTML page, as a server sends it in place of a file; download the file itself." in message
+    message = _refused(capsys, "fit", *QUICK, "--ckpt_path=runs")
+    assert "--ckpt_path runs: no such file" in message
+
+
+def test_a_checkpoint_of_another_scheme_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["fit", *QUICK])
+    decoupled = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), "--trainer.accelerator=cpu"]
+    for command in ("fit", "test"):
+        message = _refused(capsys, command, *decoupled, f"--ckpt_path={CHECKPOINTS}/last.ckpt")
+        assert "last.ckpt is a checkpoint of ReconOnly, and the configuration describes DecoupledDistill;" in message
+        assert f"(--model.init_from {CHECKPOINTS}/last.ckpt)" in message
+
+
+def test_a_fit_cannot_go_on_from_weights_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["fit", *QUICK])
+    content = torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)
+    for key in ("optimizer_states", "lr_schedulers", "loops"):
+        del content[key]
+    torch.save(content, "weights_only.ckpt")
+    message = _refused(capsys, "fit", *QUICK, "--ckpt_path=weights_only.ckpt")
+    assert "weights_only.ckpt holds weights and no optimizer state, so that a fit cannot go on from it" in message
+    run(["test", *QUICK, "--ckpt_path=weights_only.ckpt"])

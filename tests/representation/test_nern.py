@@ -1,0 +1,289 @@
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import nernlit
+from nernlit.errors import FileFormatError, UsageError
+from nernlit.kernels import LayerFilter, packed_bits
+from nernlit.originals import Original
+from nernlit.predictors import MLP, Predictor
+from nernlit.representation import Representation
+from nernlit.representation.nern import part_bytes
+from nernlit.storage.container import Contents, read_container, write_container
+from tests.fakes import STATISTICS, TinyCNN, digits_representation, tiny_representation
+
+IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "net.nern"
+    nernlit.save(digits_representation(), path)
+    return path
+
+
+@pytest.mark.parametrize("order", ["none", "in_filter", "cross_filter"])
+def test_a_file_decodes_to_the_same_network_without_the_original(tmp_path: Path, order: str) -> None:
+    torch.manual_seed(0)
+    original = Original("digits_resnet8", pretrained=True)
+    representation = Representation(original, MLP(8, num_frequencies=4), LayerFilter(exclude=["conv1"]), order)  # type: ignore[arg-type]
+    nernlit.save(representation, tmp_path / "net.nern")
+    loaded = nernlit.load(tmp_path / "net.nern")
+    expected = representation.reconstructed()
+    assert loaded.reconstructed().keys() == expected.keys()
+    for key, value in loaded.reconstructed().items():
+        assert torch.equal(value, expected[key]), key
+        assert torch.equal(loaded.original.net.state_dict()[key], value)
+    assert torch.equal(loaded(IMAGES), representation(IMAGES))
+    assert torch.equal(loaded.addresses, representation.addresses)
+    assert loaded.specification() == representation.specification()
+    assert loaded.original.weights_from == str(tmp_path / "net.nern")
+
+
+def test_a_file_is_as_large_as_what_has_to_be_stored(file: Path) -> None:
+    representation = digits_representation()
+    sizes = representation.sizes()
+    parts = part_bytes(read_container(file))
+    assert parts["predictor"] == 4 * sizes.predictor_params
+    assert parts["order"] == sizes.order_bytes == (packed_bits(representation.layout, "in_filter") + 7) // 8
+    # Step counters of BatchNorm have 8 bytes each, where `sizes` counts 4 per number.
+    counters = sum("num_batches_tracked" in key for key in representation.original.net.state_dict())
+    assert parts["kept"] == sizes.kept_bytes + 4 * counters
+    assert parts["scale"] == 4
+
+
+def test_what_a_file_decodes_to_is_the_target_of_further_training(file: Path) -> None:
+    loaded = nernlit.load(file)
+    rows = torch.arange(10)
+    assert torch.allclose(loaded.kernels(rows), loaded.target[rows], atol=1e-7)
+    loss = (loaded.kernels(rows) - 1).square().mean()
+    loss.backward()
+    assert all(p.grad is not None for p in loaded.predictor.parameters())
+
+
+def test_a_file_of_a_file_is_the_same_network(file: Path, tmp_path: Path) -> None:
+    loaded = nernlit.load(file)
+    nernlit.save(loaded, tmp_path / "again.nern")
+    again = nernlit.load(tmp_path / "again.nern")
+    assert torch.equal(again(IMAGES), loaded(IMAGES))
+
+
+def test_the_network_can_be_taken_out_as_a_module_in_evaluation_mode(file: Path) -> None:
+    loaded = nernlit.load(file)
+    module = loaded.module()
+    assert not module.training
+    original = loaded.original
+    assert torch.equal(module((IMAGES - original.mean) / original.std), loaded(IMAGES))
+    assert type(module) is type(timm.create_model("digits_resnet8"))
+    with torch.no_grad():
+        next(module.parameters()).zero_()
+    assert next(original.net.parameters()).abs().sum() > 0  # it is a copy
+
+
+def test_a_network_of_ones_own_is_passed_to_load(tmp_path: Path) -> None:
+    representation = tiny_representation()
+    nernlit.save(representation, tmp_path / "tiny.nern")
+    with pytest.raises(FileFormatError, match="TinyCNN that timm cannot make; pass a network of this architecture"):
+        nernlit.load(tmp_path / "tiny.nern")
+    loaded = nernlit.load(tmp_path / "tiny.nern", net=TinyCNN())
+    assert torch.equal(loaded(IMAGES), representation(IMAGES))
+    with pytest.raises(FileFormatError, match="does not fit"):
+        nernlit.load(tmp_path / "tiny.nern", net=nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10)))
+
+
+class Shared(nn.Module):
+    """A convolution that is used twice, and a classifier under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 1, 3, padding=1)
+        self.again = self.a
+        self.fc = nn.Linear(1, 10)
+        self.same = self.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(self.again(self.a(x)).mean((2, 3)))
+        return out
+
+
+def test_weights_under_several_names_are_stored_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    representation = Representation(Original.of(Shared(), 10, **STATISTICS), MLP(8, num_frequencies=4))
+    nernlit.save(representation, tmp_path / "shared.nern")
+    contents = read_container(tmp_path / "shared.nern")
+    assert sorted(name for name in contents.tensors if name.startswith("kept.")) == [
+        "kept.a.bias",
+        "kept.fc.bias",
+        "kept.fc.weight",
+    ]
+    loaded = nernlit.load(tmp_path / "shared.nern", net=Shared())
+    assert torch.equal(loaded(IMAGES), representation(IMAGES))
+
+
+class Constant(Predictor):
+    def __init__(self, kernel_size: int = 3) -> None:
+        super().__init__(kernel_size)
+        self.kernel = nn.Parameter(torch.ones(kernel_size, kernel_size))
+
+    def bind(self, extent: tuple[int, int, int]) -> None:
+        self.extent = extent
+
+    def forward(self, addresses_N3: torch.Tensor) -> torch.Tensor:
+        return self.kernel.expand(len(addresses_N3), -1, -1)
+
+
+def test_a_predictor_of_ones_own_is_never_imported_but_passed(tmp_path: Path) -> None:
+    nernlit.save(Representation(Original("digits_resnet8", pretrained=True), Constant()), tmp_path / "own.nern")
+    with pytest.raises(
+        FileFormatError, match=r"the file's predictor is a tests\.representation\.test_nern\.Constant; pass the class"
+    ):
+        nernlit.load(tmp_path / "own.nern")
+    assert isinstance(nernlit.load(tmp_path / "own.nern", predictor_classes=[Constant]).predictor, Constant)
+
+
+def test_the_file_is_readable_without_this_package(file: Path) -> None:
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata()["format"] == "nern"
+        assert json.loads(opened.metadata()["header"])["network"] == {"name": "digits_resnet8", "num_classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is an empty file \(0 bytes\), and no .nern file"),
+        (b"<!DOCTYPE html><html>", "is an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"\xff" * 100, "is a file of an unknown kind"),
+        ((10**9).to_bytes(8, "little") + b"{" + b" " * 50, "and no .nern file that can be read"),
+    ],
+)
+def test_other_files_are_refused_by_what_they_are(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.nern"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=message):
+        nernlit.load(path)
+
+
+def test_weights_and_missing_files_are_refused(tmp_path: Path, file: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "weights.nern")
+    with pytest.raises(FileFormatError, match=r"is a safetensors file \(tensors: 1\); expected a .nern file"):
+        nernlit.load(tmp_path / "weights.nern")
+    with pytest.raises(FileFormatError, match="is not there"):
+        nernlit.load(tmp_path / "none.nern")
+    with pytest.raises(UsageError, match=r"expected a file name that ends in \.nern"):
+        nernlit.save(digits_representation(), tmp_path / "net.safetensors")
+
+
+def _changed(file: Path, path: Path, **changes: Any) -> Path:
+    """The file with another header or other tensors, and a right checksum: what only a forger would write."""
+    header, tensors = read_container(file)
+    for name, change in changes.items():
+        if name in tensors:
+            tensors[name] = change
+        else:
+            header[name] = change
+    write_container(path, Contents(header, tensors))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {"name": "vit_giant_patch14_224", "num_classes": 10}}, "does not fit|GiB"),
+        ({"network": {"name": "digits_resnet8", "num_classes": 10**9}}, "GiB"),
+        ({"network": {"name": "hf-hub:somebody/something"}}, "does not know: hf-hub"),
+        ({"network": {"name": "digits_resnet8", "pretrained": True}}, "by unknown options"),
+        ({"network": []}, "by unknown options"),
+        ({"network": None}, "pass a network of this architecture"),
+        ({"specification": {}}, "cannot be built"),
+        ({"specification": None}, "cannot be built"),
+        ({"mean": []}, "cannot be built"),
+        ({"mean": "x"}, "cannot be built"),
+        ({"std": [0.0]}, "cannot be built"),
+        ({"class_names": 3}, "cannot be built"),
+        ({"reconstructed": {}}, "cannot be built"),
+        ({"scale": torch.tensor(float("nan"))}, "its scale is no finite number"),
+        ({"scale": torch.tensor(3.0)}, "decodes to another network"),
+        ({"order": torch.zeros(3, dtype=torch.uint8)}, "expected uint8 of shape"),
+        ({"kept.linear.bias": torch.zeros(11)}, "linear.bias is missing or wrong"),
+        ({"predictor.first.bias": torch.zeros(9)}, "are not those of its predictor's description"),
+    ],
+)
+def test_forged_files_are_refused(tmp_path: Path, file: Path, changes: dict[str, Any], message: str) -> None:
+    path = _changed(file, tmp_path / "forged.nern", **changes)
+    began = time.monotonic()
+    with pytest.raises(FileFormatError, match=message):
+        nernlit.load(path)
+    assert time.monotonic() - began < 60
+
+
+def test_a_predictor_that_would_need_too_much_memory_is_refused(tmp_path: Path, file: Path) -> None:
+    header, tensors = read_container(file)
+    side = 300
+    header["specification"]["predictor"]["init_args"]["kernel_size"] = side
+    tensors["predictor.rest.7.weight"] = torch.zeros(side**2, 8)
+    tensors["predictor.rest.7.bias"] = torch.zeros(side**2)
+    write_container(tmp_path / "large.nern", Contents(header, tensors))
+    with pytest.raises(FileFormatError, match="GiB; pass max_gib"):
+        nernlit.load(tmp_path / "large.nern", max_gib=1)
+
+
+def test_another_version_is_refused(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nernlit.storage.container.VERSION", 2)
+    with pytest.raises(FileFormatError, match="has format version 1, and this nernlit reads version 2"):
+        nernlit.load(file)
+
+
+def _mutated(content: bytes, chance: random.Random) -> bytes:
+    changed = bytearray(content)
+    kind = chance.randrange(4)
+    header = 8 + int.from_bytes(content[:8], "little")
+    if kind == 0:
+        return bytes(changed[: chance.randrange(len(changed))])
+    if kind == 1:
+        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+    if kind == 2:  # in the header, where names, shapes and offsets are
+        for _ in range(chance.randrange(1, 4)):
+            changed[chance.randrange(header)] = chance.randrange(256)
+    if kind == 3:
+        at, size = chance.randrange(len(changed)), chance.randrange(1, 100)
+        changed[at : at + size] = chance.randbytes(chance.randrange(100))
+    return bytes(changed)
+
+
+def _try_mutations(file: Path, count: int) -> None:
+    content, path = file.read_bytes(), file.with_name("mutated.nern")
+    for seed in range(count):
+        mutated = _mutated(content, random.Random(seed))
+        if mutated == content:
+            continue
+        path.write_bytes(mutated)
+        with pytest.raises(FileFormatError):
+            nernlit.load(path)
+
+
+def test_damaged_files_are_refused(file: Path) -> None:
+    _try_mutations(file, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_thousand_damaged_files_are_refused(file: Path) -> None:
+    _try_mutations(file, 10_000)
+
+
+def test_the_reconstructed_weights_load_into_timm(file: Path, tmp_path: Path) -> None:
+    loaded = nernlit.load(file)
+    save_file(loaded.reconstructed(), tmp_path / "net.safetensors")
+    net = timm.create_model("digits_resnet8", checkpoint_path=str(tmp_path / "net.safetensors"))
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, load_file(tmp_path / "net.safetensors")[key])

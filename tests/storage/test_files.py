@@ -1,0 +1,72 @@
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nernlit.errors import StorageError
+from nernlit.storage.files import write_atomically, write_table
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a full disk: a write of more fails half-way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failed_write_leaves_the_former_file_and_nothing_else() -> None:
+    file = Path("folder/table.csv")
+    write_atomically(file, b"former")
+    with files_of_at_most(1000), pytest.raises(StorageError, match=r"cannot write folder/table\.csv: File too large"):
+        write_atomically(file, bytes(100_000))
+    assert file.read_bytes() == b"former"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_content_is_on_the_disk_before_the_name_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    synced, replaced = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        events.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        synced(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        events.append("rename")
+        return replaced(self, target)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_atomically(Path("file"), b"content")
+    assert events == ["file", "rename", "folder"]
+
+
+def test_a_failing_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    write_atomically(Path("file"), b"former")
+    monkeypatch.setattr("os.fsync", fails)
+    with pytest.raises(StorageError, match="cannot write file: Input/output error; free space or choose"):
+        write_atomically(Path("file"), b"new")
+    assert Path("file").read_bytes() == b"former"
+    assert os.listdir() == ["file"]
+
+
+def test_a_file_where_a_folder_is_needed_is_one_line() -> None:
+    Path("runs").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write runs/sweep/sweep\.csv: (File exists|Not a directory)"):
+        write_table(Path("runs/sweep/sweep.csv"), [{"a": 1}])
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way() -> None:
+    Path(".file.1.part").write_bytes(b"half")
+    write_atomically(Path("file"), b"whole")
+    assert Path("file").read_bytes() == b"whole"

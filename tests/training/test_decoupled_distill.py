@@ -1,0 +1,206 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, log_softmax, softmax
+from torch.utils.data import DataLoader
+
+from nernlit.cli.main import main, run
+from nernlit.data import DigitsDataModule
+from nernlit.errors import CheckpointError, UsageError
+from nernlit.originals import Original
+from nernlit.representation import Representation
+from nernlit.training import DecoupledDistill, ReconOnly
+from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
+
+#: Four epochs of two steps, three of reconstruction and five of distillation, with a tiny predictor.
+QUICK_DECOUPLED = [
+    "-c",
+    str(CONFIGS / "digits_h96_decoupled.yaml"),
+    "--model.recon_steps=3",
+    "--trainer.max_epochs=4",
+    "--trainer.check_val_every_n_epoch=1",
+    "--data.batch_size=500",
+    *QUICK[4:],
+]
+
+
+def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=1e-3)
+
+
+def _first_step(module: DecoupledDistill, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, DataLoader([(images, labels)], batch_size=None))  # type: ignore[arg-type]
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _distilling(representation: Representation, **options: object) -> DecoupledDistill:
+    """A module in phase 2, without a checkpoint."""
+    module = DecoupledDistill(representation, optimizer=_adam, **options)  # type: ignore[arg-type]
+    module.has_phase_1 = True
+    return module
+
+
+def test_the_terms_are_what_they_say() -> None:
+    representation = digits_representation()
+    images, labels = torch.rand(16, 1, 8, 8), torch.randint(0, 10, (16,))
+    with torch.no_grad():
+        student, teacher = representation(images) / 2, representation.original(images) / 2
+    kd = float((softmax(teacher, 1) * (log_softmax(teacher, 1) - log_softmax(student, 1))).sum(1).mean()) * 4
+    errors = (representation.kernels() - representation.target) / representation.scale
+    module = _distilling(
+        representation, precision="fp32", kd_weight=3.0, temperature=2.0, cross_entropy_weight=0.5, recon_weight=0.1
+    )
+    terms = _first_step(module, images, labels)
+    assert terms["train/kd"] == pytest.approx(3 * kd, rel=1e-4)
+    assert terms["train/cross_entropy"] == pytest.approx(0.5 * float(cross_entropy(student * 2, labels)), rel=1e-4)
+    assert terms["train/recon"] == pytest.approx(0.1 * float(errors.square().mean().detach()), rel=1e-4)
+    assert terms["train/loss"] == pytest.approx(sum(terms[f"train/{n}"] for n in ("kd", "cross_entropy", "recon")))
+
+
+def test_the_default_loss_is_distillation_alone() -> None:
+    terms = _first_step(_distilling(digits_representation()), torch.rand(4, 1, 8, 8), torch.zeros(4).long())
+    assert {name for name in terms if name.startswith("train/")} == {"train/kd", "train/loss"}
+
+
+def test_every_predicted_kernel_carries_gradients() -> None:
+    representation = digits_representation()
+    table = representation.target.clone().requires_grad_()  # real weights: a random network has dead channels
+    images = torch.rand(64, 1, 8, 8)
+    representation(images, representation.layout.weights(table)).square().sum().backward()
+    assert table.grad is not None
+    assert (table.grad.flatten(1).norm(dim=1) > 0).float().mean() > 0.95
+
+
+def test_bf16_is_close_to_fp32() -> None:
+    images, labels = torch.rand(16, 1, 8, 8), torch.zeros(16).long()
+    terms = [
+        _first_step(_distilling(digits_representation(), precision=p), images, labels)["train/kd"]
+        for p in ("fp32", "bf16")
+    ]
+    assert terms[1] == pytest.approx(terms[0], rel=0.05)
+
+
+def test_neither_the_original_nor_the_teacher_changes_or_is_stored() -> None:
+    teacher = Original("digits_resnet8", pretrained=True)
+    module = DecoupledDistill(digits_representation(), optimizer=_adam, teacher=teacher, recon_steps=2)
+    networks = (teacher, module.representation.original)
+    before = [network.fingerprint() for network in networks]
+    module.train()
+    quiet_trainer(max_steps=4).fit(module, datamodule=DigitsDataModule(batch_size=64))
+    assert [network.fingerprint() for network in networks] == before
+    for network in networks:
+        assert not network.training
+        assert not any(p.requires_grad for p in network.parameters())
+    stored = [key for key in module.state_dict() if not key.startswith("metrics.")]
+    assert all(key.startswith("representation.") and ".original." not in key for key in stored)
+    module.load_state_dict(module.state_dict())
+
+
+def test_a_teacher_of_other_classes_or_without_weights_is_refused() -> None:
+    other = Original("digits_resnet8", num_classes=7)
+    with pytest.raises(UsageError, match=r"the teacher 'digits_resnet8' has random weights; pass --model.teacher"):
+        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, teacher=other)
+    other.weights_from = "a test"
+    with pytest.raises(UsageError, match="the teacher 'digits_resnet8' has 7 classes, the original 'digits_resnet8'"):
+        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, teacher=other)
+
+
+def test_noise_distils_and_reads_no_image() -> None:
+    data = DigitsDataModule(train_on="noise", batch_size=8, steps_per_epoch=2)
+    trainer = quiet_trainer(max_steps=2)
+    trainer.fit(_distilling(digits_representation()), datamodule=data)
+    assert trainer.global_step == 2
+    assert "train" not in data.sources
+
+
+def test_noise_has_no_labels() -> None:
+    module = _distilling(digits_representation(), cross_entropy_weight=1.0)
+    with pytest.raises(UsageError, match="cross_entropy_weight needs labels"):
+        quiet_trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(train_on="noise", batch_size=8))
+
+
+def test_there_must_be_a_phase_1_and_something_to_learn() -> None:
+    with pytest.raises(UsageError, match="Decoupled-distill has no phase 1"):
+        quiet_trainer(max_steps=1).fit(
+            DecoupledDistill(digits_representation(), optimizer=_adam), datamodule=DigitsDataModule()
+        )
+    with pytest.raises(UsageError, match=r"the run ends after 4 steps, within phase 1 \(recon_steps=4\)"):
+        quiet_trainer(max_steps=4).fit(
+            DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=4), datamodule=DigitsDataModule()
+        )
+    with pytest.raises(UsageError, match="are all 0; nothing is left to learn"):
+        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, kd_weight=0.0)
+    with pytest.raises(UsageError, match="neither a representation nor a checkpoint"):
+        DecoupledDistill(optimizer=_adam, recon_steps=1)
+
+
+def test_phase_1_is_recon_only_and_phase_2_has_its_own_optimizer() -> None:
+    alone = run(["fit", *QUICK, "--trainer.max_steps=3", "--trainer.num_sanity_val_steps=0"])
+    cli = run(["fit", *QUICK_DECOUPLED, "--trainer.max_epochs=2", "--trainer.num_sanity_val_steps=0"])
+    losses = {}
+    for name, fitted in (("alone", alone), ("both", cli)):
+        events = fitted.trainer.logger.experiment
+        events.flush()
+        losses[name] = _curve(Path(fitted.trainer.log_dir), "train/recon")
+    assert losses["both"][:3] == losses["alone"][:3]
+    recon, distill = (fitted.trainer.optimizers[0] for fitted in (alone, cli))
+    assert (recon.param_groups[0]["momentum"], distill.param_groups[0]["momentum"]) == (0.9, 0.95)
+    assert cli.model.stage == 1
+    (schedule,) = cli.trainer.lr_scheduler_configs
+    assert schedule.scheduler.total_steps == 1
+
+
+def _curve(folder: Path, tag: str) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars(tag)]
+
+
+def test_init_from_brings_everything_and_its_fit_stands_alone(tmp_path: Path) -> None:
+    first = run(["fit", *QUICK])
+    checkpoint = Path(first.trainer.log_dir) / "checkpoints" / "last.ckpt"
+    config = tmp_path / "distill.yaml"
+    config.write_text(
+        f"""
+base: [{CONFIGS / "base" / "images.yaml"}]
+model:
+  class_path: DecoupledDistill
+  init_args: {{optimizer: {{class_path: torch.optim.Adam, init_args: {{lr: 0.001}}}}}}
+data: {{init_args: {{batch_size: 500, pad_crop: 0, flip: false}}}}
+trainer: {{max_epochs: 0, logger: {{init_args: {{name: distill}}}}}}
+"""
+    )
+    module = DecoupledDistill(init_from=str(checkpoint), optimizer=_adam)
+    for key, value in first.model.representation.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(module.representation.state_dict()[key], value), key
+    line = ["-c", str(config), *QUICK[5:]]
+    run(["fit", *line, f"--model.init_from={checkpoint}", "--trainer.max_epochs=1"])
+    checkpoint.unlink()
+    tested = run(["test", *line, "--ckpt_path=last"])
+    assert "test/acc" in tested.trainer.callback_metrics
+    resumed = run(["fit", *line, "--ckpt_path=last", "--trainer.max_epochs=2"])
+    assert resumed.trainer.global_step == 4
+
+
+def test_init_from_must_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = run(["fit", *QUICK])
+    checkpoint = Path(first.trainer.log_dir) / "checkpoints" / "last.ckpt"
+    line = ["fit", *QUICK_DECOUPLED, f"--model.init_from={checkpoint}"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*line, "--model.representation.predictor.hidden=9"])
+    assert "was fitted with another representation" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*line[:-1], f"--model.init_from={tmp_path / 'no.ckpt'}"])
+    assert "no checkpoint at" in capsys.readouterr().err
+    torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
+    with pytest.raises(CheckpointError, match="holds no representation"):
+        DecoupledDistill(optimizer=_adam, init_from=str(tmp_path / "empty.ckpt"))
+    torch.save({"state_dict": ReconOnly(digits_representation(), _adam).state_dict()}, tmp_path / "library.ckpt")
+    with pytest.raises(CheckpointError, match="does not say how its representation is built"):
+        DecoupledDistill(optimizer=_adam, init_from=str(tmp_path / "library.ckpt"))

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nernlit.cli.main import run
+from tests.fakes import CONFIGS, QUICK
+from tests.training.test_decoupled_distill import QUICK_DECOUPLED
+from tests.training.test_progressive import QUICK_PROGRESSIVE
+
+MODEL = "--model.init_args"
+OPTIMISERS = {
+    "muon": [],
+    "lookahead_radam": ["--schedule=paper", *QUICK[2:]],
+    "ranger21": [
+        f"{MODEL}.optimizer=nernlit.optimizers.ranger21.Ranger21",
+        f"{MODEL}.optimizer.init_args.lr=0.005",
+        f"{MODEL}.scheduler=null",
+    ],
+    "decoupled": QUICK_DECOUPLED,
+    "progressive": QUICK_PROGRESSIVE,
+    "original": ["-c", str(CONFIGS / "digits_original.yaml"), *QUICK[2:4], *QUICK[5:]],
+}
+
+
+#: Before which batch the power goes: in the middle of an epoch that is not the first, in every phase or round.
+CASES = [("muon", 7), ("lookahead_radam", 7), ("ranger21", 7), ("original", 25)]
+CASES += [
+    ("decoupled", 2),
+    ("decoupled", 3),
+    ("decoupled", 5),
+    ("progressive", 3),
+    ("progressive", 6),
+    ("progressive", 9),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "kill_at"), CASES)
+def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimizer: str, kill_at: int) -> None:
+    line = ["fit", *OPTIMISERS[optimizer]]
+    if OPTIMISERS[optimizer][:1] != ["-c"]:
+        line = ["fit", *QUICK, *OPTIMISERS[optimizer]]
+    if optimizer not in ("decoupled", "progressive"):
+        line.append("--trainer.max_epochs=3")
+    whole, killed = "--trainer.logger.init_args.save_dir=whole", "--trainer.logger.init_args.save_dir=killed"
+    run([*line, whole])
+    with pytest.raises(ConnectionAbortedError):
+        run([*line, killed, "--trainer.callbacks=tests.fakes.PowerCut", f"--trainer.callbacks.before_batch={kill_at}"])
+    run([*line, killed, "--ckpt_path=last"])
+
+    ends = [torch.load(next(Path(name).rglob("last.ckpt")), weights_only=True) for name in ("whole", "killed")]
+    assert ends[0]["global_step"] == ends[1]["global_step"]
+    for key, value in ends[0]["state_dict"].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, ends[1]["state_dict"][key]), key
+
+    # One folder and one curve: every step once, with the losses of the uninterrupted run.
+    curves = []
+    for name in ("whole", "killed"):
+        (folder,) = Path(name).glob("*/version_*")
+        events = EventAccumulator(str(folder)).Reload()
+        curves.append({event.step: event.value for event in events.Scalars("train/loss")})
+    assert curves[0] == curves[1]
+
+
+def test_last_without_a_checkpoint_starts_at_the_beginning() -> None:
+    cli = run(["fit", *QUICK, "--ckpt_path=last"])
+    assert cli.trainer.global_step == 10
