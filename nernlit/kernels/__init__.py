@@ -1,4 +1,4 @@
-"""WHAT is represented: layout, addresses, orders, sampling."""
+"""The kernels that a predictor represents: their layout in a table, their addresses and orders, and sampling."""
 
 from nernlit.kernels.addresses import addresses, are_addresses
 from nernlit.kernels.layers import LayerFilter, LayerPreset

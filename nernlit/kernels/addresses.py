@@ -1,7 +1,7 @@
-"""Addresses: the (layer, filter, channel) that the predictor is asked for, one row a kernel of the table.
+"""Addresses: the predictor's inputs (layer, filter, channel), one row per kernel.
 
-The original's weights never move. An order only changes which (filter, channel) a kernel is *called*: its position in
-the order instead of its index, so that neighboring addresses hold similar kernels.
+The original's weights are never moved. An order only changes the address of a kernel: its position in the order
+replaces its index in the weight, so that neighboring addresses hold similar kernels.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from nernlit.kernels.orders import OrderName, positions
 from nernlit.storage.files import write_atomically
 from nernlit.utilities.progress import progress
 
-_CACHED_FROM = 100_000  # kernels; the order of fewer is found in a second or two
-_ALGORITHM = "1"  # to be counted up when an order comes out differently
+_CACHED_FROM = 100_000  # kernels; smaller networks are not cached: their orders take a second or two
+_ALGORITHM = "1"  # increase it when a change of the algorithm changes its results
 
 
 def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> Tensor:
     """The address of every kernel, (N, 3) int64: layer number, filter position, channel position.
 
-    Orders of large networks are kept in the user's cache folder, under a hash of the weights.
+    Orders of large networks are cached in the user's cache folder; the file name is a hash of the weights.
 
     Args:
-        layout: Which kernels, and in which rows.
-        state: The original's state dict; an order is read off its weights.
+        layout: The predicted kernels and their rows in the table.
+        state: The original's state dict; the order is computed from its weights.
         order: `none` (raw indices), `in_filter` or `cross_filter`.
 
     Raises:
-        UsageError: If there is no such order.
+        UsageError: If `order` is none of these.
         LayoutError: If a weight is not finite.
 
     >>> layout = Layout([("w", (2, 2, 1, 1))])
@@ -52,7 +52,7 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
         if not bool(weight.isfinite().all()):
             raise LayoutError(
                 f"{int((~weight.isfinite()).sum())} of the {weight.numel()} values of the original's {layer.key!r} are "
-                "not finite; pass weights of a network that works."
+                "not finite; expected finite numbers. Pass weights of a training that did not diverge."
             )
     if order == "none" or layout.num_kernels < _CACHED_FROM:
         return _computed(weights, order)
@@ -62,13 +62,13 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
         if are_addresses(layout, cached_N3):
             return cached_N3.long()
     table_N3 = _computed(weights, order)
-    with contextlib.suppress(StorageError):  # a home that cannot be written to costs time only
+    with contextlib.suppress(StorageError):  # without a writable cache folder the order is computed again next time
         write_atomically(file, save({"addresses": table_N3.int()}))
     return table_N3
 
 
 def are_addresses(layout: Layout, table_N3: Tensor) -> bool:
-    """Whether a table gives every kernel of each layer an address of its own, within the layer's filters and channels.
+    """Whether a table gives every kernel of a layer a different address within the layer's filters and channels.
 
     >>> layout = Layout([("w", (1, 2, 1, 1))])
     >>> [are_addresses(layout, torch.tensor([[0, 0, a], [0, 0, b]])) for a, b in ((1, 0), (1, 1), (1, 2))]
@@ -109,7 +109,7 @@ def _computed(weights: Sequence[Tensor], order: OrderName) -> Tensor:
             advance(places_OI2.shape[:2].numel())
             return torch.cat([torch.full((len(places_OI2.flatten(0, 1)), 1), number), places_OI2.flatten(0, 1)], dim=1)
 
-        # The largest layer first: no thread is left alone with it at the end.
+        # The largest layer first: otherwise the other threads would wait for it at the end.
         largest_first = sorted(range(len(weights)), key=lambda number: -weights[number].numel())
         done = dict(zip(largest_first, threads.map(rows, largest_first), strict=True))
     return torch.cat([done[number] for number in range(len(weights))])

@@ -1,8 +1,8 @@
-"""The exact greedy nearest-neighbor walk in O(M log M) memory accesses or so, instead of O(M^2).
+"""The exact greedy nearest-neighbor walk in about O(M log M) memory accesses, instead of O(M^2).
 
-Items stand in a k-d tree whose nodes count those that the walk has not used yet. From the current item the search goes
-up the tree and enters a neighboring branch only if its bounding box could hold something more similar than the best so
-far, so the answer is the one that a scan of everything would give.
+The items are stored in a k-d tree whose nodes count the items that the walk has not visited yet. From the current item
+the search goes up the tree. It enters a branch only if the branch's bounding box could contain an item more similar
+than the best one so far, so the result equals that of a scan of all items.
 
 Shapes: M items, D features. The tree is a complete binary tree of 2L nodes in an array: node n has the children 2n and
 2n + 1, the root is 1, and the L leaves come last.
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-_LEAF = 64  # items that are compared without asking for their bounds
-_SCAN = 1024  # with fewer items a tree costs more than it saves
-_SLACK = 1e-12  # rounding in a bound must not lose an item that is exactly as similar as the best
+_LEAF = 64  # largest number of items in a leaf, which are all compared
+_SCAN = 1024  # below this number of items, scanning all of them is faster than a tree
+_SLACK = 1e-12  # added to bounds, so that rounding does not discard an item that ties with the best
 
 
 def greedy_walk(items_MD: Floats, penalty_M: Floats) -> Integers:
-    """The walk (M,) from item 0 that always goes on to the unused y with the largest 2xy - penalty(y).
+    """The greedy walk (M,) from item 0: after x comes the unvisited item y with the largest 2xy - penalty(y).
 
-    Equal ones: the lower number. With unit vectors and no penalty this is the largest cosine; with |y|^2 as the
-    penalty, the smallest distance.
+    Ties go to the lower item number. With unit vectors and zero penalties this selects the largest cosine; with |y|^2
+    as the penalty, the smallest distance.
 
     >>> greedy_walk(np.array([[0.0], [3.0], [1.0]]), np.array([0.0, 9.0, 1.0])).tolist()
     [0, 2, 1]
@@ -51,7 +51,7 @@ def greedy_walk(items_MD: Floats, penalty_M: Floats) -> Integers:
 
 
 def _split(items_MD: Floats, numbers: Integers, levels: int) -> list[Integers]:
-    """The leaves, each with its items' numbers: halves of halves along the widest feature."""
+    """The item numbers of each leaf: items are halved `levels` times, each time along the feature of largest range."""
     if levels == 0:
         return [numbers]
     values_MD = items_MD[numbers]
@@ -72,13 +72,13 @@ def _nodes(function: Any, values: NDArray[Any], starts: Integers) -> NDArray[Any
 
 @functools.cache
 def _compiled() -> Callable[..., Integers]:
-    """The walk as machine code: from numba's cache, or compiled anew where the cache is damaged or has no folder."""
+    """The compiled walk: from numba's cache, or compiled again if the cache is damaged or cannot be written."""
     one, nodes, zero = np.ones(1), np.ones(2), np.zeros(1, np.int64)
     try:
         walk: Callable[..., Integers] = numba.njit(cache=True, nogil=True)(_walk)
         boxes = nodes[:, None]
         walk(one[None], one, zero.copy(), zero, boxes, boxes, nodes, nodes.astype(np.int64))  # reads the cache
-    except Exception:  # of pickle, of the file system, or numba's own: it does not check what it reads
+    except Exception:  # from pickle, the file system or numba, which does not validate its cache files
         walk = numba.njit(nogil=True)(_walk)
     return walk
 
@@ -111,7 +111,7 @@ def _walk(
         i, own = place[current], leaves + leaf_of[current]
         point[:] = points_DM[:, i]
         power = (point * point).sum()
-        # The leaf's last item moves into the gap.
+        # Remove the current item from its leaf: the leaf's last item takes its place.
         last = starts[own - leaves] + count[own] - 1
         points_DM[:, i], penalty_M[i], numbers_M[i] = points_DM[:, last], penalty_M[last], numbers_M[last]
         place[numbers_M[i]] = i
@@ -134,7 +134,7 @@ def _walk(
                 branch = stack[top]
                 if count[branch] == 0:
                     continue
-                # 2xy - penalty = |x|^2 + (|y|^2 - penalty) - |x - y|^2, and |x - y| is no less than the way to the box.
+                # 2xy - penalty = |x|^2 + (|y|^2 - penalty) - |x - y|^2; |x - y| is at least the distance to the box.
                 spare = power + reach[branch] - best + _SLACK
                 for d in range(features):
                     outside = max(low[branch, d] - point[d], point[d] - high[branch, d], 0.0)

@@ -13,17 +13,17 @@ LayerPreset = Literal["all_convs", "stages_3x3"]
 
 @dataclass(frozen=True)
 class LayerFilter:
-    """Which convolutions are predicted; the others are kept as they are.
+    """Selects the convolutions that are predicted; all others keep the original's weights.
 
-    Every pattern and every kernel size must match some convolution of the network.
+    Every pattern and every kernel size must match at least one convolution of the network.
 
     Args:
-        include: Shell patterns of module names, for example `layer1.*`; a layer is taken if any of them matches.
-        exclude: Shell patterns of module names that are left out again.
-        kernel_sizes: Only layers whose larger kernel side is listed; None takes every size.
+        include: Shell patterns of module names, for example `layer1.*`; a layer is selected if any of them matches.
+        exclude: Shell patterns of module names that are not selected, although `include` matches them.
+        kernel_sizes: Select only layers whose larger kernel side is listed; None selects every size.
 
     Raises:
-        LayoutError: If `include` or `exclude` is no list of patterns, or `kernel_sizes` no list of numbers.
+        LayoutError: If `include` or `exclude` is not a list of patterns, or `kernel_sizes` not a list of integers.
     """
 
     include: list[str] = field(default_factory=lambda: ["*"])
@@ -44,7 +44,7 @@ class LayerFilter:
                 raise LayoutError(f"layers.{option}={given!r}; expected a list, for example {example}.")
 
 
-#: The paper's two choices: every convolution (CIFAR, STL), the 3x3 ones of the four stages (ImageNet ResNets).
+#: The paper's choices: all convolutions (CIFAR, STL), and the 3x3 ones of the four stages (ImageNet ResNets).
 PRESETS: dict[LayerPreset, LayerFilter] = {
     "all_convs": LayerFilter(),
     "stages_3x3": LayerFilter(include=["layer[1-4].*"], kernel_sizes=[3]),
@@ -54,16 +54,16 @@ PRESETS: dict[LayerPreset, LayerFilter] = {
 def chosen(
     convs: Mapping[str, Sequence[str]], sizes: Mapping[str, int], layers: LayerPreset | LayerFilter
 ) -> list[str]:
-    """The weights that are predicted.
+    """The state-dict keys of the weights that are predicted.
 
     Args:
-        convs: State-dict key of each convolution's weight -> names of the modules that use it. A weight is taken if any
-            of them is included and none is excluded.
+        convs: State-dict key of each convolution's weight -> names of the modules that use it. A weight is selected if
+            at least one of these names is included and none is excluded.
         sizes: The same keys -> larger kernel side.
-        layers: What to take.
+        layers: The selection.
 
     Raises:
-        LayoutError: If a pattern or a kernel size matches no convolution, or none is left.
+        LayoutError: If a pattern or a kernel size matches no convolution, or no convolution is selected.
     """
     rule = _rule(layers)
     if not convs:
@@ -79,12 +79,12 @@ def chosen(
         if size not in there:
             raise LayoutError(
                 f"layers.kernel_sizes: none of the included convolutions has kernels of size {size}; "
-                f"there are sizes {', '.join(map(str, there)) or 'none'}."
+                f"their sizes are {', '.join(map(str, there)) or 'none'}."
             )
     taken = [key for key in named if rule.kernel_sizes is None or sizes[key] in rule.kernel_sizes]
     if not taken:
         raise LayoutError(
-            f"layers={layers!r} takes none of the network's {len(convs)} convolutions (first: "
+            f"layers={layers!r} selects none of the network's {len(convs)} convolutions (first: "
             f"{', '.join(own[0] for own in list(convs.values())[:5])}). Widen --model.representation.layers."
         )
     return taken
@@ -106,11 +106,12 @@ def _match(names: Iterable[str], patterns: Sequence[str]) -> bool:
 
 
 def _matches_nothing(where: str, pattern: str, names: Sequence[str]) -> LayoutError:
-    """The error, with patterns that do match: of a module's content if its name is given, or of similar spelling."""
+    """The error, with patterns that do match: `name.*` if `name` is a parent module, or similarly spelled names."""
     below = sorted({f"{name[:at]}.*" for name in names for at, character in enumerate(name) if character == "."})
     close = [f"{pattern}.*"] if f"{pattern}.*" in below else difflib.get_close_matches(pattern, [*below, *names], 3)
-    hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"there are {', '.join(names[:5])}, ..."
+    known = f"the convolutions are {', '.join(names[:5])}, ..."
+    hint = f"did you mean {', '.join(map(repr, close))}?" if close else known
     return LayoutError(
         f"{where}: the pattern {pattern!r} matches no convolution; {hint} "
-        "Patterns are compared with whole module names, and each must match."
+        "Patterns are compared with whole module names, and each pattern must match at least one."
     )

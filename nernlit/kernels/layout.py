@@ -1,10 +1,11 @@
 """The layout: convolution weights <-> one table of kernels <-> state-dict entries.
 
-Shapes: N kernels in all, K side of the largest kernel, O filters (output channels), I channels a filter sees
-(input channels / groups), kh x kw side of a layer's own kernels, L layers.
+Shapes: N kernels in total, K side of the largest kernel, O filters (output channels), I channels per filter (input
+channels / groups), kh x kw kernel size of a layer, L layers.
 
-A row of the table is one 2-D kernel `weight[f, c]`; rows run over layers, then filters, then channels. A kernel smaller
-than K x K is the center crop of its row (NeRN, arXiv 2212.13554, section 3), so that one predictor serves all layers.
+Each row of the table is one 2-D kernel `weight[f, c]`. Rows are sorted by layer, then filter, then channel. A kernel
+smaller than K x K is the center crop of its row (NeRN, arXiv 2212.13554, section 3), so one predictor serves all
+layers.
 """
 
 from collections import defaultdict
@@ -54,14 +55,14 @@ class ConvLayer:
         return slice(self.start, self.start + self.kernels)
 
     def crop(self, kernel_size: int) -> tuple[slice, slice]:
-        """Rows and columns of a (K, K) kernel that this layer's own kernel takes: the center, rounded up-left."""
+        """The rows and columns of a (K, K) kernel that hold this layer's kernel: its center, rounded up and left."""
         _, _, height, width = self.shape
         top, left = (kernel_size - height) // 2, (kernel_size - width) // 2
         return slice(top, top + height), slice(left, left + width)
 
 
 class Layout:
-    """Where every predicted kernel stands in the table.
+    """Maps the predicted kernels to rows of the kernel table.
 
     Args:
         layers: The predicted weights as (state-dict key, shape (O, I, kh, kw)), in the network's order.
@@ -81,7 +82,7 @@ class Layout:
         aliases: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         if not layers:
-            raise LayoutError("no convolution is left to predict; expected at least one layer.")
+            raise LayoutError("there is no convolution to predict; expected at least one layer.")
         start, placed = 0, []
         for key, shape in layers:
             placed.append(ConvLayer(key, shape, start, (aliases or {}).get(key, ())))
@@ -95,11 +96,11 @@ class Layout:
     def of(cls, net: nn.Module, layers: LayerPreset | LayerFilter = "all_convs") -> Self:
         """The layout of a network's `Conv2d` weights (grouped and depthwise ones too), in module order.
 
-        A weight that several convolutions share is one layer; it is taken if `layers` takes any of them.
+        A weight that several convolutions share is one layer; it is selected if `layers` selects any of them.
 
         Raises:
-            LayoutError: If a pattern of `layers` matches no convolution, none is left, or a predicted weight shares
-                memory with another tensor that the network holds.
+            LayoutError: If a pattern of `layers` matches no convolution, no convolution is selected, or a predicted
+                weight shares memory with another tensor of the network.
         """
         state, names = net.state_dict(keep_vars=True), names_of_weights(net)
         convs: dict[str, list[str]] = defaultdict(list)
@@ -119,25 +120,25 @@ class Layout:
             views = [k for k, v in state.items() if k not in names[key] and k in names and overlap(state[key], v)]
             if views:
                 raise LayoutError(
-                    f"{key!r} shares memory with {views[0]!r}, which is another view of it: it cannot be predicted "
-                    "while the other one is kept. Copy one of the two tensors (`.clone()`), or leave the layer out "
+                    f"{key!r} shares memory with {views[0]!r}, which is another view of it, so it cannot be predicted "
+                    "while the other tensor is kept. Copy one of the two tensors (`.clone()`), or exclude the layer "
                     "(--model.representation.layers)."
                 )
             held = [name for name, value in unnamed if overlap(state[key], value)]
             if held:
                 raise LayoutError(
-                    f"{held[0]!r} refers to the weight {key!r} without being a parameter, so that a prediction would "
-                    "not reach it. Read the weight from its module where it is used, or leave the layer out "
+                    f"{held[0]!r} refers to the weight {key!r} without being a parameter, so a predicted weight would "
+                    "not replace it there. Read the weight from its module where it is used, or exclude the layer "
                     "(--model.representation.layers)."
                 )
         return cls([(key, tuple(state[key].shape)) for key in keys], {key: names[key][1:] for key in keys})
 
     def table(self, state: Mapping[str, Tensor], kernel_size: int | None = None) -> Tensor:
-        """The table (N, K, K) of a state dict's kernels; what lies outside a smaller kernel's crop is zero.
+        """The table (N, K, K) of a state dict's kernels; entries outside a smaller kernel's crop are zero.
 
         Args:
-            state: Holds every predicted weight.
-            kernel_size: K, by default the largest kernel's side.
+            state: A state dict with every predicted weight.
+            kernel_size: K, by default the side of the largest kernel.
         """
         size = kernel_size or self.kernel_size
         first = state[self.layers[0].key]
@@ -148,13 +149,13 @@ class Layout:
         return table
 
     def weights(self, table_NKK: Tensor) -> dict[str, Tensor]:
-        """The state-dict entries that a table holds: key -> (O, I, kh, kw). Inverse of `table`, exact to the bit.
+        """The state-dict entries of a table: key -> weight (O, I, kh, kw). The exact inverse of `table`.
 
-        The table may be larger than the layout's K; the entries are the center crops.
+        The table's K may be larger than the layout's; the weights are the center crops.
         """
         size = table_NKK.shape[-1]
         entries = {}
-        # One split: slices of the whole table would have gradients as large as the table, one a layer.
+        # One split: with slices, the backward pass would allocate a gradient of the table's size per layer.
         parts = table_NKK.split([layer.kernels for layer in self.layers])
         for layer, part in zip(self.layers, parts, strict=True):
             rows, columns = layer.crop(size)
@@ -162,12 +163,12 @@ class Layout:
         return entries
 
     def with_kernels(self, entries: Mapping[str, Tensor], rows_S: Tensor, kernels_SKK: Tensor) -> dict[str, Tensor]:
-        """State-dict entries in which some kernels are replaced by these, which keep their gradients.
+        """A copy of state-dict entries in which some kernels are replaced; gradients flow to the new kernels.
 
         Args:
-            entries: As `weights` returns them.
-            rows_S: Rows of the table, in ascending order and each once.
-            kernels_SKK: A kernel for each of these rows.
+            entries: As returned by `weights`.
+            rows_S: Rows of the table, in ascending order and without duplicates.
+            kernels_SKK: The kernels of these rows.
         """
         ends = torch.tensor([layer.rows.stop for layer in self.layers], device=rows_S.device)
         counts = torch.searchsorted(rows_S, ends).diff(prepend=ends.new_zeros(1)).tolist()
@@ -183,7 +184,7 @@ class Layout:
         return torch.cat([entries[layer.key].flatten() for layer in self.layers])
 
     def layer_masks(self, kernel_size: int) -> Tensor:
-        """(L, K, K) booleans: which entries of a (K, K) kernel are weights of the layer."""
+        """(L, K, K) booleans: the entries of a (K, K) kernel that are weights of each layer."""
         masks = torch.zeros(len(self.layers), kernel_size, kernel_size, dtype=torch.bool)
         for mask, layer in zip(masks, self.layers, strict=True):
             mask[layer.crop(kernel_size)] = True

@@ -1,13 +1,13 @@
-"""Orders: greedy nearest-neighbor permutations that make a CNN's kernels smooth to walk along.
+"""Orders: greedy nearest-neighbor permutations, after which neighboring kernels of a CNN are similar.
 
 NeRN (arXiv 2212.13554, section 3.2): start from item 0 and append the most similar item not yet used. Similarity is
-the cosine; for 1x1 kernels the cosine is only ever +-1, so minus the squared difference is used instead.
+the cosine; for 1x1 kernels the cosine is always +1 or -1, so minus the squared difference is used instead.
 
-- `in_filter`: the channels inside each filter, then the layer's filters (each kernel normalized to length 1).
-- `cross_filter`: all O * I kernels of a layer at once.
+- `in_filter`: the channels within each filter, then the layer's filters (each kernel normalized to length 1).
+- `cross_filter`: all O * I kernels of a layer in one permutation.
 
-Shapes: B independent problems, M items, D features; O filters, I channels. A *permutation* lists items in their order;
-its inverse gives every item its *position*. Similarities are float64, so that ties break the same way everywhere.
+Shapes: B independent problems, M items, D features; O filters, I channels. A *permutation* lists item numbers in order;
+its inverse gives every item's *position*. Similarities are float64, so that ties break the same way on every machine.
 """
 
 from typing import Literal
@@ -19,7 +19,7 @@ OrderName = Literal["none", "in_filter", "cross_filter"]
 
 
 def inverse(permutation: Tensor) -> Tensor:
-    """The inverse of permutations along the last dimension: position of every item.
+    """The inverse of permutations along the last dimension: the position of every item.
 
     >>> inverse(torch.tensor([2, 0, 1])).tolist()
     [1, 2, 0]
@@ -29,7 +29,7 @@ def inverse(permutation: Tensor) -> Tensor:
 
 
 def greedy_order(items_BMD: Tensor, similarity: Literal["cosine", "distance"] = "cosine") -> Tensor:
-    """Greedy nearest-neighbor permutations (B, M), each starting from item 0; equal similarities take the lower index.
+    """Greedy nearest-neighbor permutations (B, M), each starting from item 0; ties go to the lower item number.
 
     Args:
         items_BMD: B independent sets of M items with D features.
@@ -38,7 +38,7 @@ def greedy_order(items_BMD: Tensor, similarity: Literal["cosine", "distance"] = 
     >>> greedy_order(torch.tensor([[[1.0, 0.0], [-1.0, 0.1], [1.0, 0.2]]])).tolist()
     [[0, 2, 1]]
     """
-    from nernlit.kernels.greedy import greedy_walk  # its compiler takes half a second to import
+    from nernlit.kernels.greedy import greedy_walk  # imported here: numba takes half a second to import
 
     items_BMD = items_BMD.double()
     if similarity == "cosine":
@@ -55,9 +55,9 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def in_filter_order(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The in-filter order of a weight (O, I, kh, kw): the filters' permutation (O,) and each one's channels' (O, I).
+    """The in-filter order of a weight (O, I, kh, kw): permutations of its filters (O,) and of their channels (O, I).
 
-    The channels of filter f are listed in `channels[f]`; both index the original's own numbering.
+    `channels[f]` lists the channels of filter f. Both permutations hold the weight's own indices.
     """
     kernels_OID = weight.flatten(2).double()
     channels = greedy_order(kernels_OID, _similarity(weight))
@@ -75,7 +75,7 @@ def _similarity(weight: Tensor) -> Literal["cosine", "distance"]:
 
 
 def positions(weight: Tensor, order: OrderName) -> Tensor:
-    """The (filter, channel) that every kernel of a weight (O, I, kh, kw) is called by, (O, I, 2) int64."""
+    """The (filter, channel) address of every kernel of a weight (O, I, kh, kw), as (O, I, 2) int64."""
     filters, channels = weight.shape[:2]
     if order == "in_filter":
         filter_order, channel_orders = in_filter_order(weight)

@@ -1,8 +1,8 @@
-"""Packed orders: addresses as the bits that a decoder needs to know them, and back.
+"""Packed orders: addresses as the bits that a decoder needs to restore them, and back.
 
-A permutation of M items is M numbers of ceil(log2 M) bits, most significant bit first. In-filter orders have one
-permutation of a layer's filters and one of the channels of each filter; cross-filter orders have one of all kernels of
-a layer. Layers follow each other without a gap, and only the last byte is padded, with zeros.
+A permutation of M items is stored as M numbers of ceil(log2 M) bits, most significant bit first. An in-filter order has
+one permutation of each layer's filters and one of each filter's channels; a cross-filter order has one of all kernels
+of each layer. Layers are stored without gaps; the last byte is padded with zeros.
 
 Shapes: N kernels, O filters, I channels, M items of a permutation, P bytes.
 """
@@ -26,7 +26,7 @@ def packed_bits(layout: Layout, order: OrderName) -> int:
 
 
 def pack_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor:
-    """The order that addresses (N, 3) hold, (P,) uint8 with P = ceil(packed_bits / 8).
+    """The packed order of addresses (N, 3): (P,) uint8 with P = ceil(packed_bits / 8).
 
     >>> layout = Layout([("w", (4, 2, 3, 3))])
     >>> addresses_N3 = torch.tensor([[0, f, c] for f in (1, 0, 3, 2) for c in (1, 0)])
@@ -48,7 +48,7 @@ def unpack_order(layout: Layout, packed_P: Tensor, order: OrderName) -> Tensor:
     """The addresses (N, 3) int64 that `pack_order` packed.
 
     Raises:
-        LayoutError: If there are more or fewer bytes than the layout needs, or they hold no permutations.
+        LayoutError: If there are more or fewer bytes than the layout needs, or the numbers are not permutations.
     """
     needed = (packed_bits(layout, order) + 7) // 8
     if packed_P.dtype != torch.uint8 or packed_P.shape != (needed,):
@@ -64,7 +64,7 @@ def unpack_order(layout: Layout, packed_P: Tensor, order: OrderName) -> Tensor:
         values = _from_bits(bits[start:end], items, count * items).reshape(count, items)
         start = end
         if not (np.sort(values, axis=1) == np.arange(items)).all():
-            raise LayoutError(f"the packed order is damaged: it holds no permutation of {items} items.")
+            raise LayoutError(f"the packed order is damaged: expected a permutation of {items} items.")
         return values
 
     tables = []
@@ -83,7 +83,7 @@ def unpack_order(layout: Layout, packed_P: Tensor, order: OrderName) -> Tensor:
 
 
 def _permutations(layout: Layout, order: OrderName) -> Iterator[tuple[int, int]]:
-    """(How many, of how many items each) of all permutations of an order."""
+    """(number of permutations, items in each) of every group of permutations of an order."""
     for layer in layout.layers:
         filters, channels = layer.shape[:2]
         if order == "in_filter":
@@ -98,14 +98,14 @@ def _width(items: int) -> int:
 
 
 def _to_bits(values: NDArray[np.int64], items: int) -> NDArray[np.uint8]:
-    """Numbers below `items`, flattened, as one array of zeros and ones."""
+    """The bits of numbers below `items`, flattened into one array of zeros and ones."""
     width = _width(items)
     as_bytes = values.reshape(-1, 1).astype(">u4").view(np.uint8)
     return np.unpackbits(as_bytes, axis=1)[:, 32 - width :].reshape(-1)
 
 
 def _from_bits(bits: NDArray[np.uint8], items: int, count: int) -> NDArray[np.int64]:
-    """The `count` numbers below `items` that `_to_bits` made bits of."""
+    """The inverse of `_to_bits`: `count` numbers below `items`."""
     width = _width(items)
     padded = np.zeros((count, 32), dtype=np.uint8)
     padded[:, 32 - width :] = bits.reshape(count, width)

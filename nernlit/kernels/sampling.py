@@ -1,8 +1,8 @@
-"""Sampling: which kernels a step looks at.
+"""Sampling: the choice of the kernels of a training step.
 
-A draw is a pure function of (seed, step), and a process takes its share of it: a resumed run sees what an
-uninterrupted one would have seen, and W processes with batches of B see exactly what one process with a batch of W * B
-sees.
+A sample is a pure function of (seed, step), and each process takes its share of it. So a resumed run samples the same
+kernels as an uninterrupted one, and W processes with batches of B kernels sample the same kernels as one process with
+batches of W * B.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from nernlit.errors import UsageError
 
 
 def mixed_seed(*key: int) -> int:
-    """A seed of its own for every key, the same on every machine."""
+    """A seed derived from the key; different keys give different seeds, the same on every machine."""
     seed = 0
     for part in key:
         seed = (seed * 0x9E3779B97F4A7C15 + part + 1) % 2**63
@@ -30,29 +30,29 @@ class Sampling(ABC):
     """Chooses the rows of the kernel table that a training step predicts and compares.
 
     Args:
-        batch_size: Kernels a step and process.
+        batch_size: Kernels per step and process.
     """
 
     def __init__(self, batch_size: int = 4096) -> None:
         if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} kernels a step; expected at least 1.")
+            raise UsageError(f"batch_size={batch_size} kernels per step; expected at least 1.")
         self.batch_size = batch_size
 
     @abstractmethod
     def joint(self, norms_N: Tensor, seed: int, step: int, count: int) -> Tensor:
-        """The row numbers (int64) that all processes together look at in a step: `count`, or fewer if N is smaller."""
+        """The row numbers (int64) of a step, of all processes together: `count`, or N if that is smaller."""
 
     def indices(self, norms_N: Tensor, seed: int, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        """The row numbers (int64) that one process looks at in a step; see `shares`."""
+        """The row numbers (int64) of one process in a step; see `shares`."""
         return self.shares(norms_N, seed, step, world_size)[rank]
 
     def shares(self, norms_N: Tensor, seed: int, step: int, world_size: int = 1) -> tuple[Tensor, ...]:
-        """The row numbers (int64) that each process looks at in a step; empty ones if there are too few for all.
+        """The row numbers (int64) of each process in a step; some are empty if there are fewer rows than processes.
 
         Args:
-            norms_N: Every kernel's Euclidean norm, on the CPU.
-            seed: Of the whole run, equal on all processes.
-            step: Number of the batch, counted over the whole run.
+            norms_N: The Euclidean norms of all kernels, on the CPU.
+            seed: The seed of the run, equal on all processes.
+            step: The step's number, counted over the whole run.
             world_size: Number of processes.
         """
         return self.joint(norms_N, seed, step, self.batch_size * world_size).tensor_split(world_size)
@@ -60,7 +60,7 @@ class Sampling(ABC):
 
 @final
 class Uniform(Sampling):
-    """Passes over all kernels in a new random order each, without replacement (a pass may end within a batch)."""
+    """Passes over all kernels without replacement, each in a new random order; a pass may end within a batch."""
 
     def __init__(self, batch_size: int = 4096) -> None:
         super().__init__(batch_size)
@@ -84,9 +84,9 @@ class Uniform(Sampling):
 
 @final
 class MagnitudeMix(Sampling):
-    """NeRN's mix: a uniform batch with probability `uniform_share`, else kernels drawn in proportion to their norm.
+    """NeRN's sampling: uniform with probability `uniform_share`, else kernels drawn in proportion to their norm.
 
-    The draws by norm are with replacement (NeRN, arXiv 2212.13554, section 3.3; the paper's appendix D.2).
+    Draws by norm are with replacement (NeRN, arXiv 2212.13554, section 3.3; arXiv 2407.00356, appendix D.2).
     """
 
     def __init__(self, batch_size: int = 4096, uniform_share: float = 0.8) -> None:
@@ -95,7 +95,7 @@ class MagnitudeMix(Sampling):
             raise UsageError(f"uniform_share={uniform_share}; expected a probability between 0 and 1.")
         self.uniform_share = uniform_share
         self._uniform = Uniform(batch_size)
-        self._summed: tuple[Tensor, Tensor] | None = None  # norms, and their sums up to each
+        self._summed: tuple[Tensor, Tensor] | None = None  # norms and their cumulative sums
 
     def joint(self, norms_N: Tensor, seed: int, step: int, count: int) -> Tensor:
         generator = _generator(seed, step, 1)
@@ -103,7 +103,7 @@ class MagnitudeMix(Sampling):
             return self._uniform.joint(norms_N, seed, step, count)
         count = min(count, len(norms_N))
         if self._summed is None or self._summed[0] is not norms_N:
-            self._summed = norms_N, norms_N.double().cumsum(0)  # of millions of kernels: not in every step
+            self._summed = norms_N, norms_N.double().cumsum(0)  # cached: there may be millions of kernels
         ends = self._summed[1]
         drawn = torch.rand(count, generator=generator, dtype=torch.float64) * ends[-1]
         return torch.searchsorted(ends, drawn, right=True).clamp_max(len(ends) - 1)
@@ -111,7 +111,7 @@ class MagnitudeMix(Sampling):
 
 @final
 class AllKernels(Sampling):
-    """Every kernel in every step, shared out over the processes."""
+    """Every kernel in every step, divided among the processes."""
 
     def __init__(self) -> None:
         super().__init__()

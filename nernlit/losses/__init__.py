@@ -1,4 +1,4 @@
-"""One pure function an equation."""
+"""Loss functions: one pure function per equation."""
 
 from nernlit.losses.distillation import feature_map_loss, kd_loss
 from nernlit.losses.reconstruction import explained_power, reconstruction_mse, reconstruction_rmse

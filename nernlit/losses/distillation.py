@@ -1,4 +1,4 @@
-"""Distillation losses: how far one network's answers are from another's.
+"""Distillation losses between a student's and a teacher's logits or feature maps.
 
 Shapes: B images, C classes or channels, H x W pixels of a feature map.
 """
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, softmax
 
-_NUMBERS = 2**17  # of two feature maps at a time: they fit into a core's cache
+_NUMBERS = 2**17  # elements of each feature map per chunk: a chunk fits into a core's cache
 
 
 def kd_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0, inside_log: float = 0.0) -> Tensor:
-    """KL(softmax(teacher / T) || softmax(student / T)) * T^2, the mean over images (Hinton et al., arXiv 1503.02531).
+    """KL(softmax(teacher / T) || softmax(student / T)) * T^2, averaged over images (Hinton et al., arXiv 1503.02531).
 
     Args:
         student_BC: Logits, with gradients.
         teacher_BC: Logits.
-        temperature: T; the factor T^2 keeps gradients comparable.
-        inside_log: Added to both probabilities inside the logarithm; NeRN's code adds 1e-4 (arXiv 2212.13554).
+        temperature: T; the factor T^2 keeps the scale of the gradients independent of T.
+        inside_log: Added to both probabilities inside the logarithms; NeRN's code adds 1e-4 (arXiv 2212.13554).
 
     Raises:
         ValueError: If the shapes differ; broadcasting would hide the mistake.
@@ -42,25 +42,25 @@ def kd_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0, in
 
 
 def feature_map_loss(student: Mapping[str, Tensor], original: Mapping[str, Tensor], epsilon: float = 1e-3) -> Tensor:
-    """Squared difference of feature maps, summed over taps and everything in them, divided by the number of images.
+    """Squared difference of normalized feature maps, summed over taps, channels and pixels, averaged over images.
 
-    Every image's map is divided by its own Euclidean norm + epsilon first: L_FMD of NeRN's code (arXiv 2212.13554;
-    arXiv 2407.00356, eq. 1).
+    Each image's map is first divided by its Euclidean norm + epsilon: L_FMD as NeRN's code computes it
+    (arXiv 2212.13554; arXiv 2407.00356, eq. 1).
 
     Args:
-        student: Tap's name -> map (B, C, H, W), with gradients.
-        original: Likewise, of the same names and shapes.
-        epsilon: Keeps dead maps finite.
+        student: Tap name -> map (B, C, H, W), with gradients.
+        original: The same names and shapes.
+        epsilon: Avoids a division by zero for maps of zeros.
 
     Raises:
-        ValueError: If names or shapes differ.
+        ValueError: If the names or shapes differ.
 
     >>> feature_map_loss({"a": torch.tensor([[3.0]])}, {"a": torch.tensor([[-5.0]])}, epsilon=0)
     tensor(4.)
     """
     if student.keys() != original.keys():
         odd = sorted(student.keys() ^ original.keys())
-        raise ValueError(f"taps {', '.join(odd[:5])} are in one of the two only: expected the same taps.")
+        raise ValueError(f"taps {', '.join(odd[:5])} are in only one of the two: expected the same taps.")
     terms = []
     for name, map_B in student.items():
         if map_B.shape != original[name].shape:
@@ -70,17 +70,18 @@ def feature_map_loss(student: Mapping[str, Tensor], original: Mapping[str, Tenso
             )
         pair = (map_B, original[name])
         if map_B.dim() == 4 and map_B.is_contiguous(memory_format=torch.channels_last):
-            pair = (map_B.permute(0, 2, 3, 1), original[name].permute(0, 2, 3, 1))  # rows without a copy
+            pair = (map_B.permute(0, 2, 3, 1), original[name].permute(0, 2, 3, 1))  # flattened below without a copy
         terms.append(_UnitDistance.apply(*(x.flatten(1) for x in pair), epsilon).mean())
     return torch.stack(terms).sum()
 
 
 class _UnitDistance(torch.autograd.Function):
-    """|a / (|a| + epsilon) - b / (|b| + epsilon)|^2 of every row; gradients to a alone.
+    """|a / (|a| + epsilon) - b / (|b| + epsilon)|^2 of every row; gradients flow to a only.
 
-    A network's maps are hundreds of megabytes, and autograd would walk over them many times. Here the forward pass
-    reads a and b once, for their inner products, and keeps nothing else; the gradient is a sum of the two with one
-    factor each a row. Rows are converted first: products of mixed types are not vectorised.
+    A network's feature maps take hundreds of megabytes, and autograd would read them many times. Here the forward pass
+    reads a and b once, for their inner products, and saves no other intermediate result. The gradient is a weighted sum
+    of a and b with two factors per row. Rows are converted to float32 first, because products of mixed types are not
+    vectorized.
     """
 
     @staticmethod
@@ -88,12 +89,12 @@ class _UnitDistance(torch.autograd.Function):
         grams = []
         for a, b in _in_parts(a_BF, b_BF):
             pair_B2F = _at_least_fp32(torch.stack([a, b], 1))
-            with torch.autocast(a.device.type, enabled=False):  # bf16 would leave nothing of a small difference
+            with torch.autocast(a.device.type, enabled=False):  # bf16 is too coarse for small differences
                 grams.append(pair_B2F @ pair_B2F.mT)
         gram_B22 = torch.cat(grams)
         norms_B2 = gram_B22.diagonal(dim1=1, dim2=2).sqrt()
         units_B2 = 1 / (norms_B2 + epsilon)
-        # With x and y the divided rows: |x - y|^2 = |x|^2 + |y|^2 - 2 xy.
+        # With the normalized rows x and y: |x - y|^2 = |x|^2 + |y|^2 - 2 xy.
         own_B, other_B = (norms_B2 * units_B2).square().unbind(1)
         product_B = gram_B22[:, 0, 1] * units_B2.prod(1)
         ctx.save_for_backward(a_BF, b_BF, norms_B2, units_B2, own_B - product_B)
@@ -113,7 +114,7 @@ class _UnitDistance(torch.autograd.Function):
 
 
 def _in_parts(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of all tensors, a few at a time."""
+    """Chunks of rows of all tensors together."""
     rows = max(1, _NUMBERS // first.shape[1])
     return zip(*(x.split(rows) for x in (first, *others)), strict=True)
 

@@ -1,7 +1,7 @@
-"""Reconstruction losses: how far predicted kernels are from the original's.
+"""Reconstruction losses between predicted kernels and the original's.
 
-Shapes: N kernels, K kernel side. A mask (N, K, K) says which entries are weights; the rest of a smaller kernel's row
-is not.
+Shapes: N kernels, K kernel side. A mask (N, K, K) is true for entries that are weights, and false outside the center
+crop of a smaller kernel.
 """
 
 import torch
@@ -19,14 +19,14 @@ def _check(predicted: Tensor, target: Tensor, mask: Tensor | None) -> None:
 def reconstruction_mse(
     predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None, num_weights: float | None = None
 ) -> Tensor:
-    """Mean squared error over every predicted weight (one mean, not one per layer).
+    """Mean squared error over all given weights (one mean, not one per layer).
 
     Args:
-        predicted_NKK: With gradients.
+        predicted_NKK: Predicted kernels, with gradients.
         target_NKK: The original's kernels.
-        mask_NKK: Which entries are weights; None for all.
-        num_weights: What the sum of squares is divided by, where these kernels are a part of those that the mean is
-            over; their own number of weights by default.
+        mask_NKK: The entries that are weights; None for all.
+        num_weights: The number that the sum of squares is divided by, if these kernels are only a part of the batch
+            (one process of several); by default the number of their weights.
 
     Raises:
         ValueError: If the shapes differ; broadcasting would hide the mistake.
@@ -53,7 +53,9 @@ def reconstruction_rmse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Ten
 
 
 def explained_power(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
-    """1 - mean squared error / mean squared weight: 1 is exact, 0 is as good as predicting zeros.
+    """1 - mean squared error / mean squared weight: 1 for an exact prediction, 0 for a prediction of zeros.
+
+    Unlike the explained variance, neither term subtracts a mean.
 
     >>> explained_power(torch.full((2, 1, 1), 0.9), torch.ones(2, 1, 1))
     tensor(0.9900)

@@ -1,4 +1,4 @@
-"""What torch and timm lack, or lack in YAML: schedules and optimizers that learn the run's length."""
+"""Optimizers and schedules that torch and timm do not have, or that need to know the length of the run."""
 
 from nernlit.optimizers.ranger import Ranger
 from nernlit.optimizers.schedule import WarmupCosine

@@ -10,15 +10,15 @@ from torch.optim import RAdam
 
 @final
 class Ranger(Lookahead):  # type: ignore[misc]  # timm is taken as untyped
-    """RAdam whose weights move halfway to where it went, every few steps; without gradient centralisation.
+    """RAdam inside Lookahead, without gradient centralization.
 
     Args:
-        params: What is trained.
-        lr: Learning rate; the paper's default.
-        betas: Of RAdam's two moments; the paper's default.
-        weight_decay: Share of the weights, times `lr`, that a step takes away; NeRN's default.
-        k: Steps between Lookahead's moves.
-        alpha: Share of the way that a move goes.
+        params: Parameters to train.
+        lr: Learning rate; the default is the paper's.
+        betas: Decay rates of RAdam's two moments; the default is the paper's.
+        weight_decay: Decoupled weight decay: a step multiplies the weights with 1 - lr * weight_decay; NeRN's default.
+        k: Steps between two updates of Lookahead's slow weights.
+        alpha: Step size of the slow weights: their share of the way to RAdam's weights.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Ranger(Lookahead):  # type: ignore[misc]  # timm is taken as untyped
         k: int = 6,
         alpha: float = 0.5,
     ) -> None:
-        # Decoupled, as in Wright's code: added to gradients instead, 1e-3 outweighs those of a reconstruction error
-        # within some hundred steps, and the predictor shrinks to nothing.
+        # Decoupled weight decay, as in Wright's code. Added to the gradients, a decay of 1e-3 would exceed those of the
+        # reconstruction error after a few hundred steps, and the predictor's weights would shrink to zero.
         radam = RAdam(params, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay, decoupled_weight_decay=True)
         super().__init__(radam, alpha=alpha, k=k)

@@ -1,9 +1,9 @@
-"""The `ranger21` package (Wright and Demeure 2021, arXiv 2106.13731) made fit for Lightning.
+"""An adapter of the `ranger21` package (Wright and Demeure 2021, arXiv 2106.13731) for Lightning.
 
-What the package does and this adapter cannot change: it warms up and down by itself, so that schedulers and
-learning-rate monitors see a constant rate; its weight decay and norm loss reach the last parameter only. What is
-mended: it learns the run's length from the module, it is silent, and its counters are saved, so that a resumed run is
-the same to the bit.
+Properties of the package that the adapter cannot change: it schedules the learning rate itself, so schedulers and
+learning-rate monitors see a constant rate; its weight decay and norm loss apply to the last parameter only. The adapter
+passes the length of the run, suppresses the package's prints, and saves its counters, so that a resumed run is equal to
+an uninterrupted one to the bit.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from nernlit.errors import require_at_least
 
-# The package prints some thirty lines an instance and more during training; there is no switch.
+# The package prints about thirty lines per instance, and more during training; it has no option to switch that off.
 package.print = lambda *_args, **_kwargs: None
 
 _COUNTERS = (
@@ -32,13 +32,13 @@ _COUNTERS = (
 
 @final
 class Ranger21(package.Ranger21):  # type: ignore[misc]  # the package is untyped
-    """Ranger21 for a run whose length the module fills in.
+    """Ranger21; the LightningModule sets the length of the run.
 
     Args:
-        params: What is trained.
-        lr: Learning rate at the plateau.
-        weight_decay: See the module's note on what it reaches.
-        betas: Of the two moments.
+        params: Parameters to train.
+        lr: Learning rate between warm-up and warm-down.
+        weight_decay: Applies to the last parameter only.
+        betas: Decay rates of the two moments.
         options: Further arguments of the package's class, for example `{use_madgrad: true}`.
     """
 

@@ -1,4 +1,4 @@
-"""The learning-rate schedule of our configs."""
+"""The learning-rate schedule of the shipped configurations."""
 
 import math
 from typing import Any, final
@@ -11,13 +11,13 @@ from nernlit.errors import UsageError, require_at_least
 
 @final
 class WarmupCosine(LRScheduler):
-    """Linear warm-up from zero, then half a cosine down to `min_lr`; stepped once an optimizer step.
+    """Linear warm-up from zero, then half a cosine down to `min_lr`; stepped after each optimizer step.
 
     Args:
-        optimizer: Whose learning rates follow.
-        warmup_steps: Steps until the full rate.
-        min_lr: Rate at the end of the run.
-        total_steps: Steps of the whole run; nernlit's modules fill it in.
+        optimizer: The optimizer whose learning rates are scheduled.
+        warmup_steps: Steps until the full learning rate.
+        min_lr: Learning rate at the end of the run.
+        total_steps: Steps of the whole run; nernlit's LightningModules set it.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class WarmupCosine(LRScheduler):
             raise UsageError(f"min_lr={min_lr} is above the learning rate ({float(max(self.base_lrs)):g}).")
 
     def set_total_steps(self, total_steps: int) -> None:
-        """Plan for `total_steps` steps; a number given to the constructor stays."""
+        """Set the length of the run, unless it was given to the constructor."""
         self.total_steps = self.total_steps or total_steps
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state; a length that is known already stays, so that a fit can be made longer."""
+        """Load a saved state, but keep a length that is already set, so that a resumed fit can be longer."""
         planned = self.total_steps
         super().load_state_dict(state_dict)
         self.total_steps = planned or self.total_steps
@@ -48,9 +48,9 @@ class WarmupCosine(LRScheduler):
         if step < self.warmup_steps:
             return [float(rate) * (step + 1) / self.warmup_steps for rate in self.base_lrs]
         if self.total_steps is None:
-            if step == 0:  # the constructor asks before anyone can have said
+            if step == 0:  # the constructor calls this before the length can be set
                 return [float(rate) for rate in self.base_lrs]
-            raise UsageError("WarmupCosine does not know the run's length; pass total_steps.")
+            raise UsageError("WarmupCosine does not know the length of the run; pass total_steps.")
         share = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         weight = (1 + math.cos(math.pi * share)) / 2
         return [self.min_lr + (float(rate) - self.min_lr) * weight for rate in self.base_lrs]

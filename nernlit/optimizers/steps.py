@@ -1,11 +1,11 @@
-"""Optimizers and schedules that must know how long the run is."""
+"""The protocol of optimizers and schedules that need to know the length of the run."""
 
 from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
 class NeedsTotalSteps(Protocol):
-    """Told the number of optimizer steps of the whole run before the first of them."""
+    """Has `set_total_steps`, which the LightningModule calls before the first step."""
 
     def set_total_steps(self, total_steps: int) -> None:
-        """Plan for `total_steps` steps."""
+        """Set the number of optimizer steps of the whole run."""

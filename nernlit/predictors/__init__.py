@@ -1,4 +1,4 @@
-"""HOW an address becomes a kernel."""
+"""Predictors: networks that map kernel addresses to kernels."""
 
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.encoding import FourierEncoding

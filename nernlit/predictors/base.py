@@ -1,4 +1,4 @@
-"""What every predictor promises."""
+"""The base class of predictors."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -14,13 +14,13 @@ from nernlit.utilities.constants import WithConstants
 class Predictor(WithConstants, ABC):
     """Maps addresses to kernels.
 
-    Every parameter of the constructor must be kept as an attribute of the same name (scikit-learn's convention), so
-    that a checkpoint can say how its predictor is built. To be trained by Progressive, a module with parameters of its
-    own needs a method `reset_parameters`, as those of torch have. Tables that are no parameters are constants
-    (`set_constant`), and not buffers, which callbacks that average weights would average too.
+    A subclass must store every constructor argument as an attribute of the same name (scikit-learn's convention), so
+    that a checkpoint can record how its predictor is built. To be trained by Progressive, every module with parameters
+    needs a method `reset_parameters`, as torch's modules have. Register tables that are not trained with
+    `set_constant`, not as buffers: callbacks that average weights would average buffers too.
 
     Args:
-        kernel_size: Side K of the kernels that come out; a layer with smaller kernels takes the center crop.
+        kernel_size: Side K of the predicted kernels; a layer with smaller kernels uses their center crop.
 
     Raises:
         UsageError: If `kernel_size` is below 1.
@@ -34,11 +34,11 @@ class Predictor(WithConstants, ABC):
 
     @abstractmethod
     def bind(self, extent: tuple[int, int, int]) -> None:
-        """Prepare for addresses below `extent` = (layers, filters, channels); called once, by the representation."""
+        """Prepare for addresses below `extent` = (layers, filters, channels). The representation calls it once."""
 
     @abstractmethod
     def forward(self, addresses_N3: Tensor) -> Tensor:
-        """Kernels (N, K, K) of the addresses (N, 3): layer number, filter position, channel position (integers)."""
+        """Kernels (N, K, K) of integer addresses (N, 3): layer number, filter position, channel position."""
 
     @property
     def num_params(self) -> int:
@@ -46,30 +46,30 @@ class Predictor(WithConstants, ABC):
         return sum(p.numel() for p in self.parameters())
 
     def specification(self) -> dict[str, Any]:
-        """The class's path and the constructor's arguments, in primitives.
+        """The class path and the constructor's arguments, as JSON-compatible values.
 
         Raises:
-            UsageError: If an argument is not kept as an attribute, or cannot be written as primitives.
+            UsageError: If an argument is not stored as an attribute, or is not JSON-compatible.
         """
         cls = type(self)
         arguments = {}
         for name, parameter in inspect.signature(cls).parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise UsageError(
-                    f"the constructor of {cls.__name__} takes {parameter}; a predictor's arguments must have names, so "
-                    "that checkpoints can say how it is built."
+                    f"the constructor of {cls.__name__} takes {parameter}; a predictor's arguments must be named, so "
+                    "that checkpoints can record how it is built."
                 )
             if not hasattr(self, name):
                 raise UsageError(
-                    f"{cls.__name__} does not keep its constructor's argument {name!r}; set self.{name} = {name} in "
-                    "__init__, so that checkpoints can say how the predictor is built."
+                    f"{cls.__name__} does not store its constructor's argument {name!r}; set self.{name} = {name} in "
+                    "__init__, so that checkpoints can record how the predictor is built."
                 )
             arguments[name] = _primitive(getattr(self, name), f"{cls.__name__}.{name}")
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
 
 
 def _primitive(value: object, where: str) -> Any:
-    """A value as checkpoints hold it: None, bool, int, float, str, and lists and dictionaries of them."""
+    """A value as it is written to checkpoints: None, bool, int, float, str, or lists and dictionaries of them."""
     if isinstance(value, Predictor):
         return value.specification()
     if value is None or isinstance(value, bool):

@@ -11,11 +11,12 @@ from nernlit.errors import UsageError
 class FourierEncoding:
     """An integer index x becomes `sin(pi * base^i * x), cos(pi * base^i * x)` for i = 0 .. num_frequencies-1.
 
-    x is the raw index: NeRN's option to normalize it has no effect in its code, and normalized indices fit far slower.
+    x is the raw index. NeRN's code has an option to normalize it that has no effect; with normalized indices training
+    is much slower.
 
     Args:
-        num_frequencies: Frequencies an index; NeRN's default 40.
-        base: Ratio of neighboring frequencies, NeRN's default 0.76.
+        num_frequencies: Frequencies per index; NeRN uses 40.
+        base: Ratio of neighboring frequencies; NeRN uses 0.76.
 
     >>> FourierEncoding(num_frequencies=2, base=0.5).table(2).round(decimals=3)
     tensor([[ 0.,  1.,  0.,  1.],
@@ -32,13 +33,13 @@ class FourierEncoding:
 
     @property
     def width(self) -> int:
-        """Numbers that encode one index."""
+        """Length of the encoding of one index."""
         return 2 * self.num_frequencies
 
     def table(self, count: int) -> Tensor:
-        """The encodings of 0 .. count-1, (count, width) float32: (sin, cos) of every level in turn.
+        """The encodings of 0 .. count-1, (count, width) float32: (sin, cos) of each frequency in turn.
 
-        Computed in float64: at index 511 the fastest phase is 1,605 radians, where float32 keeps four digits.
+        Computed in float64: at index 511 the largest phase is 1,605 radians, of which float32 keeps four decimals.
         """
         frequencies = math.pi * self.base ** torch.arange(self.num_frequencies, dtype=torch.float64)
         phases = torch.arange(count, dtype=torch.float64)[:, None] * frequencies

@@ -1,4 +1,4 @@
-"""Several predictors of one form, trained in one step."""
+"""Several predictors of the same architecture, trained in one step."""
 
 import copy
 from typing import final
@@ -13,14 +13,14 @@ from nernlit.predictors.base import Predictor
 
 @final
 class PredictorEnsemble(nn.Module):
-    """Predictors that differ only in their parameters.
+    """Predictors that differ only in their parameters; Progressive trains one per trial.
 
-    Each keeps parameters of its own, so that an optimizer treats a trial exactly as it would alone. On an accelerator
-    they are stacked, and every matrix product has a leading trial dimension; on a CPU, which one trial fills, stacking
-    would only cost copies, and they run one after another.
+    Each has its own parameters, so an optimizer updates a trial exactly as if it were trained alone. On an accelerator
+    the parameters are stacked, and every matrix product has a leading trial dimension. On a CPU, which one trial keeps
+    busy, stacking would only add copies, so the predictors run one after another.
 
     Args:
-        predictor: The form; it is copied, and bound already.
+        predictor: A predictor after `bind`; it is copied.
         count: Number of trials, T.
     """
 
@@ -29,7 +29,7 @@ class PredictorEnsemble(nn.Module):
         self.each = nn.ModuleList(copy.deepcopy(predictor) for _ in range(count))
 
     def reset(self, *seeds: int) -> None:
-        """Start every trial anew from a seed of its own; torch's global randomness is left alone.
+        """Initialize each trial again from its seed; torch's global random state does not change.
 
         Raises:
             UsageError: If a module with parameters has no `reset_parameters`.
@@ -37,7 +37,9 @@ class PredictorEnsemble(nn.Module):
         for name, module in self.each[0].named_modules():
             if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "reset_parameters"):
                 what = ".".join([type(self.each[0]).__name__, *filter(None, [name])])
-                raise UsageError(f"{what} cannot start anew; give {type(module).__name__} a method reset_parameters().")
+                raise UsageError(
+                    f"{what} cannot be initialized again; add a method reset_parameters() to {type(module).__name__}."
+                )
         devices = {p.device for p in self.parameters() if p.device.type == "cuda"}
         for predictor, seed in zip(self.each, seeds, strict=True):
             with torch.random.fork_rng([device.index or 0 for device in devices]):
@@ -53,7 +55,7 @@ class PredictorEnsemble(nn.Module):
         return self.batched(addresses_N3)
 
     def batched(self, addresses_N3: Tensor) -> Tensor:
-        """`forward` by stacked parameters, whatever the device."""
+        """`forward` with stacked parameters, on any device."""
         first = self.each[0]
         named = [dict(predictor.named_parameters()) for predictor in self.each]
         stacked = {name: torch.stack([parameters[name] for parameters in named]) for name in named[0]}

@@ -1,6 +1,6 @@
 """NeRN's predictor: a multilayer perceptron on the encoded address (arXiv 2212.13554; arXiv 2407.00356, section 2).
 
-Shapes: N addresses, E numbers that encode one index (the input is 3E wide), H hidden width, K kernel side.
+Shapes: N addresses, E length of the encoding of one index (the input has 3E features), H hidden width, K kernel side.
 """
 
 from typing import Literal, final
@@ -21,13 +21,13 @@ class MLP(Predictor):
 
     With the defaults it has `240H + H + 3(H^2 + H) + 9H + 9` parameters (the paper's counts).
 
-    Encodings are tables without gradients: an address looks up three of their rows.
+    The encodings of all indices are computed once, as constant tables; an address selects one row of each.
 
     Args:
-        hidden: Width H.
-        depth: Linear layers, at least 2.
-        activation: Between the layers.
-        kernel_size: Side K of the kernels that come out.
+        hidden: Hidden width H.
+        depth: Number of linear layers, at least 2.
+        activation: Activation between the layers.
+        kernel_size: Side K of the predicted kernels.
         num_frequencies: Frequencies of the encoding.
         base: Ratio of neighboring frequencies of the encoding.
 
@@ -73,7 +73,7 @@ class MLP(Predictor):
     def forward(self, addresses_N3: Tensor) -> Tensor:
         if not hasattr(self, "encoded_layer"):
             raise UsageError(
-                "the MLP does not know how far addresses reach; call bind(extent), or use a Representation."
+                "the MLP does not know the range of the addresses; call bind(extent) first, or use a Representation."
             )
         tables = (self.encoded_layer, self.encoded_filter, self.encoded_channel)
         dtype = self.first.weight.dtype

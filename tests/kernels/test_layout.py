@@ -88,14 +88,17 @@ def test_the_papers_choice_of_resnet18_has_its_number_of_weights() -> None:
     [
         (LayerFilter(include=["stem", "wyde"]), r"layers\.include: the pattern 'wyde' matches no .*mean 'wide'\?"),
         (LayerFilter(exclude=["wide.*"]), r"layers\.exclude: the pattern 'wide\.\*' matches no .*did you mean 'wide'"),
-        (LayerFilter(include=["zzzz"]), r"'zzzz' matches no convolution; there are stem, depthwise, pointwise, wide"),
+        (
+            LayerFilter(include=["zzzz"]),
+            r"'zzzz' matches no convolution; the convolutions are stem, depthwise, pointwise, wide",
+        ),
         (
             LayerFilter(kernel_sizes=[3, 7]),
-            r"layers\.kernel_sizes: none of the included convolutions has kernels of size 7; there are sizes 1, 3, 5",
+            r"layers\.kernel_sizes: none of the included convolutions has kernels of size 7; their sizes are 1, 3, 5",
         ),
-        (LayerFilter(exclude=["*"]), r"takes none of the network's 4 convolutions \(first: stem, depthwise"),
-        (LayerFilter(include=[]), r"takes none of the network's 4 convolutions"),
-        (LayerFilter(kernel_sizes=[]), r"takes none of the network's 4 convolutions"),
+        (LayerFilter(exclude=["*"]), r"selects none of the network's 4 convolutions \(first: stem, depthwise"),
+        (LayerFilter(include=[]), r"selects none of the network's 4 convolutions"),
+        (LayerFilter(kernel_sizes=[]), r"selects none of the network's 4 convolutions"),
         ("stages_3x3", r"layers='stages_3x3': the pattern 'layer\[1-4\]\.\*' matches no convolution"),
         ("stage_3x3", r"layers='stage_3x3'; expected 'all_convs' or 'stages_3x3', or a LayerFilter"),
         (["stem"], r"layers=\['stem'\]; expected 'all_convs' or 'stages_3x3', or a LayerFilter"),

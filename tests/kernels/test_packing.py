@@ -70,5 +70,5 @@ def test_bytes_that_hold_no_order_are_refused() -> None:
         unpack_order(layout, packed[:-1], "in_filter")
     with pytest.raises(LayoutError, match="expected uint8"):
         unpack_order(layout, packed.int(), "in_filter")
-    with pytest.raises(LayoutError, match="the packed order is damaged: it holds no permutation of 5 items"):
+    with pytest.raises(LayoutError, match="the packed order is damaged: expected a permutation of 5 items"):
         unpack_order(layout, torch.zeros_like(packed), "in_filter")

@@ -52,7 +52,7 @@ def test_a_batch_larger_than_the_network_is_the_network() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(UsageError, match="batch_size=0 kernels a step; expected at least 1"):
+    with pytest.raises(UsageError, match="batch_size=0 kernels per step; expected at least 1"):
         Uniform(0)
     with pytest.raises(UsageError, match="uniform_share=2; expected a probability"):
         MagnitudeMix(8, 2)

@@ -40,7 +40,7 @@ def test_warmup_cosine_without_a_length_says_so() -> None:
     optimizer = torch.optim.SGD([Parameter(torch.ones(1))], lr=0.5)
     schedule = WarmupCosine(optimizer)
     optimizer.step()
-    with pytest.raises(UsageError, match="does not know the run's length; pass total_steps"):
+    with pytest.raises(UsageError, match="does not know the length of the run; pass total_steps"):
         schedule.step()
 
 

@@ -49,7 +49,9 @@ class _Free(Predictor):
 def test_what_cannot_start_anew_is_refused() -> None:
     predictor = _Free()
     predictor.bind(EXTENT)
-    with pytest.raises(UsageError, match=r"_Free cannot start anew; give _Free a method reset_parameters\(\)"):
+    with pytest.raises(
+        UsageError, match=r"_Free cannot be initialized again; add a method reset_parameters\(\) to _Free"
+    ):
         PredictorEnsemble(predictor, 2).reset(0, 1)
 
 

@@ -71,7 +71,7 @@ def test_depth_levels_and_kernel_size_are_arguments() -> None:
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(UsageError, match="hidden=0, depth=5; expected a width of at least 1"):
         MLP(0)
-    with pytest.raises(UsageError, match="does not know how far addresses reach; call bind"):
+    with pytest.raises(UsageError, match="does not know the range of the addresses; call bind"):
         MLP(4)(ADDRESSES)
     with pytest.raises(UsageError, match=r"num_frequencies=0, base=0\.76; expected at least one frequency"):
         MLP(4, num_frequencies=0)

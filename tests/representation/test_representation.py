@@ -232,7 +232,7 @@ class WithModule(Oracle):
 
 
 def test_predictors_that_a_checkpoint_cannot_describe_are_refused_at_once() -> None:
-    with pytest.raises(UsageError, match=r"Forgetful does not keep .* argument 'width'; set self\.width = width in"):
+    with pytest.raises(UsageError, match=r"Forgetful does not store .* argument 'width'; set self\.width = width in"):
         Representation(tiny_original(), Forgetful(5, 3))
     with pytest.raises(
         UsageError, match=r"the constructor of Open takes \*\*options: int; a predictor's arguments must"
