@@ -59,7 +59,7 @@ def evaluate(classify: Classify, point: Point, batches: Batches) -> Evaluation:
 
 
 @final
-class Reestimated:
+class ReestimatedBatchNorm:
     """Classifies with BatchNorm statistics that are measured anew at the point it is asked about.
 
     The stored statistics belong to the original's weights. Far from them, what a network could do with its own shows

@@ -16,7 +16,7 @@ from nernlit.errors import UsageError
 Weights = Mapping[str, Tensor]
 
 
-def truncated(weights: Weights, keep: float) -> dict[str, Tensor]:
+def truncate_singular_values(weights: Weights, keep: float) -> dict[str, Tensor]:
     """Keep the largest singular values only, a share of every layer's (LASER: Sharma et al., arXiv 2312.13558).
 
     Raises:
@@ -28,7 +28,7 @@ def truncated(weights: Weights, keep: float) -> dict[str, Tensor]:
     return {key: _with_values(weight, lambda s: s * _first(len(s), keep).to(s)) for key, weight in weights.items()}
 
 
-def shrunk(weights: Weights, by: float, keep: float = 0.5) -> dict[str, Tensor]:
+def shrink_singular_values(weights: Weights, by: float, keep: float = 0.5) -> dict[str, Tensor]:
     """Multiply the smaller singular values, all but a share `keep` of every layer's, with 1 - `by`.
 
     This raises low-frequency energy, as a predictor does, and moves little else.
@@ -45,7 +45,7 @@ def shrunk(weights: Weights, by: float, keep: float = 0.5) -> dict[str, Tensor]:
     }
 
 
-def blurred(table_NKK: Tensor, order: Sequence[Tensor], sigma: float) -> Tensor:
+def gaussian_smooth(table_NKK: Tensor, order: Sequence[Tensor], sigma: float) -> Tensor:
     """Replace every kernel by a Gaussian mean of its neighbors in an order.
 
     Args:
@@ -72,7 +72,7 @@ def blurred(table_NKK: Tensor, order: Sequence[Tensor], sigma: float) -> Tensor:
     return result
 
 
-def averaged(solutions: Sequence[Weights]) -> dict[str, Tensor]:
+def average(solutions: Sequence[Weights]) -> dict[str, Tensor]:
     """The mean of several solutions, for example of progressive rounds.
 
     Raises:

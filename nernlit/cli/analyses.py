@@ -25,7 +25,7 @@ from nernlit.analysis import (
 )
 from nernlit.analysis.landscape import (
     Classify,
-    Reestimated,
+    ReestimatedBatchNorm,
     distance,
     evaluate,
     loss_grid,
@@ -157,17 +157,17 @@ def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
     with torch.no_grad():
         candidates = {"reconstructed": representation.weights()}
     for keep in (0.9, 0.8, 0.7, 0.6, 0.5):
-        candidates[f"SVD, {keep:.0%} kept"] = smoothing.truncated(original, keep)
+        candidates[f"SVD, {keep:.0%} kept"] = smoothing.truncate_singular_values(original, keep)
     for by in (0.02, 0.05, 0.1, 0.2):
-        candidates[f"lower half of SVD -{by:.0%}"] = smoothing.shrunk(original, by)
+        candidates[f"lower half of SVD -{by:.0%}"] = smoothing.shrink_singular_values(original, by)
     order = _walks(representation)
     for sigma in (0.2, 0.25, 0.3, 0.4):
-        table = smoothing.blurred(representation.target, order, sigma)
+        table = smoothing.gaussian_smooth(representation.target, order, sigma)
         candidates[f"Gaussian, sigma {sigma:g}"] = representation.layout.weights(table)
     if (run.folder / "rounds" / "rounds.json").is_file():
         ended = run.rounds()
         states = [read_round(each, original) for each in ended]
-        candidates[f"mean of {len(ended)} rounds"] = smoothing.averaged(states)
+        candidates[f"mean of {len(ended)} rounds"] = smoothing.average(states)
     rows = []
     with progress(f"testing {len(candidates)} networks", 1 + len(candidates)) as advance:
         reference = _correct(representation, original, batches)
@@ -200,7 +200,9 @@ def _compared(correct: torch.Tensor, reference: torch.Tensor) -> dict[str, float
 def _classify(representation: Representation, run: Run, options: argparse.Namespace) -> Classify:
     if options.batch_norm == "stored":
         return representation
-    return Reestimated(representation.original, run.batches("train", overrides=options.data, at_most=REESTIMATED_ON))
+    return ReestimatedBatchNorm(
+        representation.original, run.batches("train", overrides=options.data, at_most=REESTIMATED_ON)
+    )
 
 
 def _batches(run: Run, options: argparse.Namespace) -> Batches:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from nernlit.analysis import landscape_figure
 from nernlit.analysis.landscape import (
     Evaluation,
-    Reestimated,
+    ReestimatedBatchNorm,
     distance,
     evaluate,
     interpolate,
@@ -73,7 +73,7 @@ def test_reestimated_statistics_are_those_of_the_images() -> None:
     images = torch.rand(300, 1, 8, 8)
     point = {key: 3 * value.detach() for key, value in original.net.state_dict().items() if value.dim() == 4}
     before = {key: value.clone() for key, value in original.state_dict().items()}
-    classify = Reestimated(original, [(images, torch.zeros(300))])
+    classify = ReestimatedBatchNorm(original, [(images, torch.zeros(300))])
     logits = classify(images, point)
     # In training mode BatchNorm uses the batch's own statistics; over one batch the running ones differ from them by
     # the variance's correction only.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nernlit.analysis.smoothing import averaged, blurred, shrunk, truncated
+from nernlit.analysis.smoothing import average, gaussian_smooth, shrink_singular_values, truncate_singular_values
 from nernlit.analysis.spectrum import low_frequency_energy
 from nernlit.errors import UsageError
 
@@ -17,7 +17,7 @@ def _weights() -> dict[str, torch.Tensor]:
 def test_truncation_is_the_best_approximation_of_its_rank() -> None:
     weights = _weights()
     for keep in (0.34, 0.5, 1.0):
-        for key, weight in truncated(weights, keep).items():
+        for key, weight in truncate_singular_values(weights, keep).items():
             matrix = weights[key].flatten(1).double().numpy()
             values = np.linalg.svd(matrix, compute_uv=False)
             rank = round(keep * len(values))
@@ -28,12 +28,12 @@ def test_truncation_is_the_best_approximation_of_its_rank() -> None:
 
 def test_shrinking_the_small_values_raises_low_frequency_energy_and_leaves_the_large_ones() -> None:
     weights = _weights()
-    some, all_of_them, none = (shrunk(weights, by) for by in (0.2, 1.0, 0.0))
+    some, all_of_them, none = (shrink_singular_values(weights, by) for by in (0.2, 1.0, 0.0))
     before, after = low_frequency_energy(weights), low_frequency_energy(some)
     for key, weight in weights.items():
         assert after[key] > before[key]
         assert torch.allclose(none[key], weight, atol=1e-6)
-        assert torch.allclose(all_of_them[key], truncated({key: weight}, 0.5)[key], atol=1e-6)
+        assert torch.allclose(all_of_them[key], truncate_singular_values({key: weight}, 0.5)[key], atol=1e-6)
         singular = [torch.linalg.svdvals(x.flatten(1)) for x in (weight, some[key])]
         kept = round(0.5 * len(singular[0]))
         assert torch.allclose(singular[0][:kept], singular[1][:kept], atol=1e-5)
@@ -43,25 +43,25 @@ def test_blurring_matches_a_slow_walk_along_the_order() -> None:
     table = torch.randn(9, 2, 2, dtype=torch.float64)
     order = [torch.tensor([2, 0, 3, 1]), torch.tensor([8, 5, 6, 4, 7])]
     sigma = 0.8
-    smooth = blurred(table, order, sigma)
+    smooth = gaussian_smooth(table, order, sigma)
     for rows in order:
         for place, row in enumerate(rows.tolist()):
             shares = [math.exp(-0.5 * ((other - place) / sigma) ** 2) for other in range(len(rows))]
             expected = sum(share * table[rows[i]] for i, share in enumerate(shares)) / sum(shares)
             assert torch.allclose(smooth[row], expected, atol=1e-4)
-    assert torch.equal(blurred(table, order, 0), table)
+    assert torch.equal(gaussian_smooth(table, order, 0), table)
     constant = torch.full_like(table, 3.0)
-    assert torch.allclose(blurred(constant, order, 2.5), constant)
+    assert torch.allclose(gaussian_smooth(constant, order, 2.5), constant)
 
 
 def test_the_mean_of_solutions_and_what_is_refused() -> None:
     one, two = _weights(), {key: 3 * value for key, value in _weights().items()}
-    assert torch.allclose(averaged([one, two])["a"], 2 * one["a"])
+    assert torch.allclose(average([one, two])["a"], 2 * one["a"])
     with pytest.raises(UsageError, match="no solutions"):
-        averaged([])
+        average([])
     with pytest.raises(UsageError, match="keep=0"):
-        truncated(one, 0)
+        truncate_singular_values(one, 0)
     with pytest.raises(UsageError, match="by=2"):
-        shrunk(one, 2)
+        shrink_singular_values(one, 2)
     with pytest.raises(UsageError, match="sigma=-1"):
-        blurred(torch.zeros(1, 1, 1), [], -1)
+        gaussian_smooth(torch.zeros(1, 1, 1), [], -1)
