@@ -260,9 +260,7 @@ def run(args: Sequence[str]) -> NernlitCLI:
         auto_configure_optimizers=False,
         save_config_callback=SaveConfig,
         seed_everything_default=0,
-        # Evaluation must count every image exactly once; our loaders share images out themselves.
         trainer_defaults={
-            "use_distributed_sampler": False,
             "enable_model_summary": False,  # counts the frozen original's parameters too; our Summary says the sizes
             "callbacks": [Summary(), RoundCheckpoint(), LearningRate(), Interruption()],
         },

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nernlit.data.augment import Augmentation, to_pixels
-from nernlit.data.batches import BatchSampler, ErrorsAsBatches
+from nernlit.data.batches import image_loader, step_loader
 from nernlit.data.channels import require_channels, statistics_of
 from nernlit.data.eval_sets import EvalCondition, EvalSet, conditions_of
-from nernlit.data.sources import ImageSource, InChannels, TensorImages
+from nernlit.data.sources import ImageSource, InChannels
 from nernlit.errors import DataError, NernlitError, UsageError, require_at_least
 
 Split = Literal["train", "val", "test"]
@@ -113,11 +113,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1:
-            if trainer._accelerator_connector.use_distributed_sampler:
-                raise UsageError(
-                    "Lightning's distributed sampler repeats images to fill the last batch: accuracies would be wrong; "
-                    "pass use_distributed_sampler=False to the Trainer (nernlit's command line does)."
-                )
             self.seed = trainer.strategy.broadcast(self.seed)
         if stage == "predict":
             return  # reads no image
@@ -186,35 +181,23 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Any]:
         if self.train_on == "images":
-            return self._loader("train", self.batch_size, training=True)
-        return DataLoader(range(self.steps_per_epoch), batch_size=None)  # type: ignore[arg-type]  # a range will do
+            return self._loader(self.sources["train"], self.batch_size, training=True)
+        return step_loader(self.steps_per_epoch)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("val", self.eval_batch_size, training=False)
+        return self._loader(self.sources["val"])
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """The dataset's own test images first, then those of every condition of `eval_sets`."""
-        sources = [self.sources["test"], *(condition.source for condition in self.conditions)]
-        return [self._loader_of(source, self.eval_batch_size, training=False) for source in sources]
+        return [self._loader(source) for source in (self.sources["test"], *(c.source for c in self.conditions))]
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """A single empty batch: what is predicted is the network, not labels of images."""
-        return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
+        """One batch without images: `predict` returns the network's weights, which depend on no image."""
+        return step_loader(1)
 
-    def _loader(self, split: Split, batch_size: int, training: bool) -> DataLoader[Any]:
-        return self._loader_of(self.sources[split], batch_size, training)
-
-    def _loader_of(self, source: ImageSource, batch_size: int, training: bool) -> DataLoader[Any]:
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        numbers = BatchSampler(len(source), batch_size, training, self.seed, rank, world_size)
-        if trainer is not None:
-            numbers.epoch_of = lambda: trainer.current_epoch
-            if training:
-                numbers.seen = lambda: _seen(trainer)
-        workers = 0 if isinstance(source, TensorImages) else self.num_workers
-        dataset = ErrorsAsBatches(source) if workers else source
-        return DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers)
+    def _loader(self, source: ImageSource, batch_size: int | None = None, training: bool = False) -> DataLoader[Any]:
+        batch_size = batch_size or self.eval_batch_size
+        return image_loader(source, batch_size, training, self.seed, self.num_workers, self.trainer)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, NernlitError):
@@ -250,9 +233,3 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seed = state_dict["seed"]
-
-
-def _seen(trainer: L.Trainer) -> int:
-    """How many batches of the running epoch a resumed fit has behind it."""
-    loop = trainer.fit_loop
-    return loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0

@@ -1,29 +1,33 @@
-"""Batches of numbers: seeded by the epoch, shared out over processes, nothing padded or repeated in evaluation."""
+"""Which images form a batch on which process, and the `DataLoader`s that read them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import final
+from typing import Any, final
 
+import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from nernlit.data.sources import ImageSource
+from nernlit.data.sources import ImageSource, TensorImages
 from nernlit.errors import DataError, NernlitError
 
 
 @final
-class BatchSampler(Sampler[list[int]]):
-    """Lists of item numbers for one process.
+class BatchSampler(DistributedSampler[list[int]]):
+    """The indices of each batch of one process, as lists.
 
-    Training shuffles anew every epoch and drops what does not fill a batch on all processes, so that all make the same
-    number of steps; evaluation sees every item exactly once over all processes.
+    Training shuffles the indices in every epoch and drops those that do not fill a batch on all processes, so that all
+    processes make the same number of steps. Evaluation yields every index exactly once over all processes.
+
+    It is a `DistributedSampler` so that Lightning does not replace it by its own, which repeats images to give every
+    process the same number.
 
     Args:
-        size: Items in the dataset.
-        batch_size: Items a batch and process.
-        training: Shuffle and drop the rest.
-        seed: Of the shuffles, equal on all processes.
-        rank: Of this process.
+        size: Number of items in the dataset.
+        batch_size: Items per batch and process.
+        training: Whether to shuffle and to drop the last incomplete batch.
+        seed: Seed of the shuffles; the same on all processes.
+        rank: Index of this process.
         world_size: Number of processes.
 
     Raises:
@@ -37,18 +41,20 @@ class BatchSampler(Sampler[list[int]]):
             raise DataError(
                 f"{size} training images cannot be shared by {world_size} processes; lower --trainer.devices."
             )
-        self.size, self.training, self.seed = size, training, seed
-        #: Tells the epoch's number. Not `set_epoch`: with max_steps and after a resumption Lightning is one off there.
+        items: Any = range(size)  # stands for the dataset, of which only the length is used
+        super().__init__(items, world_size, rank, shuffle=training, seed=seed, drop_last=training)
+        self.size, self.training = size, training
+        #: Returns the index of the epoch. `set_epoch` is not used: with max_steps, and after resuming, Lightning's
+        #: argument is off by one.
         self.epoch_of: Callable[[], int] = lambda: 0
-        #: Tells how many batches of the epoch were seen before the fit was interrupted.
+        #: Returns the number of batches of the epoch that were trained on before the fit was interrupted.
         self.seen: Callable[[], int] = lambda: 0
         self.batch_size = min(batch_size, size // world_size) if training else batch_size
-        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         if self.training:
-            return self.size // (self.batch_size * self.world_size)
-        own = len(range(self.rank, self.size, self.world_size))
+            return self.size // (self.batch_size * self.num_replicas)
+        own = len(range(self.rank, self.size, self.num_replicas))
         return -(-own // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -57,16 +63,16 @@ class BatchSampler(Sampler[list[int]]):
             numbers = torch.randperm(self.size, generator=generator)
         else:
             numbers = torch.arange(self.size)
-        own = numbers[self.rank :: self.world_size].tolist()
+        own = numbers[self.rank :: self.num_replicas].tolist()
         for batch in range(self.seen(), len(self)):
             yield own[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
 @final
 class ErrorsAsBatches(Dataset[tuple[Tensor, Tensor] | NernlitError]):
-    """A source whose user-fixable errors are returned as batches, for the main process to raise.
+    """A source that returns a user-fixable error in place of a batch, for the main process to raise.
 
-    A loader would turn an error of a worker process into a traceback of many lines.
+    A `DataLoader` would wrap an error of a worker process in a long traceback.
     """
 
     def __init__(self, source: ImageSource) -> None:
@@ -80,3 +86,41 @@ class ErrorsAsBatches(Dataset[tuple[Tensor, Tensor] | NernlitError]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+
+def image_loader(
+    source: ImageSource, batch_size: int, training: bool, seed: int, num_workers: int, trainer: L.Trainer | None
+) -> DataLoader[Any]:
+    """A loader of this process's batches: uint8 pixels (B, C, H, W) and labels (B,).
+
+    Args:
+        source: The images.
+        batch_size: Images per batch and process.
+        training: Whether to shuffle and to drop the last incomplete batch.
+        seed: Seed of the shuffles; the same on all processes.
+        num_workers: Processes that decode images which are not in memory.
+        trainer: Knows the processes, the epoch and the position in it; None reads all images in this process.
+    """
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+    sampler = BatchSampler(len(source), batch_size, training, seed, rank, world_size)
+    if trainer is not None:
+        sampler.epoch_of = lambda: trainer.current_epoch
+        if training:
+            sampler.seen = lambda: _trained_batches(trainer)
+    workers = 0 if isinstance(source, TensorImages) else num_workers
+    return DataLoader(
+        ErrorsAsBatches(source) if workers else source, batch_size=None, sampler=sampler, num_workers=workers
+    )
+
+
+def step_loader(steps: int) -> DataLoader[Any]:
+    """A loader of `steps` batches that hold only their own index; every process gets all of them."""
+    items: Any = range(steps)
+    sampler: DistributedSampler[int] = DistributedSampler(items, num_replicas=1, rank=0, shuffle=False)
+    return DataLoader(items, batch_size=None, sampler=sampler)
+
+
+def _trained_batches(trainer: L.Trainer) -> int:
+    """The number of batches of the current epoch that a resumed fit has already trained on."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0

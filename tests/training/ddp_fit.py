@@ -1,10 +1,19 @@
-"""A program for the tests: fit and test on the digits with some processes, and save the outcome.
+"""A program for the tests: fit and test every scheme on the digits, each on several numbers of processes.
 
-Arguments: processes, batch size a process (of kernels, and of images), scheme, file to write.
+The argument is the folder to write to. Each fit saves `<folder>/<scheme>.<processes>.<rank>`, each test the same with
+`.test` appended, and each process that fails its traceback as `<folder>/<scheme>.<processes>.<rank>.error`.
+
+PyTorch and Lightning are imported once; the processes of a fit are forked from this one.
 """
 
+import multiprocessing
+import os
+import socket
 import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -18,6 +27,7 @@ from nernlit.callbacks import (
     RoundCheckpoint,
     Throughput,
     WeightsWriter,
+    throughput,
 )
 from nernlit.data import Corrupted, DigitsDataModule
 from nernlit.kernels import LayerFilter, Uniform
@@ -36,10 +46,34 @@ UNEVEN = {
 }
 
 
+#: Seconds after which a fit counts as hanging.
+TIMEOUT = 300
+
+
+class Fit(NamedTuple):
+    scheme: str
+    processes: int
+    #: Kernels, and images, per process.
+    batch_size: int
+
+
+FITS = [
+    *(
+        Fit(scheme, processes, 64 // processes)
+        for scheme in ("mse", "rmse", "decoupled", "joint", "progressive")
+        for processes in (1, 2)
+    ),
+    *(Fit(scheme, processes, 16 // processes) for scheme in ("mixed_mse", "mixed_rmse") for processes in (1, 2)),
+    *(Fit("six_kernels", processes, 16 // processes) for processes in (1, 8)),
+    Fit("poisoned", 2, 32),
+]
+
+
 class Record(L.Callback):
     """Keep what each process sampled, and its first predictor."""
 
-    def __init__(self) -> None:
+    def __init__(self, fit: Fit, out: Path) -> None:
+        self.fit, self.out = fit, out
         self.outcome: dict[str, object] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -48,18 +82,18 @@ class Record(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ReconstructionModule)
         rank, world_size = trainer.global_rank, trainer.world_size
-        self.outcome["sampled"] = Uniform(int(sys.argv[2])).indices(
+        self.outcome["sampled"] = Uniform(self.fit.batch_size).indices(
             pl_module.norms_N, pl_module.seed, 0, rank, world_size
         )
         self.outcome["end"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
         self.outcome["val"] = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
-        names = ("train/recon", "train/loss", "train/explained_power")
-        self.outcome["train"] = [float(trainer.callback_metrics[name]) for name in names if sys.argv[3] in UNEVEN]
-        torch.save(self.outcome, f"{sys.argv[4]}.{rank}")
+        names = ("train/recon", "train/loss", "train/explained_power") if self.fit.scheme in UNEVEN else ()
+        self.outcome["train"] = [float(trainer.callback_metrics[name]) for name in names]
+        torch.save(self.outcome, f"{self.out}.{rank}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         tested = {name: float(value) for name, value in trainer.callback_metrics.items() if "test" in name}
-        torch.save(tested, f"{sys.argv[4]}.test.{trainer.global_rank}")
+        torch.save(tested, f"{self.out}.{trainer.global_rank}.test")
 
 
 class PoisonTheSecond(L.Callback):
@@ -98,14 +132,14 @@ def build(scheme: str, batch_size: int) -> ReconstructionModule:
     return ReconOnly(representation, sgd, sampling=sampling, loss=scheme)  # type: ignore[arg-type]
 
 
-def main() -> None:
-    processes, batch_size = int(sys.argv[1]), int(sys.argv[2])
+def run(fit: Fit, out: Path) -> None:
+    """Fit and test in this process, together with the others of its group."""
     L.seed_everything(3, verbose=False)
-    module = build(sys.argv[3], batch_size)
+    module = build(fit.scheme, fit.batch_size)
     # 1,437 * 0.0216 = 31 images: odd, so that a padding sampler would count one of them twice.
     on_images = isinstance(module, DistillingModule)
     data = DigitsDataModule(
-        batch_size=batch_size,
+        batch_size=fit.batch_size,
         train_on="images" if on_images else "none",
         steps_per_epoch=5,
         val_share=0.0216,
@@ -113,30 +147,56 @@ def main() -> None:
         eval_sets=[Corrupted(["gaussian_noise", "contrast"], [3])],
     )
     callbacks = [AdversarialAccuracy(fgsm_255=[4], ifgsm_255=[4], steps=2), LowFrequencyEnergy(), LayerDifference()]
-    callbacks += [RoundCheckpoint(), WeightsWriter(), Throughput(1), Record()]
-    callbacks += [ModelCheckpoint(f"{sys.argv[4]}.checkpoints", monitor="val/acc", mode="max")]
-    if sys.argv[3] == "poisoned":
+    callbacks += [RoundCheckpoint(), WeightsWriter(), Throughput(1), Record(fit, out)]
+    callbacks += [ModelCheckpoint(f"{out}.checkpoints", monitor="val/acc", mode="max")]
+    if fit.scheme == "poisoned":
         callbacks = [PoisonTheSecond()]
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=processes,
-        strategy="ddp_spawn" if processes > 1 else "auto",
+        devices=fit.processes,
+        strategy="ddp" if fit.processes > 1 else "auto",
         max_epochs=1,
         limit_train_batches=5,
-        use_distributed_sampler=False,
-        logger=TensorBoardLogger(f"{sys.argv[4]}.run", "", ""),
+        logger=TensorBoardLogger(f"{out}.run", "", ""),
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks,
-        default_root_dir=f"{sys.argv[4]}.run",
+        default_root_dir=f"{out}.run",
     )
     trainer.fit(module, datamodule=data)
-    if sys.argv[3] in UNEVEN:
+    if fit.scheme in UNEVEN:
         return
     trainer.test(module, datamodule=data, verbose=False)
     trainer.predict(module, datamodule=data)
 
 
+def run_as(rank: int, fit: Fit, out: Path) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)  # tells Lightning that the processes of the group exist already
+    try:
+        run(fit, out)
+    except BaseException:
+        Path(f"{out}.{rank}.error").write_text(traceback.format_exc())
+        raise
+
+
+def main(folder: Path) -> None:
+    forked = multiprocessing.get_context("fork")
+    for fit in FITS:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
+        out = folder / f"{fit.scheme}.{fit.processes}"
+        group = [forked.Process(target=run_as, args=(rank, fit, out)) for rank in range(fit.processes)]
+        for process in group:
+            process.start()
+        for rank, process in enumerate(group):
+            process.join(TIMEOUT)
+            if process.is_alive():
+                process.kill()
+                Path(f"{out}.{rank}.error").write_text(f"still running after {TIMEOUT} s")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    throughput._SIDE = 64  # the time of a product of large matrices, on every process, tests nothing
+    main(Path(sys.argv[1]))

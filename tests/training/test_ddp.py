@@ -1,3 +1,4 @@
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,22 +10,41 @@ import torch
 
 import nernlit
 
-SCRIPT = Path(__file__).with_name("ddp_fit.py")
+# The first test that needs the fits waits for all of them: a minute on an idle machine, several on a busy one.
+pytestmark = pytest.mark.timeout(900)
 
 
-def _fit(processes: int, batch_size: int, scheme: str, out: Path) -> list[dict[str, Any]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(nernlit.__file__).parent.parent)}
-    command = [sys.executable, str(SCRIPT), str(processes), str(batch_size), scheme, str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=840, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(processes)]
+@pytest.fixture(scope="session")
+def fits(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder with the outcomes of all fits of ddp_fit.py, which runs once even where several workers need it."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared if worker_id == "master" else shared.parent) / "ddp_fits"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            folder.mkdir()
+            environment = {
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(nernlit.__file__).parent.parent),
+            }
+            command = [sys.executable, str(Path(__file__).with_name("ddp_fit.py")), str(folder)]
+            with (folder / "log").open("w") as log:
+                subprocess.run(command, env=environment, cwd=folder, stdout=log, stderr=log, timeout=840, check=False)
+    return folder
 
 
-@pytest.mark.timeout(900)  # seconds on an idle machine, minutes on a busy one
+def _outcomes(fits: Path, scheme: str, processes: int, suffix: str = "") -> list[dict[str, Any]]:
+    """What each process of a fit has saved."""
+    errors = [file.read_text() for file in sorted(fits.glob(f"{scheme}.{processes}.*.error"))]
+    assert not errors, "\n".join(errors)
+    return [torch.load(fits / f"{scheme}.{processes}.{rank}{suffix}", weights_only=True) for rank in range(processes)]
+
+
 @pytest.mark.parametrize("scheme", ["mse", "rmse", "decoupled", "joint", "progressive"])
-def test_two_processes_train_like_one_with_the_joined_batch(tmp_path: Path, scheme: str) -> None:
-    (alone,) = _fit(1, 64, scheme, tmp_path / "alone")
-    both = _fit(2, 32, scheme, tmp_path / "both")
+def test_two_processes_train_like_one_with_the_joined_batch(fits: Path, scheme: str) -> None:
+    (alone,) = _outcomes(fits, scheme, 1)
+    both = _outcomes(fits, scheme, 2)
     for one, two, single in zip(both[0]["start"], both[1]["start"], alone["start"], strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one, single)
@@ -39,25 +59,25 @@ def test_two_processes_train_like_one_with_the_joined_batch(tmp_path: Path, sche
         for name in ("val/acc", "val/acc_original", "val/acc_top5"):
             assert outcome["val"][name] == pytest.approx(alone["val"][name], abs=1e-6)
     # So must those of corrupted and attacked images; the weights differ by rounding, which may turn an answer or two.
-    single, *shared = (torch.load(file, weights_only=True) for file in _tested(tmp_path))
+    (single,) = _outcomes(fits, scheme, 1, ".test")
     assert {"test/acc_corrupted_contrast_3", "test/acc_fgsm_4", "test/acc_ifgsm_4_original"} <= single.keys()
-    for outcome in shared:
+    for outcome in _outcomes(fits, scheme, 2, ".test"):
         assert outcome.keys() == single.keys()
         for name, value in single.items():
             assert outcome[name] == pytest.approx(value, abs=1e-6 if name.endswith("_original") else 2.1 / 360), name
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("scheme", "processes"), [("mixed_mse", 2), ("mixed_rmse", 2), ("six_kernels", 8)])
-def test_uneven_shares_train_like_one_process_with_all_of_them(tmp_path: Path, scheme: str, processes: int) -> None:
-    (alone,) = _fit(1, 16, scheme, tmp_path / "alone")
-    shared = _fit(processes, 16 // processes, scheme, tmp_path / "shared")
-    for outcome in shared:
+def test_uneven_shares_train_like_one_process_with_all_of_them(fits: Path, scheme: str, processes: int) -> None:
+    (alone,) = _outcomes(fits, scheme, 1)
+    for outcome in _outcomes(fits, scheme, processes):
         for one, single in zip(outcome["end"], alone["end"], strict=True):
             assert torch.allclose(one, single, rtol=0, atol=1e-6)
         assert outcome["train"] == pytest.approx(alone["train"], rel=1e-5, abs=1e-6)
     assert len(alone["train"]) == 3
 
 
-def _tested(folder: Path) -> list[Path]:
-    return [folder / "alone.test.0", folder / "both.test.0", folder / "both.test.1"]
+def test_all_processes_end_when_one_of_them_diverges(fits: Path) -> None:
+    for rank, value in enumerate(["not finite on another process", "nan"]):
+        error = (fits / f"poisoned.2.{rank}.error").read_text()
+        assert f"the fit has diverged: at step 2 train/recon is {value} " in error
