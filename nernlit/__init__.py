@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nernlit.kernels import LayerFilter, Layout
     from nernlit.originals import Original
     from nernlit.predictors import MLP, FourierEncoding, Predictor
-    from nernlit.representation import Representation, Sizes, load, save
+    from nernlit.representation import Representation, Sizes, load
     from nernlit.training import (
         BaselineJoint,
         DecoupledDistill,
@@ -46,7 +46,6 @@ __all__ = [
     "Representation",
     "Sizes",
     "load",
-    "save",
 ]
 __version__ = "0.1.0"
 
@@ -63,7 +62,7 @@ _NAMES = {
     ],
     "originals": ["Original"],
     "predictors": ["MLP", "FourierEncoding", "Predictor"],
-    "representation": ["Representation", "Sizes", "load", "save"],
+    "representation": ["Representation", "Sizes", "load"],
 }
 _HOME = {name: part for part, names in _NAMES.items() for name in names}
 

@@ -12,9 +12,10 @@ from nernlit.callbacks import ProgressLine, Summary
 from nernlit.callbacks.writer import say_written, write_weights
 from nernlit.cli.arguments import CommandParser
 from nernlit.cli.runs import Run
+from nernlit.coding import part_bytes
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
-from nernlit.representation.nern import load, part_bytes, save
+from nernlit.representation import load
 from nernlit.storage.container import read_container
 from nernlit.training import OriginalModule
 from nernlit.utilities.progress import CONSOLE
@@ -28,7 +29,7 @@ def export(args: Sequence[str]) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.nern")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="which of a run's checkpoints")
     options = parser.parse_args(args)
-    save(Run.open(options.run, options.select).representation(), options.out)
+    Run.open(options.run, options.select).representation().save(options.out)
     _print_sizes(options.out)
 
 

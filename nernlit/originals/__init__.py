@@ -3,6 +3,7 @@
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
 from nernlit.originals.original import Original
+from nernlit.originals.stored import decoded_original, description
 from nernlit.originals.taps import NERN_TAPS, FeatureTaps
 from nernlit.storage.weights import load_strictly, read_state_dict
 
@@ -12,6 +13,8 @@ __all__ = [
     "FeatureTaps",
     "Folded",
     "Original",
+    "decoded_original",
+    "description",
     "load_strictly",
     "read_state_dict",
 ]

@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self, final
 
 import timm
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nernlit.coding import NernFile, is_nern, unreadable
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
 from nernlit.originals.checks import pixel_statistics, require_finite_weights, require_plain_weights
@@ -22,7 +24,8 @@ class Original(nn.Module):
 
     Args:
         name: A timm model name: `cifar_resnet20`, `cifar_resnet56_b`, `resnet18`, ...
-        checkpoint: File of weights (.safetensors, .pt, .pth, .th, .ckpt).
+        checkpoint: File of weights (.safetensors, .pt, .pth, .th, .ckpt), or a .nern file, whose reconstructed weights
+            are taken; what the file says of classes, channels, `mean` and `std` is then their default.
         pretrained: Load the weights that timm knows for this name; most are downloaded.
         num_classes: Logits, at least 2, by default the model's own.
         in_chans: Image channels, by default the model's own.
@@ -34,6 +37,7 @@ class Original(nn.Module):
     Raises:
         UsageError: If timm does not know the name, or options are invalid or contradict each other.
         CheckpointError: If the weights cannot be read or downloaded, do not fit, or are not finite.
+        FileFormatError: If a .nern file cannot be decoded.
     """
 
     mean: Tensor
@@ -42,6 +46,8 @@ class Original(nn.Module):
     architecture: dict[str, Any] | None = None
     #: Names of the classes in the order of the logits, where they are known.
     class_names: tuple[str, ...] = ()
+    #: Of weights that were decoded from a .nern file: their own fingerprint -> the one that the file states.
+    _stated_fingerprints: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -64,9 +70,19 @@ class Original(nn.Module):
             raise UsageError(
                 f"ema: {str(ema).lower()} chooses among a checkpoint's weights, but no checkpoint is given."
             )
+        file = NernFile.read(checkpoint) if checkpoint is not None and is_nern(checkpoint) else None
+        if file is not None:
+            if ema is not None:
+                raise UsageError(f"ema: {str(ema).lower()} is given, but {checkpoint} holds one set of weights only.")
+            with unreadable(file.path):
+                num_classes = file.header["num_classes"] if num_classes is None else num_classes
+                in_chans = (file.header["network"] or {}).get("in_chans") if in_chans is None else in_chans
+                mean = file.header["mean"] if mean is None else mean
+                std = file.header["std"] if std is None else std
         net = _timm_model(name, pretrained, num_classes, in_chans)
         if checkpoint is not None:
-            load_strictly(net, read_state_dict(checkpoint, net, ema), checkpoint)
+            state = read_state_dict(checkpoint, net, ema) if file is None else file.state_dict()
+            load_strictly(net, state, checkpoint)
         config = net.pretrained_cfg
         weights = checkpoint
         if pretrained and net.num_classes == config["num_classes"]:  # otherwise timm has made a new, random classifier
@@ -75,7 +91,9 @@ class Original(nn.Module):
         if in_chans is not None:
             self.architecture["in_chans"] = in_chans
         statistics = (config["mean"] if mean is None else mean, config["std"] if std is None else std)
-        self._own(net, name, weights, int(net.num_classes), in_chans or int(config["input_size"][0]), *statistics)
+        self._set_up(net, name, weights, int(net.num_classes), in_chans or int(config["input_size"][0]), *statistics)
+        if file is not None:
+            self.set_source(file)
 
     @classmethod
     def of(
@@ -104,10 +122,10 @@ class Original(nn.Module):
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         channels = in_chans or _image_channels(net) or len(mean)
-        self._own(net, type(net).__name__, "memory", num_classes, channels, mean, std)
+        self._set_up(net, type(net).__name__, "memory", num_classes, channels, mean, std)
         return self
 
-    def _own(
+    def _set_up(
         self,
         net: nn.Module,
         name: str,
@@ -188,8 +206,18 @@ class Original(nn.Module):
             )
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights' names, shapes and bits: two originals are the same if and only if these are equal."""
-        return fingerprint(self.net.state_dict())
+        """SHA-256 of the weights' names, shapes and bits: two originals are the same if and only if these are equal.
+
+        For weights out of a .nern file it is the one that the file states: their last bits depend on the machine.
+        """
+        own = fingerprint(self.net.state_dict())
+        return self._stated_fingerprints.get(own, own)
+
+    def set_source(self, file: NernFile) -> None:
+        """Note that the present weights were decoded from a .nern file, and take its class names."""
+        self.weights_from = str(file.path)
+        self.class_names = tuple(str(name) for name in file.header["class_names"])
+        self._stated_fingerprints = {fingerprint(self.net.state_dict()): str(file.header["reconstructed"]["sha256"])}
 
 
 def _timm_model(name: str, pretrained: bool, num_classes: int | None, in_chans: int | None) -> Any:

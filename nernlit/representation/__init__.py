@@ -1,8 +1,7 @@
 """The representation: an original whose weights come out of a predictor, how it is described, stored and loaded."""
 
-from nernlit.representation.loading import load_representation
-from nernlit.representation.nern import load, save
+from nernlit.representation.loading import load, load_representation
 from nernlit.representation.representation import Representation
 from nernlit.representation.sizes import Sizes
 
-__all__ = ["Representation", "Sizes", "load", "load_representation", "save"]
+__all__ = ["Representation", "Sizes", "load", "load_representation"]

@@ -1,69 +1,148 @@
-"""Representations out of the checkpoints that fits write."""
+"""Representations out of files: .nern files, and the checkpoints that fits write."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from torch import Tensor, nn
 
+from nernlit.coding import NernFile, is_nern
 from nernlit.errors import CheckpointError, UsageError
+from nernlit.predictors import Predictor
 from nernlit.representation.representation import Representation
 from nernlit.storage.checkpoint import read_checkpoint
 
 _PREFIX = "representation."
 
 
-def load_representation(
-    path: str | Path | None, representation: Representation | None = None, original: str | Path | None = None
-) -> tuple[Representation, dict[str, Any] | None]:
-    """The representation of a checkpoint: layout, order, original and predictor as they were fitted.
+def load(
+    path: str | Path,
+    net: nn.Module | None = None,
+    predictor_classes: Sequence[type[Predictor]] = (),
+    max_gib: float | None = None,
+) -> Representation:
+    """The representation in a file, in evaluation mode: it predicts, evaluates, and can be trained further.
+
+    Of a .nern file, the original is the reconstructed network: the file holds no other. Nothing is imported or executed
+    that a .nern file names: networks are timm's or ours, predictors this package's.
 
     Args:
-        path: The checkpoint. None returns what is given.
-        representation: Filled with the checkpoint's predictor instead of building a new one.
-        original: File of the original's weights, where it is no longer where the checkpoint says.
-
-    Returns:
-        The representation, and its description in primitives where the checkpoint has one.
+        path: A .nern file, or a checkpoint (.ckpt) of a fit.
+        net: For a .nern file, a network of its architecture, if timm cannot make one. Its weights are replaced.
+        predictor_classes: For a .nern file, predictors of your own that it may name.
+        max_gib: For a .nern file, the most memory that decoding may need, in GiB; 8 by default. A small file can
+            describe a large network.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read, describes no representation or does not fit the given one.
+        FileFormatError: If a .nern file is missing, damaged, of another version, describes what cannot be built, or
+            needs a network or a predictor class that is not given.
+        CheckpointError: If a checkpoint cannot be read, or does not say how its representation is built.
+        UsageError: If an option for .nern files is given with another file.
+    """
+    if is_nern(path):
+        return Representation.of_file(NernFile.read(path, predictor_classes, max_gib), net).eval()
+    if net is not None or predictor_classes or max_gib is not None:
+        raise UsageError(f"net, predictor_classes and max_gib are for .nern files, and {path} is none; leave them out.")
+    return load_representation(path)[0].eval()
+
+
+def load_representation(
+    path: str | Path | None, representation: Representation | None = None, original: str | Path | None = None
+) -> tuple[Representation, dict[str, Any]]:
+    """The representation in a file, or a given one with the predictor, scale and order of a file.
+
+    Args:
+        path: A checkpoint or a .nern file. None returns what is given.
+        representation: Filled with the file's predictor instead of building a new representation. The file must have
+            been written from one that is built alike, with the same original.
+        original: File of the original's weights (of a fit that started from a .nern file, that file), where it is no
+            longer where the checkpoint says.
+
+    Returns:
+        The representation, and what the hyper-parameters of a module that goes on with it must say (`representation`,
+        `init_from`) so that its checkpoints can be loaded without `path`, or with the .nern file alone.
+
+    Raises:
+        CheckpointError: If a checkpoint cannot be read, holds no representation or does not fit the given one.
+        FileFormatError: If a .nern file cannot be decoded.
         UsageError: If neither is given.
     """
     if path is None:
         if representation is None:
-            raise UsageError("neither a representation nor a checkpoint (init_from) is given; pass one of them.")
-        return representation, None
-    content = read_checkpoint(path)
-    state = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
-    described = content.get("hyper_parameters", {}).get("representation")
-    if not state:
-        raise CheckpointError(f"{path} holds no representation; pass a checkpoint of Recon-only or another scheme.")
-    if representation is None:
-        if described is None:
-            raise CheckpointError(
-                f"{path} does not say how its representation is built (it was not written by the command line); "
-                "build the same representation and pass it too."
-            )
+            raise UsageError("neither a representation nor a file (init_from) is given; pass one of them.")
+        return representation, {}
+    if representation is not None:
+        classes = [type(representation.predictor)]
+        state = _stored_state(NernFile.read(path, classes)) if is_nern(path) else _fitted_state(path)[0]
+        _fill(representation, state, path)
+        return representation, {"init_from": None}
+    if is_nern(path):
+        return load(path), {"init_from": str(path)}
+    rebuilt: dict[str, Any]
+    state, hyper_parameters = _fitted_state(path)
+    described, source = hyper_parameters.get("representation"), hyper_parameters.get("init_from")
+    if described is not None:
         described = _with_original(path, described, original)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Representation, "representation")
         built = parser.instantiate_classes(parser.parse_object({"representation": described}))
-        representation = built.representation
+        representation, rebuilt = built.representation, {"representation": described, "init_from": None}
+    elif source is not None and is_nern(source):
+        file = Path(original or source)
+        if original is None:
+            _require_present(path, file)
+        representation, rebuilt = load(file), {"init_from": str(file)}
+    else:
+        raise CheckpointError(
+            f"{path} does not say how its representation is built (it was not written by the command line); "
+            "build the same representation and pass it too."
+        )
+    _fill(representation, state, path)
+    return representation, rebuilt
+
+
+def _stored_state(file: NernFile) -> dict[str, Any]:
+    """The state dict of the representation that a .nern file was written from."""
+    extra = {
+        "original": file.header["original"]["sha256"],
+        "specification": file.specification,
+        "scale": file.scale,
+        "order": file.packed_order,
+    }
+    predictor = {f"predictor.{name}": value for name, value in file.predictor.state_dict().items()}
+    return {**predictor, "_extra_state": extra}
+
+
+def _fitted_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state dict of a checkpoint's representation, and the hyper-parameters of its module."""
+    content = read_checkpoint(path)
+    state = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
+    if not state:
+        raise CheckpointError(f"{path} holds no representation; pass a checkpoint of Recon-only or another scheme.")
+    return state, content.get("hyper_parameters", {})
+
+
+def _fill(representation: Representation, state: dict[str, Tensor], path: str | Path) -> None:
     try:
         representation.load_state_dict(state)
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())[:2000]}") from error
-    return representation, described
 
 
 def _with_original(path: str | Path, described: dict[str, Any], original: str | Path | None) -> dict[str, Any]:
-    """The description, with the original's weights where they are now."""
+    """The description of a representation, with the original's weights where they are now."""
     fitted = described["original"]
     if original is not None:
         return {**described, "original": {**fitted, "checkpoint": str(original), "pretrained": False}}
-    if fitted.get("checkpoint") and not Path(fitted["checkpoint"]).exists():
+    if fitted.get("checkpoint"):
+        _require_present(path, Path(fitted["checkpoint"]))
+    return described
+
+
+def _require_present(path: str | Path, file: Path) -> None:
+    if not file.exists():
         raise CheckpointError(
-            f"{path} was fitted with {fitted['checkpoint']}, which is gone; say where it is now: --original FILE of "
+            f"{path} was fitted with {file}, which is gone; say where it is now: --original FILE of "
             "`analyze` and `report`, or beside --model.init_from the whole --model.representation."
         )
-    return described

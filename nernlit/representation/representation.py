@@ -7,12 +7,21 @@ Shapes: N kernels, K kernel side that the predictor gives (at least the layout's
 
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from nernlit.coding import (
+    NernFile,
+    bind,
+    decoded_header,
+    predicted_kernels,
+    predicted_weights,
+    require_kernel_size,
+    unreadable,
+)
 from nernlit.errors import CheckpointError, LayoutError
 from nernlit.kernels import (
     LayerFilter,
@@ -24,18 +33,13 @@ from nernlit.kernels import (
     packed_bits,
     unpack_order,
 )
-from nernlit.originals import Original
+from nernlit.originals import Original, decoded_original, description
 from nernlit.predictors import Predictor
 from nernlit.representation.sizes import Sizes
 from nernlit.representation.specification import differences
 from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.progress import progress
-
-#: A table of up to so many kernels is predicted in one piece, and nothing is computed twice.
-_WHOLE = 65_536
-#: Kernels of a larger table predicted at a time; bounds the memory of its activations.
-_CHUNK = 16_384
-_ALL = (slice(None), slice(None))
+from nernlit.utilities.sharing import names_of_weights
 
 
 @final
@@ -73,69 +77,13 @@ class Representation(WithConstants):
         order: OrderName = "in_filter",
         standardize: bool = True,
     ) -> None:
-        self._own(original, predictor, Layout.of(original.net, layers), order, standardize)
-
-    @classmethod
-    def of_parts(
-        cls,
-        original: Original,
-        predictor: Predictor,
-        layout: Layout,
-        order: OrderName,
-        standardize: bool,
-        address_N3: Tensor,
-        scale: Tensor,
-    ) -> Self:
-        """A representation whose addresses and scale are known and not read off the original's weights.
-
-        Args:
-            original: The CNN; it is frozen and stays in evaluation mode.
-            predictor: Maps addresses to kernels.
-            layout: Which weights are predicted, in which rows.
-            order: What the addresses' order is called.
-            standardize: Whether the predictor works in units of `scale`.
-            address_N3: Address of every kernel, (N, 3).
-            scale: Weight units of the predictor's unit, a scalar.
-
-        Raises:
-            LayoutError: See the class.
-        """
-        self = cls.__new__(cls)
-        self._own(original, predictor, layout, order, standardize, address_N3)
-        self.set_constant("scale", scale)
-        return self
-
-    def _own(
-        self,
-        original: Original,
-        predictor: Predictor,
-        layout: Layout,
-        order: OrderName,
-        standardize: bool,
-        address_N3: Tensor | None = None,
-    ) -> None:
-        WithConstants.__init__(self)
-        self.set_constant("original", original.freeze())
-        self.predictor = predictor
-        self.layout = layout
-        self.order: OrderName = order
-        self.standardize = standardize
-        size = predictor.kernel_size
-        if size < layout.kernel_size:
-            largest = max(layout.layers, key=lambda layer: max(layer.shape[2:]))
-            raise LayoutError(
-                f"kernel_size={size} is smaller than layer {largest.name!r} "
-                f"({largest.shape[2]}x{largest.shape[3]}); pass --model.representation.predictor.kernel_size="
-                f"{layout.kernel_size}, or leave the layer out (--model.representation.layers)."
-            )
-        self.specification()  # refuses a predictor that a checkpoint could not describe
-        if address_N3 is None:  # an order takes seconds for large networks: what cannot work has been refused by now
-            address_N3 = addresses(layout, original.net.state_dict(), order)
-        extent = address_N3.amax(0) + 1
-        predictor.bind((int(extent[0]), int(extent[1]), int(extent[2])))
-        self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
-        self.set_constant("layer_masks", layout.layer_masks(size))
-        self._take_target(original.net.state_dict())
+        layout = Layout.of(original.net, layers)
+        require_kernel_size(predictor, layout)
+        predictor.specification()  # refuses a predictor that a checkpoint could not describe
+        state = original.freeze().net.state_dict()
+        address_N3 = addresses(layout, state, order)  # seconds for large networks: what cannot work is refused before
+        bind(predictor, address_N3)
+        self._set_up(original, predictor, layout, order, standardize, address_N3)
         # In float64: independent of the number of threads, and finite for large weights.
         power = self.target.double().square().sum() / layout.num_weights
         if not power:
@@ -145,13 +93,62 @@ class Representation(WithConstants):
             )
         self.set_constant("scale", power.sqrt().float() if standardize else torch.ones(()))
 
-    def _take_target(self, state: Mapping[str, Tensor]) -> None:
-        self.set_constant("target", self.layout.table(state, self.predictor.kernel_size).float())
+    @classmethod
+    def of_file(cls, file: NernFile, net: nn.Module | None = None) -> Self:
+        """The representation of a .nern file. Its original, and target of training, is the reconstructed network.
 
-    def adopt_reconstruction(self) -> None:
-        """Make the reconstructed weights the original's own, so that they are what further training starts from."""
-        self.original.net.load_state_dict(self.reconstructed())
-        self._take_target(self.original.net.state_dict())
+        Args:
+            file: The file.
+            net: A network of the file's architecture, for one that timm cannot make. Its weights are replaced.
+
+        Raises:
+            FileFormatError: If the file needs a network that is not given, or does not fit its network.
+        """
+        self, original = cls.__new__(cls), decoded_original(file, net)
+        with unreadable(file.path):
+            standardize = bool(file.specification["standardize"])
+            self._set_up(original.freeze(), file.predictor, file.layout, file.order, standardize, file.addresses)
+            self.set_constant("scale", file.scale)
+        return self
+
+    def _set_up(
+        self,
+        original: Original,
+        predictor: Predictor,
+        layout: Layout,
+        order: OrderName,
+        standardize: bool,
+        address_N3: Tensor,
+    ) -> None:
+        """Everything but the scale."""
+        super().__init__()
+        self.set_constant("original", original)
+        self.predictor = predictor
+        self.layout = layout
+        self.order: OrderName = order
+        self.standardize = standardize
+        size = predictor.kernel_size
+        self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
+        self.set_constant("layer_masks", layout.layer_masks(size))
+        self.set_constant("target", layout.table(original.net.state_dict(), size).float())
+
+    def save(self, path: str | Path) -> None:
+        """Write a .nern file: all that is needed to compute the reconstructed network, without the original.
+
+        Raises:
+            StorageError: If the file cannot be written.
+            UsageError: If the path does not end in .nern.
+        """
+        net, reconstructed = self.original.net, self.reconstructed()
+        names = names_of_weights(net)
+        predicted = {key for layer in self.layout.layers for key in (layer.key, *layer.aliases)}
+        kept = {k: v for k, v in net.state_dict().items() if k not in predicted and names[k][0] == k}
+        header = {
+            **description(self.original),
+            "specification": self.specification(),
+            **decoded_header(self.layout, reconstructed, names),
+        }
+        NernFile(Path(path), header, self.predictor, self.layout, self.addresses, self.scale, kept).write()
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
@@ -161,7 +158,7 @@ class Representation(WithConstants):
             predictor: One of the same form to ask in place of the representation's own.
         """
         rows = self.addresses if indices is None else self.addresses[indices]
-        return self._predicted(rows, predictor, len(rows) > _WHOLE)
+        return predicted_kernels(predictor or self.predictor, rows, self.scale)
 
     def weights(self, predictor: nn.Module | None = None) -> dict[str, Tensor]:
         """The predicted entries of the original's state dict, with gradients to the predictor.
@@ -182,41 +179,12 @@ class Representation(WithConstants):
             return self._weights(predictor, advance)
 
     def _weights(self, predictor: nn.Module | None, advance: Callable[[int], None]) -> dict[str, Tensor]:
-        if self.layout.num_kernels <= _WHOLE:
-            return self.layout.weights(self._predicted(self.addresses, predictor, False))
-        # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
-        weights, size = {}, self.predictor.kernel_size
-        for layer in self.layout.layers:
-            kernels = self._predicted(self.addresses[layer.rows], predictor, True, layer.crop(size))
-            weights[layer.key] = kernels.view(layer.shape)
-            advance(layer.kernels)
-        return weights
+        asked, size = predictor or self.predictor, self.predictor.kernel_size
+        return predicted_weights(asked, size, self.layout, self.addresses, self.scale, advance)
 
     def original_weights(self) -> dict[str, Tensor]:
         """The original's own entries of what `weights` predicts."""
         return self.layout.weights(self.target)
-
-    def _predicted(
-        self, addresses_N3: Tensor, predictor: nn.Module | None, in_chunks: bool, crop: tuple[slice, slice] = _ALL
-    ) -> Tensor:
-        """Kernels (N, kh, kw) in weight units.
-
-        With gradients, a chunk's activations are computed again in the backward pass, so that memory does not grow with
-        the number of chunks.
-        """
-
-        ask = predictor or self.predictor
-
-        def cropped(chunk_N3: Tensor) -> Tensor:
-            kernels_NKK: Tensor = ask(chunk_N3).to(self.scale.dtype) * self.scale
-            return kernels_NKK[:, *crop]
-
-        if not in_chunks:
-            return cropped(addresses_N3)
-        chunks = addresses_N3.split(_CHUNK)
-        if torch.is_grad_enabled():
-            return torch.cat([checkpoint(cropped, chunk, use_reentrant=False) for chunk in chunks])
-        return torch.cat([cropped(chunk) for chunk in chunks])
 
     def mask(self, indices: Tensor | None = None) -> Tensor | None:
         """(N, K, K) booleans: which entries are weights; None where all of them are."""

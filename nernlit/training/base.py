@@ -64,13 +64,14 @@ class ReconstructionModule(ClassifierModule):
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
         self.sizes_N = representation.layer_masks.sum((1, 2), dtype=torch.int16)[representation.addresses[:, 0]].cpu()
 
-    def remember(self, described: Mapping[str, Any] | None) -> None:
-        """Keep in this module's checkpoints how a representation that came out of another checkpoint is built.
+    def remember(self, rebuilt: Mapping[str, Any]) -> None:
+        """Keep in this module's checkpoints how its representation, which came out of a file, is built again.
 
-        They then stand alone: the other file is not needed again.
+        Args:
+            rebuilt: See `load_representation`.
         """
-        if described is not None and self.hparams:
-            self.hparams.update(representation=dict(described), init_from=None)
+        if self.hparams:
+            self.hparams.update(rebuilt)
 
     def sample(self, sampling: Sampling) -> Sample:
         """The kernels that this step looks at, shared out over the processes."""

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from nernlit.coding import prediction
 from nernlit.errors import CheckpointError, LayoutError, UsageError
 from nernlit.kernels import LayerFilter
 from nernlit.predictors import MLP, Predictor
 from nernlit.representation import Representation, load_representation
-from nernlit.representation import representation as representation_file
 from tests.fakes import digits_representation, tiny_original, tiny_representation
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -160,7 +160,7 @@ def test_the_error_of_a_file_names_the_file(tmp_path: Path) -> None:
     ):
         load_representation(tmp_path / "fit.ckpt", tiny_representation(order="none"))
     given = tiny_representation()
-    assert load_representation(tmp_path / "fit.ckpt", given) == (given, None)
+    assert load_representation(tmp_path / "fit.ckpt", given) == (given, {"init_from": None})
 
 
 def test_another_class_of_predictor_and_another_order_of_layers_are_differences() -> None:
@@ -276,8 +276,8 @@ def test_weights_in_chunks_have_the_same_gradients(
     representation = make()  # of 3x3 kernels, and of several sizes
     outcomes = []
     for chunk in (10**6, 7):
-        monkeypatch.setattr(representation_file, "_WHOLE", chunk)
-        monkeypatch.setattr(representation_file, "_CHUNK", chunk)
+        monkeypatch.setattr(prediction, "_WHOLE", chunk)
+        monkeypatch.setattr(prediction, "_CHUNK", chunk)
         representation.zero_grad()
         weights = representation.weights()
         torch.stack([value.square().sum() for value in weights.values()]).sum().backward()
@@ -301,8 +301,8 @@ def test_chunks_keep_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
 
     totals = []
     for chunk in (10**6, 100):
-        monkeypatch.setattr(representation_file, "_WHOLE", chunk)
-        monkeypatch.setattr(representation_file, "_CHUNK", chunk)
+        monkeypatch.setattr(prediction, "_WHOLE", chunk)
+        monkeypatch.setattr(prediction, "_CHUNK", chunk)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             representation.weights()
@@ -315,7 +315,7 @@ def test_a_prediction_of_seconds_shows_how_far_it_is(
 ) -> None:
     representation = tiny_representation()
     forward = representation.predictor.forward
-    monkeypatch.setattr("nernlit.representation.representation._WHOLE", 1)
+    monkeypatch.setattr("nernlit.coding.prediction._WHOLE", 1)
     monkeypatch.setattr("nernlit.utilities.progress.progress.__wrapped__.__defaults__", (0.01,))
     monkeypatch.setattr(representation.predictor, "forward", lambda rows: (time.sleep(0.1), forward(rows))[1])
     representation.reconstructed()
@@ -341,6 +341,8 @@ def test_ten_lines_of_python_fit_without_lightning() -> None:
 
 
 def test_a_kernel_size_is_refused_before_kernels_are_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(representation_file, "addresses", lambda *_: pytest.fail("kernels were ordered"))
+    monkeypatch.setattr(
+        "nernlit.representation.representation.addresses", lambda *_: pytest.fail("kernels were ordered")
+    )
     with pytest.raises(LayoutError, match="kernel_size=3 is smaller than layer 'stem'"):
         Representation(tiny_original(), MLP(4, kernel_size=3))

@@ -1,0 +1,96 @@
+"""The weights that a predictor gives, in pieces that fit into memory.
+
+Shapes: N kernels, K kernel side that the predictor gives (at least the layout's), kh x kw side of a layer's kernels.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nernlit.errors import LayoutError
+from nernlit.kernels import Layout
+from nernlit.predictors import Predictor
+
+#: A table of up to so many kernels is predicted in one piece, and nothing is computed twice.
+_WHOLE = 65_536
+#: Kernels of a larger table predicted at a time; bounds the memory of its activations.
+_CHUNK = 16_384
+_ALL = (slice(None), slice(None))
+
+
+def require_kernel_size(predictor: Predictor, layout: Layout) -> None:
+    """Refuse a predictor whose kernels are smaller than a layer's.
+
+    Raises:
+        LayoutError: With the layer and the kernel size that is needed.
+    """
+    if predictor.kernel_size < layout.kernel_size:
+        largest = max(layout.layers, key=lambda layer: max(layer.shape[2:]))
+        raise LayoutError(
+            f"kernel_size={predictor.kernel_size} is smaller than layer {largest.name!r} "
+            f"({largest.shape[2]}x{largest.shape[3]}); pass --model.representation.predictor.kernel_size="
+            f"{layout.kernel_size}, or leave the layer out (--model.representation.layers)."
+        )
+
+
+def bind(predictor: Predictor, addresses_N3: Tensor) -> None:
+    """Prepare a predictor for the addresses that it will be asked for."""
+    layers, filters, channels = (addresses_N3.amax(0) + 1).tolist()
+    predictor.bind((layers, filters, channels))
+
+
+def predicted_kernels(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor) -> Tensor:
+    """The kernels (N, K, K) at the given addresses, in weight units.
+
+    Args:
+        predictor: Maps addresses to kernels in units of `scale`.
+        addresses_N3: Layer number, filter position and channel position of each kernel.
+        scale: Weight units of the predictor's unit, a scalar.
+    """
+    if len(addresses_N3) > _WHOLE:
+        return _in_chunks(predictor, addresses_N3, scale, _ALL)
+    return _at_once(predictor, addresses_N3, scale, _ALL)
+
+
+def predicted_weights(
+    predictor: nn.Module,
+    kernel_size: int,
+    layout: Layout,
+    addresses_N3: Tensor,
+    scale: Tensor,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Tensor]:
+    """All weights of a layout in weight units: state-dict key -> (filters, channels, kh, kw).
+
+    Args:
+        predictor: See `predicted_kernels`.
+        kernel_size: K of its kernels.
+        layout: Which weights there are, in which rows.
+        addresses_N3: The address of every row.
+        scale: See `predicted_kernels`.
+        advance: Called with the number of kernels that have been predicted since its last call.
+    """
+    if layout.num_kernels <= _WHOLE:
+        return layout.weights(_at_once(predictor, addresses_N3, scale, _ALL))
+    # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
+    weights = {}
+    for layer in layout.layers:
+        crop = layer.crop(kernel_size)
+        weights[layer.key] = _in_chunks(predictor, addresses_N3[layer.rows], scale, crop).view(layer.shape)
+        advance(layer.kernels)
+    return weights
+
+
+def _at_once(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor, crop: tuple[slice, slice]) -> Tensor:
+    kernels_NKK: Tensor = predictor(addresses_N3).to(scale.dtype) * scale
+    return kernels_NKK[:, *crop]
+
+
+def _in_chunks(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor, crop: tuple[slice, slice]) -> Tensor:
+    """With gradients, a chunk's activations are computed again in the backward pass: memory holds one chunk's."""
+    chunks = addresses_N3.split(_CHUNK)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(_at_once, predictor, chunk, scale, crop, use_reentrant=False) for chunk in chunks])
+    return torch.cat([_at_once(predictor, chunk, scale, crop) for chunk in chunks])

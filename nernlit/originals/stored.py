@@ -1,0 +1,81 @@
+"""Originals in .nern files: how the header describes one, and the one that a file decodes to."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from nernlit.coding import NernFile, unreadable
+from nernlit.errors import FileFormatError
+from nernlit.originals.original import Original
+from nernlit.storage.matching import misfits
+from nernlit.storage.weights import load_strictly
+from nernlit.utilities.sharing import names_of_weights
+
+
+def description(original: Original) -> dict[str, Any]:
+    """What the header of a .nern file says of an original, in primitives.
+
+    `bytes` is the size of its weights as a safetensors file.
+    """
+    state, names = original.net.state_dict(), names_of_weights(original.net)
+    stored = save({key: value.contiguous() for key, value in state.items() if names[key][0] == key})
+    return {
+        "network": original.architecture,
+        "network_class": original.name,
+        "num_classes": original.num_classes,
+        "in_chans": original.in_chans,
+        "class_names": list(original.class_names),
+        "mean": original.mean.flatten().tolist(),
+        "std": original.std.flatten().tolist(),
+        "original": {"sha256": original.fingerprint(), "bytes": len(stored)},
+    }
+
+
+def decoded_original(file: NernFile, net: nn.Module | None = None) -> Original:
+    """The reconstructed network of a .nern file.
+
+    Args:
+        file: The file.
+        net: A network of the file's architecture, for one that timm cannot make. Its weights are replaced.
+
+    Raises:
+        FileFormatError: If the file needs a network that is not given, or does not fit its network.
+    """
+    header, state = file.header, file.state_dict()
+    with unreadable(file.path):
+        architecture = header["network"]
+        if net is not None:
+            original = Original.of(net, header["num_classes"], header["mean"], header["std"], header["in_chans"])
+            original.name, original.architecture = str(header["network_class"]), architecture
+        elif architecture is None:
+            raise FileFormatError(
+                f"{file.path} holds a {str(header['network_class'])[:100]} that timm cannot make; pass a network of "
+                "this architecture: nernlit.load(path, net=...)."
+            )
+        else:
+            _require_architecture(file, architecture, state)
+            original = Original(**architecture, mean=header["mean"], std=header["std"])
+        load_strictly(original.net, state, str(file.path))
+        names = names_of_weights(original.net)
+        for layer in file.layout.layers:
+            if names[layer.key] != (layer.key, *layer.aliases):
+                raise FileFormatError(f"{file.path} does not fit {original.name}: {layer.key} has other names there.")
+        original.set_source(file)
+    return original
+
+
+def _require_architecture(file: NernFile, architecture: Any, state: Mapping[str, Tensor]) -> None:
+    """Compare the architecture's shapes with the file's before any memory is taken for them."""
+    if not isinstance(architecture, dict) or not architecture.keys() <= {"name", "num_classes", "in_chans"}:
+        raise FileFormatError(f"{file.path} describes its network by unknown options.")
+    name = architecture["name"]
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise FileFormatError(f"{file.path} holds a network that this timm does not know: {str(name)[:100]}.")
+    with torch.device("meta"):
+        net = timm.create_model(name, **{key: value for key, value in architecture.items() if key != "name"})
+    if problems := misfits(net.state_dict(), state):
+        raise FileFormatError(f"{file.path} does not fit {name}: {'; '.join(problems)}.")
