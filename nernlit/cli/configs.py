@@ -1,30 +1,119 @@
-"""Configuration files: checked reading, the files that `base:` names, and the variants that `schedule` selects."""
+"""Configuration files: the names of the shipped ones, the files that `base:` names, sections for schedules and pairs.
 
-import contextlib
+A file is plain YAML: options, and four keys that are no options:
+
+    base: [base/decoupled.yaml, base/cifar100.yaml]  # read before this file, which only says what differs
+    schedule: paper                                  # as `--schedule paper`
+    paper: {trainer: {max_epochs: 450}}              # options under that schedule; they follow all others
+    with:                                            # options that hold together with another file
+      baseline.yaml:
+        trainer: {max_epochs: 40}
+        paper: {model: {init_args: {warmup_steps: 10000}}}
+"""
+
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not in __all__
 
+import nernlit
+from nernlit.cli.parser_errors import closest
+from nernlit.cli.yaml_files import EXAMPLE, node_value, read_node, refuse_inline_duplicates
 from nernlit.errors import UsageError
 
 SCHEDULES = ("fast", "paper")
-#: Keys of a file that say which other files belong to it; they are no options of a command.
-_OWN_KEYS = ("base", "schedule")
+_WITH = "with"
+#: Keys of a file that are no options of a command.
+_FILE_KEYS = ("base", "schedule", _WITH, *SCHEDULES)
 #: The class that `data: null` stands for. It keeps the length of an epoch that other files gave.
 NO_DATA = "NoImages"
-#: YAML nodes with all aliases expanded; a small file of nested aliases can stand for billions.
-_MOST_NODES = 100_000
+
+_PACKAGE = Path(nernlit.__file__).parent
+#: The shipped configurations: inside an installed package, beside it in a clone.
+FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of every configuration that can be fitted."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def find_config(name: str, folder: Path = Path()) -> Path:
+    """The file that a path, relative to `folder`, or the name of a shipped configuration or base file stands for.
+
+    A file that exists comes first.
+
+    Raises:
+        UsageError: If there is no such file.
+    """
+    path = folder / name
+    if path.is_file():
+        return path
+    shipped = shipped_configs() | {base.stem: base for base in FOLDER.glob("base/*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    if path.exists():
+        return path  # reading it says what is wrong
+    close = closest(Path(name).stem, shipped)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    raise UsageError(f"no configuration file {path}{hint}; `nernlit configs` lists the shipped ones.")
+
+
+class Part(NamedTuple):
+    """The options of a configuration file, or of one of its sections; as text `FILE::with::NAME::paper`."""
+
+    file: Path
+    keys: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "::".join([str(self.file), *self.keys])
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """The part that a text names."""
+        pieces = text.split("::")
+        ends = (end for end in range(len(pieces), 0, -1) if Path("::".join(pieces[:end])).is_file())
+        end = next(ends, 1)
+        return cls(Path("::".join(pieces[:end])), tuple(pieces[end:]))
+
+    def node(self) -> yaml.MappingNode:
+        """The options as a YAML node.
+
+        Raises:
+            UsageError: If the file cannot be read or the section is no mapping.
+        """
+        node: yaml.Node = read_node(self.file)
+        for depth, key in enumerate(self.keys):
+            node = dict(_items(node))[key]
+            if not isinstance(node, yaml.MappingNode):
+                keys = ": ".join(self.keys[: depth + 1])
+                raise UsageError(f"{self.file}: {keys}: expected options such as {EXAMPLE}.")
+        assert isinstance(node, yaml.MappingNode)
+        others = _FILE_KEYS if not self.keys else () if self.keys[-1] in SCHEDULES else SCHEDULES
+        node.value = [(key, value) for key, value in node.value if key.value not in others]
+        return node
+
+    def options(self) -> dict[str, Any]:
+        """The options as nested values."""
+        content: dict[str, Any] = node_value(self.node(), str(self))
+        return content
+
+    def under(self, schedule: str) -> list["Part"]:
+        """The section for a schedule, where there is one."""
+        node: yaml.Node = read_node(self.file)
+        for key in self.keys:
+            node = dict(_items(node))[key]
+        return [Part(self.file, (*self.keys, schedule))] if schedule in dict(_items(node)) else []
 
 
 class ConfigFile(ActionConfigFile):
-    """`-c FILE`: the options of a configuration file, without those of its bases (see `expand_bases`)."""
+    """`-c FILE`: the options of a part of a configuration file (see `expand_bases`)."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        root = _read(Path(values))
-        root.value = [(key, value) for key, value in root.value if key.value not in _OWN_KEYS]
+        root = Part.parse(str(values)).node()
         for key, value in root.value:
             if key.value == "data" and value.tag == "tag:yaml.org,2002:null":
                 value.tag, value.value = "tag:yaml.org,2002:str", NO_DATA
@@ -38,13 +127,14 @@ class ConfigFile(ActionConfigFile):
 def expand_bases(args: Sequence[str]) -> list[str]:
     """Put the files that a configuration names under `base:` before it, so that it only says what differs.
 
-    Paths under `base:` are relative to the file that names them. Every base is read once, at its first place. Later
-    files win, and options on the command line win over all files; lists are replaced, not joined. With `--schedule
-    NAME`, or `schedule: NAME` in a file, these files are followed by the X.NAME.yaml beside each X.yaml among them.
+    Names under `base:` are paths relative to the file that names them, or those of shipped files. Every base is read
+    once, at its first place. Later files win, and options on the command line win over all files; lists are replaced,
+    not joined. A section `with: {NAME: ...}` follows the later of both files where both are read. With `--schedule
+    NAME`, or `schedule: NAME` in a file, a file and its bases are followed by their sections of that name.
 
     Raises:
-        UsageError: If a file is missing or no valid configuration, builds on itself, or no file has a variant of the
-            schedule's name.
+        UsageError: If a file is missing or no valid configuration, builds on itself, or no file has a section for the
+            schedule.
     """
     given, schedule, rest = _split(args)
     groups: list[list[Path]] = []
@@ -57,16 +147,31 @@ def expand_bases(args: Sequence[str]) -> list[str]:
         chosen, origin = schedule, f"--schedule {schedule}"
     if chosen not in SCHEDULES:
         raise UsageError(f"{origin}: expected one of {', '.join(SCHEDULES)}.")
-    files, variants = [], 0
+    parts: list[Part] = []
+    scheduled: list[Part] = []
+    pairs: list[tuple[Part, set[Path]]] = []
+    seen: set[Path] = set()
     for group in groups:
-        own_variants = [variant for file in group if (variant := file.with_suffix(f".{chosen}.yaml")).is_file()]
-        variants += len(own_variants)
-        files += [*group, *own_variants]
-    if chosen != "fast" and not variants:
-        raise UsageError(f"{origin}: none of the given configurations has one (X.{chosen}.yaml beside X.yaml).")
-    options = [arg for file in files for arg in ("-c", str(file))]
+        own: list[Part] = []
+        for file in group:
+            seen.add(file.resolve())
+            pairs += _pairs(file)
+            own += [Part(file), *(part for part, pair in pairs if file.resolve() in pair and pair <= seen)]
+        own_scheduled = [section for part in own for section in part.under(chosen)]
+        scheduled += own_scheduled
+        parts += [*own, *own_scheduled]
+    if chosen != "fast" and not scheduled:
+        raise UsageError(f"{origin}: none of the given configurations has a section `{chosen}:`.")
+    for part in parts:
+        part.node()  # refuses a section that is no mapping
+    options = [arg for part in parts for arg in ("-c", str(part))]
     command = 1 if rest and not rest[0].startswith("-") else 0
     return [*rest[:command], *options, *rest[command:]]
+
+
+def config_parts(args: Sequence[str]) -> list[Part]:
+    """The parts of configuration files in arguments that `expand_bases` returned."""
+    return [Part.parse(value) for flag, value in pairwise(args) if flag == "-c"]
 
 
 def _split(args: Sequence[str]) -> tuple[list[Path], str | None, list[str]]:
@@ -85,14 +190,14 @@ def _split(args: Sequence[str]) -> tuple[list[Path], str | None, list[str]]:
             continue
         if flag not in ("-c", "--config", "--schedule"):
             others.append(arg)
-            _refuse_inline_duplicates(value if equals else arg)
+            refuse_inline_duplicates(value if equals else arg)
             continue
         if not equals and not (value := next(rest, "")):
             raise UsageError(f"{flag} needs a value: {'a schedule' if flag == '--schedule' else 'a YAML file'}.")
         if flag == "--schedule":
             schedule = value
         else:
-            files.append(Path(value))
+            files.append(find_config(value))
     return files, schedule, others
 
 
@@ -106,89 +211,29 @@ def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
         raise UsageError(f"{path}: base: {names}; expected a list of YAML files, relative to this one.")
     found: dict[Path, Path] = {}
     for name in names:
-        base = path.parent / name
+        base = find_config(name, path.parent)
         for file in [*_bases(base, (*above, path)), base]:
             found.setdefault(file.resolve(), file)
     return list(found.values())
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The values of a configuration file, such as the `config.yaml` of a run.
-
-    Raises:
-        UsageError: If it is missing or no valid configuration.
-    """
-    root = _read(path)
-    try:
-        content: dict[str, Any] = yaml.safe_load(yaml.serialize(root))
-    except (ValueError, yaml.YAMLError) as error:  # a tag that makes an object, or a date that does not exist
-        raise UsageError(f"{path} is no configuration: {' '.join(str(error).split())}") from error
-    return content
+def _pairs(path: Path) -> list[tuple[Part, set[Path]]]:
+    """The sections under `with:` of a file, each with the two files that must both be read for it to apply."""
+    node = dict(_items(read_node(path))).get(_WITH)
+    if node is None:
+        return []
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{path}: with: expected names of files, each with its options.")
+    names = [name for name, _ in _items(node)]
+    return [(Part(path, (_WITH, name)), {path.resolve(), find_config(name, path.parent).resolve()}) for name in names]
 
 
 def _named(path: Path, key: str) -> Any:
     """The value of a key at the top level of a file."""
-    nodes = {name.value: value for name, value in _read(path).value}
-    return yaml.safe_load(yaml.serialize(nodes[key])) if key in nodes else None
+    nodes = dict(_items(read_node(path)))
+    return node_value(nodes[key], path) if key in nodes else None
 
 
-def _read(path: Path) -> yaml.MappingNode:
-    """The root of a configuration file, without making objects of its values.
-
-    Raises:
-        UsageError: If it is missing, unreadable, no YAML mapping, or says a key twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"no configuration file {path}; the shipped ones are in the repository's configs/ folder."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a text file in UTF-8; expected a YAML configuration.") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}."
-        ) from error
-    try:
-        root = yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if root is None:
-        raise UsageError(f"{path} is empty; expected options such as `trainer: {{max_epochs: 8}}`.")
-    if not isinstance(root, yaml.MappingNode):
-        raise UsageError(f"{path} holds no options; expected a YAML mapping such as `trainer: {{max_epochs: 8}}`.")
-    _refuse_duplicates(path, root)
-    return root
-
-
-def _refuse_inline_duplicates(value: str) -> None:
-    if value[:1] in ("{", "["):
-        with contextlib.suppress(yaml.YAMLError):  # the option's type says what is wrong
-            if (root := yaml.compose(value, yaml.SafeLoader)) is not None:
-                _refuse_duplicates(value, root)
-
-
-def _refuse_duplicates(source: Path | str, root: yaml.Node) -> None:
-    waiting: list[yaml.Node] = [root]
-    visited = 0
-    while waiting:
-        node = waiting.pop()
-        visited += 1
-        if visited > _MOST_NODES:
-            raise UsageError(f"{source} has more than {_MOST_NODES:,} values; it is no configuration.")
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                waiting.append(value)
-                line = key.start_mark.line + 1
-                if not isinstance(key, yaml.ScalarNode):
-                    raise UsageError(f"{source}, line {line}: a list or a mapping as a name; expected `name: value`.")
-                if key.value in lines:
-                    raise UsageError(
-                        f"{source}, line {line}: {key.value!r} is given again (first in line {lines[key.value]}); "
-                        "keep one of them."
-                    )
-                lines[key.value] = line
+def _items(node: yaml.Node) -> list[tuple[str, yaml.Node]]:
+    """The names and values of a mapping; nothing of other nodes."""
+    return [(key.value, value) for key, value in node.value] if isinstance(node, yaml.MappingNode) else []

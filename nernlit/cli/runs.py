@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nernlit.cli.configs import read_config
+from nernlit.cli.yaml_files import read_config
 from nernlit.data import ImageDataModule
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.representation import Representation, load_representation

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference, tradeoff_figure, width_figure
 from nernlit.cli.arguments import CommandParser, count, require_writable, seed
-from nernlit.cli.configs import expand_bases
+from nernlit.cli.configs import config_parts, expand_bases
 from nernlit.cli.main import NernlitCLI, run, user_message
 from nernlit.cli.sweep_table import Fit, Row, common_original, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
@@ -196,10 +196,8 @@ def _require_distinct_names(configs: Sequence[str]) -> None:
 def _fingerprint(config: str, fit_args: Sequence[str]) -> str:
     """A hash of the contents of all configuration files of a fit, in their order."""
     content = hashlib.sha256()
-    args = expand_bases(["-c", config, *fit_args])
-    for flag, value in itertools.pairwise(args):
-        if flag == "-c":
-            content.update(Path(value).read_bytes())
+    for part in config_parts(expand_bases(["-c", config, *fit_args])):
+        content.update(part.file.read_bytes())
     return content.hexdigest()[:12]
 
 

@@ -3,7 +3,6 @@
 import sys
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -33,7 +32,7 @@ from nernlit.callbacks import (
 )
 from nernlit.callbacks.writer import run_folder
 from nernlit.cli.arguments import require_writable
-from nernlit.cli.configs import NO_DATA, SCHEDULES, ConfigFile, expand_bases
+from nernlit.cli.configs import NO_DATA, SCHEDULES, ConfigFile, config_parts, expand_bases
 from nernlit.cli.fitted_options import place_weights, require_fitted_options
 from nernlit.cli.parser_errors import explain
 from nernlit.cli.paths import settle_paths
@@ -76,7 +75,7 @@ class NernlitCLI(LightningCLI):
             "--schedule",
             choices=SCHEDULES,
             default=SUPPRESS,
-            help="Optimizers and lengths of shipped configurations: ours, or the paper's (X.paper.yaml beside X.yaml).",
+            help="Optimizers and lengths of shipped configurations: ours, or the paper's (sections `paper:`).",
         )
         parser.add_argument(
             "--threads",
@@ -183,7 +182,7 @@ class NernlitCLI(LightningCLI):
         best = config["best_checkpoint"]
         if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc":
             best["monitor"], best["mode"] = "val/recon_rmse", "min"
-        files = [Path(file) for flag, file in pairwise(self.args) if flag == "-c"]
+        files = [part.file for part in config_parts(self.args)]
         for part in ("model", "data"):
             settle_paths(config[part], part, files)
         if self.subcommand == "fit":
