@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint check format bench clean
+.PHONY: help demo test test-slow test-minimum coverage lint check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # torchvision is built for one torch release: these two belong together and install fastest.
 $(BIN)/.installed: pyproject.toml
@@ -27,6 +27,16 @@ test: $(BIN)/.installed  ## install what is missing and pass the tests
 test-slow: $(BIN)/.installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
+# torch 2.6 from PyPI brings CUDA libraries: several GB. The configurations are left to `make test`.
+test-minimum:  ## the tests with the lowest versions that pyproject.toml allows, in .venv-minimum
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/pip install --quiet --disable-pip-version-check uv
+	.venv-minimum/bin/uv pip install --quiet --python .venv-minimum --resolution lowest-direct --editable '.[dev]'
+	.venv-minimum/bin/pytest -n auto --maxprocesses 8 --dist worksteal --ignore tests/cli/test_configurations.py
+
+coverage: $(BIN)/.installed  ## pass the tests and print which lines and branches they do not reach
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term-missing
+
 lint: $(BIN)/.installed  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,8 +48,9 @@ format: $(BIN)/.installed  ## bring the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# glibc keeps freed memory: see docs/performance.md.
 bench: $(BIN)/.installed  ## time the parts on this machine
-	$(BIN)/python -m tests.benchmarks.bench
+	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1099511627776 $(BIN)/python -m tests.benchmarks.bench
 
-clean:  ## remove the environment and the runs
-	rm -rf .venv runs
+clean:  ## remove the environments and the runs
+	rm -rf .venv .venv-minimum runs

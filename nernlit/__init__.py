@@ -47,7 +47,7 @@ __all__ = [
     "Sizes",
     "load",
 ]
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place that states it: pyproject.toml reads it from here
 
 _NAMES = {
     "data": ["ImageDataModule", "NoImages"],

@@ -1,7 +1,5 @@
 """The command line: every command, and what its errors look like."""
 
-import contextlib
-import ctypes
 import errno
 import io
 import logging
@@ -81,7 +79,6 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still shows the rest
     _hush()
-    _keep_freed_memory()
     _find_classes_of_ones_own()
     try:
         command = given[0] if given else ""
@@ -126,19 +123,6 @@ def _find_classes_of_ones_own() -> None:
     """Let YAML name modules in the working directory, as `python -m nernlit` does; a script's path has not got it."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))
-
-
-def _keep_freed_memory() -> None:
-    """Ask glibc not to give every large block back to the kernel when it is freed.
-
-    A step allocates the same blocks again, and the kernel clears each page of them: a tenth of a distillation step's
-    time on two cores. Other C libraries go on as they are.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_threshold, 2**30)
-        libc.mallopt(m_trim_threshold, -1)  # never
 
 
 def user_message(error: BaseException) -> str | None:

@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nernlit.cli.main import _keep_freed_memory
 from nernlit.kernels.orders import OrderName, positions
 from nernlit.training.base import Precision
 from tests.benchmarks import busy, works
@@ -187,7 +186,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--against", type=Path, help="such a file of an earlier run: prints this run's time over its")
     options = parser.parse_args()
-    _keep_freed_memory()  # as the command line does
     earlier: dict[str, Figures] = json.loads(options.against.read_text()) if options.against else {}
     table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}", title_justify="left")
     for column in ("what", "ms", "spread ms", *(["of earlier"] if earlier else []), "further"):

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import torch
 
-from nernlit.cli.main import _keep_freed_memory
 from nernlit.kernels import Uniform
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
@@ -82,5 +81,4 @@ if __name__ == "__main__":
     parser.add_argument("hidden", type=int)
     parser.add_argument("scheme", choices=SCHEMES)
     options = parser.parse_args()
-    _keep_freed_memory()
     print(json.dumps(measure(options.network, options.layers, options.hidden, options.scheme)))

@@ -27,7 +27,6 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nernlit.cli.main import _keep_freed_memory
 from nernlit.kernels import MagnitudeMix, OrderName, Sampling, Uniform
 from nernlit.losses import explained_power, reconstruction_mse
 from nernlit.optimizers import Ranger, WarmupCosine
@@ -169,7 +168,6 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=installed, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     options = parser.parse_args()
-    _keep_freed_memory()
     network, _, file = options.original.partition("=")
     original = Original(network, checkpoint=file)
     options.out.mkdir(parents=True, exist_ok=True)
