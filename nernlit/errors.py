@@ -1,17 +1,17 @@
-"""Errors that name what was given, what was expected, and the flag or call that mends it.
+"""User-fixable errors: the message says what was given, what was expected, and which option or call to change.
 
-The command line prints the message of a `NernlitError` and exits with code 2; a library user catches the class.
+The command line prints the message of a `NernlitError` and exits with code 2; library users catch the class.
 """
 
 import math
 
 
 class NernlitError(Exception):
-    """Base of every error that a user can mend."""
+    """Base class of all user-fixable errors."""
 
 
 class LayoutError(NernlitError):
-    """The chosen layers, the kernels or the predictor's kernel size do not fit each other."""
+    """The selected layers, the kernels and the predictor's kernel size do not match."""
 
 
 class CheckpointError(NernlitError):
@@ -19,11 +19,11 @@ class CheckpointError(NernlitError):
 
 
 class DataError(NernlitError):
-    """A dataset is missing, truncated or wrongly laid out."""
+    """A dataset is missing, truncated, or not in the expected layout."""
 
 
 class UsageError(NernlitError):
-    """A combination of options that cannot work."""
+    """An invalid option, or a combination of options that cannot work."""
 
 
 class StorageError(NernlitError):
@@ -35,14 +35,14 @@ class DivergenceError(NernlitError):
 
 
 class FileFormatError(NernlitError):
-    """A .nern file is missing, damaged, of another version, or describes what cannot be built."""
+    """A .nern file is missing, damaged, of another version, or describes a network that cannot be built."""
 
 
 def require_at_least(least: float, **options: float) -> None:
-    """Refuse options that are smaller, or not finite.
+    """Check that options are finite and not below `least`.
 
     Raises:
-        UsageError: If one is; names it.
+        UsageError: If an option is; the message names it.
     """
     for name, value in options.items():
         if not least <= value < math.inf:
@@ -51,10 +51,10 @@ def require_at_least(least: float, **options: float) -> None:
 
 
 def require_positive(**options: float) -> None:
-    """Refuse options that are 0, negative or not finite.
+    """Check that options are finite and above 0.
 
     Raises:
-        UsageError: If one is; names it.
+        UsageError: If an option is not; the message names it.
     """
     for name, value in options.items():
         if not 0 < value < math.inf:

@@ -1,4 +1,4 @@
-"""Pure functions of a representation or a classifier that return tables or figures."""
+"""Analyses of a representation or a classifier: pure functions that return numbers or matplotlib figures."""
 
 from nernlit.analysis.attacks import Attack, accuracy_under, calibrate
 from nernlit.analysis.figures import (

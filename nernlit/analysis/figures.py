@@ -1,4 +1,4 @@
-"""Figures of a representation, as matplotlib figures that no window shows."""
+"""Matplotlib figures of representations, fits and sweeps; they are returned and not shown in a window."""
 
 import itertools
 import math
@@ -16,10 +16,10 @@ from nernlit.representation import Representation
 
 
 def layer_error_figure(errors: Mapping[str, Sequence[LayerError]]) -> Figure:
-    """Bars a layer: root-mean-square error above, share of the variance that is not explained below.
+    """Bars per layer: root-mean-square error above, unexplained power (1 - explained power) below.
 
     Args:
-        errors: A network's name -> the errors of its layers; all networks have the same layers.
+        errors: Network name -> the errors of its layers; all networks have the same layers.
     """
     (some, *_) = errors.values()
     figure = Figure(figsize=(max(6.0, 0.28 * len(some)), 5.0), layout="constrained")
@@ -27,17 +27,17 @@ def layer_error_figure(errors: Mapping[str, Sequence[LayerError]]) -> Figure:
     _bars(upper, {name: [error.rmse for error in own] for name, own in errors.items()})
     upper.set_ylabel("RMSE (weight units)")
     _bars(lower, {name: [100 * (1 - error.explained_power) for error in own] for name, own in errors.items()})
-    lower.set_ylabel("variance not explained (%)")
+    lower.set_ylabel("unexplained power (%)")
     lower.set_xticks(range(len(some)), [error.name for error in some], rotation=90, fontsize=7)
     _legend(figure, upper)
     return figure
 
 
 def energy_figure(energies: Mapping[str, Sequence[LayerEnergy]]) -> Figure:
-    """Bars a layer: low-frequency energy of the reconstructed weight minus the original's, in points.
+    """Bars per layer: low-frequency energy of the reconstructed weight minus the original's, in percentage points.
 
     Args:
-        energies: A network's name -> the energies of its layers; all networks have the same layers.
+        energies: Network name -> the energies of its layers; all networks have the same layers.
     """
     (some, *_) = energies.values()
     figure = Figure(figsize=(max(6.0, 0.28 * len(some)), 3.4), layout="constrained")
@@ -51,7 +51,7 @@ def energy_figure(energies: Mapping[str, Sequence[LayerEnergy]]) -> Figure:
 
 
 def _bars(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
-    """A group of bars a layer, a bar a series."""
+    """One group of bars per layer, with one bar per series."""
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
         offset = (number - (len(series) - 1) / 2) * width
@@ -59,13 +59,13 @@ def _bars(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
 
 
 def _label(name: str) -> str:
-    """A name as matplotlib shows it as it is: `$` would begin a formula, and a leading `_` hide it."""
+    """A label that matplotlib shows literally: `$` would start a formula, and a leading `_` would hide the label."""
     escaped = name.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
-    """Above the picture, where there is more than one series."""
+    """Add a legend above the axes if there is more than one series."""
     handles, names = axis.get_legend_handles_labels()
     if len(names) > 1:
         figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=7)
@@ -73,7 +73,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 @torch.no_grad()
 def kernel_figure(representation: Representation, count: int = 10) -> Figure:
-    """A few kernels of the original above the reconstructed ones: those of the largest norm in `count` layers."""
+    """The kernel of largest norm of `count` layers: the original's in the upper row, reconstructed in the lower row."""
     layout = representation.layout
     picked = torch.linspace(0, len(layout.layers) - 1, min(count, len(layout.layers))).round().long().tolist()
     layers = [layout.layers[number] for number in picked]
@@ -104,7 +104,13 @@ def _original_line(axis: Axes, original: float | None) -> None:
 
 
 def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original: float | None, title: str) -> Figure:
-    """Accuracy (%) against CR (%): configuration's name -> (CR, accuracy) of its runs; one original as a line."""
+    """Test accuracy (%) against CR (%).
+
+    Args:
+        runs: Configuration name -> (CR, accuracy) of its runs, as fractions.
+        original: The original's accuracy, drawn as a line; None if the runs have different originals.
+        title: The title.
+    """
     figure = Figure(figsize=(6.0, 3.8), layout="constrained")
     axis = figure.subplots()
     _original_line(axis, original)
@@ -122,7 +128,14 @@ def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original:
 def rounds_figure(
     accuracy: Sequence[float], rmse: Sequence[float], original: float, split: str = "validation"
 ) -> Figure:
-    """Accuracy (%) and distance from the original over progressive rounds (arXiv 2407.00356, Fig. 3)."""
+    """Accuracy (%) and distance from the original over progressive rounds (arXiv 2407.00356, Fig. 3).
+
+    Args:
+        accuracy: Accuracy after each round, as a fraction.
+        rmse: Root-mean-square difference from the original's weights after each round.
+        original: The original's accuracy.
+        split: The split that the accuracies were measured on.
+    """
     figure = Figure(figsize=(6.0, 3.8), layout="constrained")
     left = figure.subplots()
     numbers = range(1, len(accuracy) + 1)
@@ -144,9 +157,9 @@ def interpolation_figure(points: Sequence[Mapping[str, float]], split: str, batc
     """Accuracy (%) and distance along (1 - share) original + share reconstructed (arXiv 2407.00356, Fig. 9).
 
     Args:
-        points: Each with `share`, `accuracy` and `distance`.
-        split: Whose accuracy it is.
-        batch_norm: Where BatchNorm statistics come from: `stored` or `reestimated`.
+        points: Dictionaries with `share`, `accuracy` and `distance`.
+        split: The split that the accuracies were measured on.
+        batch_norm: The BatchNorm statistics used: `stored` or `reestimated`.
     """
     figure = Figure(figsize=(6.0, 3.8), layout="constrained")
     left = figure.subplots()
@@ -176,16 +189,16 @@ def landscape_figure(
     batch_norm: str = "stored",
     unit: str = "weight units",
 ) -> Figure:
-    """Loss, on a logarithmic scale, over a plane of weights, with named points (arXiv 2407.00356, Fig. 6 and 7).
+    """Loss, on a logarithmic scale, over a plane in weight space, with named points (arXiv 2407.00356, Fig. 6 and 7).
 
     Args:
-        xs: Of the grid's columns.
-        ys: Of its rows.
-        grid: Rows of what was measured there.
-        marks: Point's name -> (x, y).
-        split: Whose loss it is.
-        batch_norm: Where BatchNorm statistics come from: `stored` or `reestimated`.
-        unit: Of both axes.
+        xs: Coordinates of the grid's columns.
+        ys: Coordinates of the grid's rows.
+        grid: Loss and accuracy at each grid point, row by row.
+        marks: Point name -> (x, y).
+        split: The split that the losses were measured on.
+        batch_norm: The BatchNorm statistics used: `stored` or `reestimated`.
+        unit: Unit of both axes.
     """
     figure = Figure(figsize=(6.0, 4.8), layout="constrained")
     axis = figure.subplots()
@@ -206,7 +219,7 @@ def landscape_figure(
 
 
 def curves_figure(curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
-    """Logged figures over steps: run's name -> (step, value)."""
+    """A logged metric over steps: run name -> (step, value)."""
     figure = Figure(figsize=(7.0, 3.4), layout="constrained")
     axis = figure.subplots()
     for name, points in curves.items():
@@ -222,8 +235,8 @@ def width_figure(fits: Mapping[str, Sequence[tuple[int, float, float]]], origina
     """Accuracy (%) and RMSE against the hidden width (arXiv 2407.00356, Fig. 1).
 
     Args:
-        fits: Configuration's name -> (width, accuracy, RMSE) of its fits.
-        original: The original's accuracy; None where the fits have different originals.
+        fits: Configuration name -> (width, accuracy, RMSE) of its fits.
+        original: The original's accuracy; None if the fits have different originals.
     """
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)

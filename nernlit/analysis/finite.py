@@ -1,4 +1,4 @@
-"""Weights that can be analyzed: finite ones."""
+"""A check of weights before an analysis."""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,10 @@ from nernlit.errors import UsageError
 
 
 def require_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuse infinite and undefined weights by name.
+    """Check that all weights are finite.
 
     Raises:
-        UsageError: With the first such entry of the state dict.
+        UsageError: If not; the message names the first such entry of the state dict.
     """
     for key, weight in weights.items():
         bad = int((~weight.isfinite()).sum())

@@ -1,6 +1,6 @@
-"""Between and around solutions: interpolation (arXiv 2407.00356, Fig. 9) and planes of the loss (Fig. 6 and 7).
+"""Loss and accuracy in weight space: on lines (arXiv 2407.00356, Fig. 9) and planes (Fig. 6 and 7) through solutions.
 
-A *point* is a mapping from state-dict keys to weights: a solution. All points of one analysis have the same keys.
+A *point* in weight space is a mapping from state-dict keys to weights. All points of one analysis have the same keys.
 """
 
 import copy
@@ -24,11 +24,11 @@ Classify = Callable[[Tensor, Point], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network at some point of weight space is worth.
+    """Loss and accuracy at one point in weight space.
 
     Attributes:
-        loss: Mean cross-entropy; infinite where logits overflow.
-        accuracy: Share of the images that it classifies correctly; an image whose logits overflow is not.
+        loss: Mean cross-entropy; infinite if logits overflow.
+        accuracy: Share of correctly classified images; an image whose logits overflow counts as wrong.
     """
 
     loss: float
@@ -40,8 +40,8 @@ def evaluate(classify: Classify, point: Point, batches: Batches) -> Evaluation:
     """Loss and accuracy at a point.
 
     Args:
-        classify: Pixels (B, C, H, W) and a point to logits; a `Representation` is one.
-        point: Where.
+        classify: Maps pixels (B, C, H, W) and a point to logits, as a `Representation` does.
+        point: The weights to evaluate.
         batches: Pixels and labels.
 
     Raises:
@@ -60,14 +60,14 @@ def evaluate(classify: Classify, point: Point, batches: Batches) -> Evaluation:
 
 @final
 class ReestimatedBatchNorm:
-    """Classifies with BatchNorm statistics that are measured anew at the point it is asked about.
+    """A classifier whose BatchNorm statistics are estimated again at every point.
 
-    The stored statistics belong to the original's weights. Far from them, what a network could do with its own shows
-    more of the weights and less of that mismatch.
+    The stored statistics belong to the original's weights. Far from these weights the mismatch of the statistics would
+    dominate the loss.
 
     Args:
-        original: Whose architecture, and parameters other than the point's, are used.
-        batches: Images to measure on, of the training split.
+        original: The original; its architecture and all tensors that are not part of the point are used.
+        batches: Images of the training split, for the estimate.
     """
 
     def __init__(self, original: Original, batches: Batches) -> None:
@@ -78,11 +78,11 @@ class ReestimatedBatchNorm:
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor, point: Point) -> Tensor:
-        """Logits (B, C) of pixels in [0, 1] at a point."""
+        """Logits (B, C) of pixels in [0, 1] with the weights of a point."""
         if point is not self._measured_at:
             for norm in self._norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # the mean over all batches
+                norm.momentum = None  # torch then averages over all batches
                 norm.train()
             for images, _ in self.batches:
                 self._run(images, point)
@@ -97,7 +97,7 @@ class ReestimatedBatchNorm:
 
 
 def interpolate(start: Point, end: Point, share: float) -> dict[str, Tensor]:
-    """The point (1 - share) * start + share * end; shares below 0 and above 1 lie beyond the two.
+    """The point (1 - share) * start + share * end; shares below 0 and above 1 extrapolate.
 
     >>> interpolate({"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}, 0.25)
     {'w': tensor(1.5000)}
@@ -106,19 +106,19 @@ def interpolate(start: Point, end: Point, share: float) -> dict[str, Tensor]:
 
 
 def distance(start: Point, end: Point) -> float:
-    """The Euclidean distance of two points, over all weights."""
+    """The Euclidean distance between two points, over all weights."""
     return float(torch.stack([(end[key] - start[key]).double().square().sum() for key in start]).sum().sqrt())
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane in weight space: `origin + x * right + y * up`, in units of weights.
+    """A plane in weight space: the points `origin + x * right + y * up`.
 
     Attributes:
-        origin: The point (0, 0).
+        origin: The point at (0, 0).
         right: Direction of x.
         up: Direction of y.
-        marks: The coordinates (x, y) of the points that the plane was laid through.
+        marks: The coordinates (x, y) of the points that define the plane.
     """
 
     origin: Point
@@ -132,10 +132,10 @@ class Plane:
 
 
 def plane_through(first: Point, second: Point, third: Point) -> Plane:
-    """The plane through three solutions, with orthonormal directions; x runs from the first to the second.
+    """The plane through three points, with orthonormal directions; the x axis points from the first to the second.
 
     Raises:
-        UsageError: If the three lie on a line.
+        UsageError: If the three points lie on a line.
     """
     a, b = ({key: (end[key] - first[key]).double() for key in first} for end in (second, third))
     length = _norm(a)
@@ -143,16 +143,17 @@ def plane_through(first: Point, second: Point, third: Point) -> Plane:
     rest = {key: b[key] - along * a[key] / (length or 1.0) for key in a}
     height = _norm(rest)
     if not length or height < 1e-6 * length:
-        raise UsageError("the original and the two runs lie on a line; a plane needs runs that differ.")
+        raise UsageError("the original and the two runs lie on a line; a plane needs two different runs.")
     right = {key: (value / length).to(first[key].dtype) for key, value in a.items()}
     up = {key: (value / height).to(first[key].dtype) for key, value in rest.items()}
     return Plane(first, right, up, ((0.0, 0.0), (length, 0.0), (along, height)))
 
 
 def random_plane(point: Point, generator: torch.Generator) -> Plane:
-    """A plane of two random directions in which every filter has the norm that it has at the point.
+    """A plane of two random directions through a point, with filter normalization.
 
-    Filter normalization (Li et al., arXiv 1712.09913, section 4): landscapes of networks of different scale compare.
+    Every filter of a direction has the norm of the point's filter, so that landscapes of networks with weights of
+    different scale can be compared (Li et al., arXiv 1712.09913, section 4).
     """
 
     def direction() -> dict[str, Tensor]:
@@ -170,7 +171,7 @@ def random_plane(point: Point, generator: torch.Generator) -> Plane:
 def loss_grid(
     classify: Classify, plane: Plane, xs: Sequence[float], ys: Sequence[float], batches: Batches
 ) -> list[list[Evaluation]]:
-    """Loss and accuracy on a grid of a plane: a row for every y, a column for every x."""
+    """Loss and accuracy on a grid of a plane: one row per y, one column per x."""
     grid: list[list[Evaluation]] = []
     with progress(f"measuring {len(xs) * len(ys)} points of a plane", len(xs) * len(ys)) as advance:
         for y in ys:

@@ -1,4 +1,4 @@
-"""How far each layer is from the original's."""
+"""The reconstruction error of each layer."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class LayerError:
     Attributes:
         name: Module name.
         rmse: Root-mean-square error in weight units.
-        explained_power: 1 - mean squared error / mean squared weight; NaN where the original's weight is zero.
+        explained_power: 1 - mean squared error / mean squared weight; NaN if all of the original's weights are zero.
     """
 
     name: str
@@ -36,7 +36,7 @@ def layer_errors(representation: Representation) -> list[LayerError]:
     require_finite(predicted)
     errors = []
     for layer in representation.layout.layers:
-        # In float64: squares of very small and very large weights are no float32.
+        # In float64: the squares of very small and very large weights would under- or overflow in float32.
         own, original = predicted[layer.key].flatten(0, 1).double(), target[layer.key].flatten(0, 1).double()
         explained = float(explained_power(own, original)) if bool(original.any()) else math.nan
         errors.append(LayerError(layer.name, float(reconstruction_rmse(own, original)), explained))

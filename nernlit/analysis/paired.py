@@ -1,4 +1,4 @@
-"""Comparing two classifiers on the same images."""
+"""Comparison of two classifiers on the same images."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,11 +16,10 @@ class PairedDifference:
     """Accuracy of one classifier minus accuracy of another, on the same images.
 
     Attributes:
-        difference: In shares of the images.
-        low: Lower end of the 95% interval (normal approximation of the paired difference).
-        high: Its upper end.
-        p_value: Exact McNemar test: how likely so uneven a split of the images that only one of the two got right is if
-            both are equally good.
+        difference: Difference of the accuracies, as a fraction of the images.
+        low: Lower end of the 95% confidence interval (normal approximation of the paired difference).
+        high: Upper end of the interval.
+        p_value: Two-sided p-value of the exact McNemar test of equal accuracy.
     """
 
     difference: float
@@ -31,14 +30,14 @@ class PairedDifference:
 
 @torch.no_grad()
 def correct_answers(classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Which images a classifier gets right, (N,) booleans in the batches' order.
+    """Whether each image is classified correctly: (N,) booleans in the order of the batches.
 
     Args:
-        classify: Pixels (B, C, H, W) to logits.
+        classify: Maps pixels (B, C, H, W) to logits.
         batches: Pixels and labels.
 
     Raises:
-        UsageError: If a logit is not a number: the largest of an image's logits is then undefined.
+        UsageError: If a logit is NaN, which leaves the predicted class undefined.
         ValueError: If there is no image.
     """
     correct = []
@@ -47,8 +46,8 @@ def correct_answers(classify: Callable[[Tensor], Tensor], batches: Iterable[tupl
         undefined = int(logits_BC.isnan().any(1).sum())
         if undefined:
             raise UsageError(
-                f"the network's logits are not numbers for {undefined} of {len(logits_BC)} images, so it has no "
-                "accuracy; the fit diverged. Pass an earlier checkpoint, or fit with a smaller learning rate."
+                f"the network's logits are NaN for {undefined} of {len(logits_BC)} images, so its accuracy is "
+                "undefined; the fit diverged. Pass an earlier checkpoint, or fit with a smaller learning rate."
             )
         correct.append(logits_BC.argmax(1) == labels_B)
     if not correct:
@@ -57,7 +56,7 @@ def correct_answers(classify: Callable[[Tensor], Tensor], batches: Iterable[tupl
 
 
 def paired_difference(correct: Tensor, reference: Tensor) -> PairedDifference:
-    """How much better `correct` is than `reference`, both (N,) booleans over the same N images.
+    """The accuracy of `correct` minus that of `reference`, both (N,) booleans for the same N images.
 
     Raises:
         ValueError: If the shapes differ or there is no image.
@@ -66,7 +65,9 @@ def paired_difference(correct: Tensor, reference: Tensor) -> PairedDifference:
     0.5
     """
     if correct.shape != reference.shape or not correct.numel():
-        raise ValueError(f"{tuple(correct.shape)} and {tuple(reference.shape)} answers: expected as many, and some.")
+        raise ValueError(
+            f"shapes {tuple(correct.shape)} and {tuple(reference.shape)}: expected equal shapes and at least one image."
+        )
     count = correct.numel()
     gained = int(torch.count_nonzero(correct & ~reference))
     lost = int(torch.count_nonzero(~correct & reference))

@@ -1,6 +1,6 @@
-"""Altering the original's weights directly, to ask whether a predictor's gain is mere smoothing.
+"""Smoothing of the original's weights without a predictor, to test whether smoothing alone explains a predictor's gain.
 
-Each function takes convolution weights by state-dict key and returns new ones; nothing is trained.
+Nothing is trained: each function maps convolution weights (by state-dict key) or kernels to smoothed ones.
 Shapes: O filters, I channels, kh x kw kernels, r singular values of the matrix (O, I * kh * kw).
 """
 
@@ -17,10 +17,14 @@ Weights = Mapping[str, Tensor]
 
 
 def truncate_singular_values(weights: Weights, keep: float) -> dict[str, Tensor]:
-    """Keep the largest singular values only, a share of every layer's (LASER: Sharma et al., arXiv 2312.13558).
+    """Set all but the largest singular values of every layer to zero (LASER: Sharma et al., arXiv 2312.13558).
+
+    Args:
+        weights: Convolution weights (O, I, kh, kw) by state-dict key.
+        keep: Share of the singular values that is kept, above 0 and up to 1.
 
     Raises:
-        UsageError: If `keep` is no share, or a weight is not finite.
+        UsageError: If `keep` is outside of this range, or a weight is not finite.
     """
     if not 0 < keep <= 1:
         raise UsageError(f"keep={keep}; expected a share of the singular values above 0 and up to 1.")
@@ -29,12 +33,17 @@ def truncate_singular_values(weights: Weights, keep: float) -> dict[str, Tensor]
 
 
 def shrink_singular_values(weights: Weights, by: float, keep: float = 0.5) -> dict[str, Tensor]:
-    """Multiply the smaller singular values, all but a share `keep` of every layer's, with 1 - `by`.
+    """Multiply all but the largest singular values of every layer by 1 - `by`.
 
-    This raises low-frequency energy, as a predictor does, and moves little else.
+    This increases the share of low-frequency energy, as a predictor does, with a small change of the weights.
+
+    Args:
+        weights: Convolution weights (O, I, kh, kw) by state-dict key.
+        by: Relative decrease of the smaller singular values, between 0 and 1.
+        keep: Share of the singular values that does not change, between 0 and 1.
 
     Raises:
-        UsageError: If `by` or `keep` is no share, or a weight is not finite.
+        UsageError: If `by` or `keep` is not between 0 and 1, or a weight is not finite.
     """
     if not (0 <= by <= 1 and 0 <= keep <= 1):
         raise UsageError(f"by={by}, keep={keep}; expected shares between 0 and 1.")
@@ -46,18 +55,18 @@ def shrink_singular_values(weights: Weights, by: float, keep: float = 0.5) -> di
 
 
 def gaussian_smooth(table_NKK: Tensor, order: Sequence[Tensor], sigma: float) -> Tensor:
-    """Replace every kernel by a Gaussian mean of its neighbors in an order.
+    """Replace every kernel by a Gaussian-weighted mean of its neighbors in an order.
 
     Args:
         table_NKK: Kernels (N, K, K).
-        order: For each layer, its rows of the table in the order to walk along.
-        sigma: Of the Gaussian, in places of the order; 0 leaves kernels as they are.
+        order: For each layer, its rows of the table in order.
+        sigma: Standard deviation of the Gaussian, in positions of the order; 0 changes nothing.
 
     Raises:
         UsageError: If `sigma` is negative.
     """
     if sigma < 0:
-        raise UsageError(f"sigma={sigma}; expected 0 or more places.")
+        raise UsageError(f"sigma={sigma}; expected a number of positions of at least 0.")
     if sigma == 0:
         return table_NKK.clone()
     reach = math.ceil(4 * sigma)
@@ -68,15 +77,16 @@ def gaussian_smooth(table_NKK: Tensor, order: Sequence[Tensor], sigma: float) ->
         walk_DM = table_NKK[rows].flatten(1).T
         pair = torch.stack([walk_DM.flatten(), torch.ones_like(walk_DM).flatten()]).view(-1, 1, walk_DM.shape[1])
         summed = torch.nn.functional.conv1d(pair, weight_R.view(1, 1, -1), padding=reach).view(2, *walk_DM.shape)
-        result[rows] = (summed[0] / summed[1]).T.reshape(len(rows), *table_NKK.shape[1:])  # borders have fewer
+        # Divided by the sum of the Gaussian's weights, which is smaller at the ends of the order.
+        result[rows] = (summed[0] / summed[1]).T.reshape(len(rows), *table_NKK.shape[1:])
     return result
 
 
 def average(solutions: Sequence[Weights]) -> dict[str, Tensor]:
-    """The mean of several solutions, for example of progressive rounds.
+    """The mean of the weights of several solutions, for example of progressive rounds.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is no solution.
     """
     if not solutions:
         raise UsageError("no solutions to average; expected at least one.")

@@ -1,6 +1,6 @@
-"""How a layer's energy is spread over its singular values (arXiv 2407.00356, Fig. 2 and 8).
+"""The distribution of a layer's energy over its singular values (arXiv 2407.00356, Fig. 2 and 8).
 
-Shapes: O filters, I channels, kh x kw kernels; a weight is read as a matrix (O, I * kh * kw) with r singular values.
+Shapes: O filters, I channels, kh x kw kernels; a weight is reshaped to (O, I * kh * kw), which has r singular values.
 """
 
 from collections import defaultdict
@@ -20,8 +20,8 @@ class LayerEnergy:
 
     Attributes:
         name: Module name.
-        original: Share of the original weight's energy.
-        reconstructed: Share of the reconstructed weight's.
+        original: Low-frequency share of the original weight's energy.
+        reconstructed: Low-frequency share of the reconstructed weight's energy.
     """
 
     name: str
@@ -30,16 +30,16 @@ class LayerEnergy:
 
     @property
     def difference(self) -> float:
-        """Reconstructed minus original: above 0 where the predictor has smoothed."""
+        """Reconstructed minus original: positive if the predictor has smoothed the weight."""
         return self.reconstructed - self.original
 
 
 @torch.no_grad()
 def low_frequency_energy(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """The share of every weight's energy in the first half of its singular values, sum_{i <= r/2} s_i^2 / sum_i s_i^2.
+    """The share of every weight's energy in the larger half of its singular values: sum_{i <= r/2} s_i^2 / sum_i s_i^2.
 
-    Weights (O, I, kh, kw) of one shape are decomposed in one batch, in float64. A weight of zeros has no energy: NaN.
-    With a single singular value (one filter) the first half is empty: 0.
+    Weights (O, I, kh, kw) of the same shape are decomposed in one batch, in float64. The share is NaN for a weight of
+    zeros, and 0 for a weight with a single singular value (one filter), whose first half is empty.
 
     Raises:
         UsageError: If a weight is not finite.

@@ -1,4 +1,4 @@
-"""The CNNs that are represented: any timm model, our CIFAR ResNets among them."""
+"""Originals: the CNNs that are represented. Any timm model, including the CIFAR ResNets registered here."""
 
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded

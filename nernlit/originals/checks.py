@@ -1,4 +1,4 @@
-"""What an original must be: plain float32 weights with finite values, and pixel statistics in [0, 1]."""
+"""Checks of an original: plain, finite float32 weights, and pixel statistics in [0, 1]."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,13 +9,13 @@ from torch.nn.utils import parametrize
 
 from nernlit.errors import CheckpointError, UsageError
 
-#: Ending of a tensor that stands in for another one -> how to make that one a plain parameter again.
+#: Suffix of a parameter from which torch's hooks compute another tensor -> the call that makes that a plain parameter.
 _STAND_INS = {
     "_g": "torch.nn.utils.remove_weight_norm(net.{module})",
     "_u": "torch.nn.utils.remove_spectral_norm(net.{module})",
     "_mask": 'torch.nn.utils.prune.remove(net.{module}, "{tensor}")',
 }
-#: What weights cannot be replaced in -> the network to pass in its place.
+#: Wrappers in which weights cannot be replaced -> the network to pass instead.
 _WRAPPERS = {
     nn.DataParallel: "inside it, net.module",
     nn.parallel.DistributedDataParallel: "inside it, net.module",
@@ -24,10 +24,10 @@ _WRAPPERS = {
 
 
 def require_plain_weights(net: nn.Module, name: str) -> None:
-    """Refuse a network whose weights are not float32 parameters that its state dict holds as they are used.
+    """Check that a network's weights are plain float32 parameters, which its state dict holds as they are used.
 
     Raises:
-        UsageError: With the module and the call that helps.
+        UsageError: If they are not; the message names the module and the call that converts it.
     """
     for kind, instead in _WRAPPERS.items():
         if isinstance(net, kind):
@@ -45,7 +45,7 @@ def require_plain_weights(net: nn.Module, name: str) -> None:
         )
     for key, value in entries.items():
         if value.is_meta:
-            raise UsageError(f"{name!r} is on the meta device, {key} has no values; load its weights first.")
+            raise UsageError(f"{name!r} is on the meta device: {key} has no values; load its weights first.")
     for key, parameter in net.named_parameters():
         if parameter.dtype != torch.float32 and (parameter.is_floating_point() or parameter.is_complex()):
             raise UsageError(
@@ -55,7 +55,7 @@ def require_plain_weights(net: nn.Module, name: str) -> None:
 
 
 def _computed_tensors(net: nn.Module) -> Iterator[tuple[str, str]]:
-    """Weights of convolutions, and what torch's hooks compute, with the call that makes each a plain parameter."""
+    """Tensors that a network computes in every forward pass, with the call that makes each a plain parameter."""
     for name, module in net.named_modules():
         own = {key for key, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
         for tensor in [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
@@ -70,10 +70,10 @@ def _computed_tensors(net: nn.Module) -> Iterator[tuple[str, str]]:
 
 @torch.no_grad()
 def require_finite_weights(net: nn.Module, source: str) -> None:
-    """Refuse weights that are infinite or not a number, and negative variances.
+    """Check that all weights are finite and no running variance is negative.
 
     Raises:
-        CheckpointError: With the first such tensor.
+        CheckpointError: If not; the message names the first such tensor.
     """
     for key, value in net.state_dict().items():
         if not value.is_floating_point():
@@ -94,7 +94,7 @@ def pixel_statistics(mean: Sequence[float], std: Sequence[float], channels: int,
     """The mean and the standard deviation, one number or one per channel, as (C, 1, 1) float32.
 
     Raises:
-        UsageError: If they are not for pixels in [0, 1] of so many channels.
+        UsageError: If they are not valid for pixels in [0, 1] with this number of channels.
     """
     return _statistic("mean", mean, channels, name), _statistic("std", std, channels, name)
 

@@ -2,8 +2,8 @@
 
 Three stages of 16, 32 and 64 channels with n blocks each make 6n + 2 layers. Where the shape changes, shortcut A
 subsamples and pads with zero channels (no weights), shortcut B is a 1x1 convolution with BatchNorm. Module names are
-those of the public CIFAR checkpoints (`conv1, bn1, layer{1,2,3}.N.{conv1,bn1,conv2,bn2}, linear`), so that these load
-as they are.
+those of the public CIFAR checkpoints (`conv1, bn1, layer{1,2,3}.N.{conv1,bn1,conv2,bn2}, linear`), so these load
+without renaming.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from torch.nn import functional
 
 Shortcut = Literal["A", "B"]
 
-#: timm ships these as well; NeRN and the public CIFAR checkpoints normalize CIFAR with ImageNet's statistics.
+#: NeRN and the public CIFAR checkpoints normalize CIFAR images with ImageNet's statistics.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @final
 class ZeroPadShortcut(nn.Module):
-    """Shortcut A: every `stride`-th pixel, with `extra` zero channels around the given ones."""
+    """Shortcut A: every `stride`-th pixel, and `extra` channels of zeros, half before and half after the input's."""
 
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ZeroPadShortcut(nn.Module):
 
 @final
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN plus the shortcut, then ReLU."""
+    """conv-BN-ReLU-conv-BN plus the shortcut, followed by ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -61,13 +61,13 @@ class BasicBlock(nn.Module):
 
 @final
 class CifarResNet(nn.Module):
-    """A CIFAR ResNet with the methods that timm's tools expect of a classifier.
+    """A CIFAR ResNet with timm's classifier methods.
 
     Args:
-        blocks: Blocks a stage, n.
+        blocks: Blocks per stage, n.
         shortcut: `A` or `B`.
         widths: Channels of the three stages.
-        num_classes: Logits.
+        num_classes: Number of logits.
         in_chans: Image channels.
     """
 
@@ -140,10 +140,10 @@ default_cfgs = generate_default_cfgs(
 
 
 def _register(name: str, blocks: int, shortcut: Shortcut, doc: str, in_chans: int = 3) -> None:
-    """Register a constructor under `name`; timm finds its configuration in `default_cfgs` by that name."""
+    """Register a model constructor with timm; timm looks its configuration up in `default_cfgs` by name."""
 
     def create(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-        # timm offers every model options of other families; these do not concern this one.
+        # timm also passes options that this architecture does not have.
         kwargs = {key: value for key, value in kwargs.items() if key not in ("img_size", "features_only", "drop_rate")}
         options = {"in_chans": in_chans, **kwargs}
         net: CifarResNet = build_model_with_cfg(

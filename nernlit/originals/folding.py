@@ -1,4 +1,4 @@
-"""BatchNorm of a frozen network is one factor and one offset a channel: the convolution before it can apply both."""
+"""BatchNorm folding: in a frozen network, a BatchNorm layer's scale and shift move into the convolution before it."""
 
 import copy
 import glob
@@ -16,24 +16,24 @@ from nernlit.originals.trace import Trace
 
 @final
 class Folded:
-    """A frozen classifier that answers as the given one does, without the work of its BatchNorm layers.
+    """A copy of a frozen classifier whose BatchNorm layers are folded into the convolutions; its logits are the same.
 
-    In a ResNet's training step that work takes a fifth of the time. Gradients flow to the weights of a call as they do
-    in the classifier itself. It is a copy, which no module owns: it is in no checkpoint, and does not follow later
-    changes of the classifier.
+    BatchNorm takes a fifth of the time of a ResNet's training step. Gradients flow to the weights of a call as in the
+    classifier itself. The copy is not a submodule of any module: it is in no checkpoint, and later changes of the
+    classifier do not reach it.
 
-    A BatchNorm layer is folded only where nothing but it can read what the convolution gives, as a trace of the network
-    shows; the values of weights and images do not matter. All others stay.
+    A BatchNorm layer is folded only if a trace of the network shows that nothing else reads the convolution's output;
+    this does not depend on the values of weights and images. All other BatchNorm layers are kept.
 
     Args:
-        classifier: In evaluation mode.
-        images_BCHW: Pixels of the shape to come; their values are not looked at.
-        read: Names of modules whose outputs are looked at, or with `:input` behind them their inputs, and hence must
-            stay what they are; see `FeatureTaps.taps`.
+        classifier: A classifier in evaluation mode.
+        images_BCHW: A batch with the shape of the images to come; only its shape is used, for the trace.
+        read: Names of modules whose outputs (or, with the suffix `:input`, inputs) are collected and therefore must not
+            change; see `FeatureTaps.taps`.
     """
 
     def __init__(self, classifier: Original, images_BCHW: Tensor, read: Collection[str] = ()) -> None:
-        # The first steps of two callers may be under autocast, or make tensors that autograd refuses.
+        # The caller may be inside autocast or inference mode, whose tensors autograd does not accept.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(images_BCHW.device.type, enabled=False):
             pairs = _proven_pairs(classifier, images_BCHW, read)
             self.classifier = copy.deepcopy(classifier)
@@ -41,7 +41,7 @@ class Folded:
 
     @property
     def net(self) -> nn.Module:
-        """The copy's network; its modules have the names that they have in the classifier."""
+        """The copy's network; its modules have the same names as the classifier's."""
         return self.classifier.net
 
     def __call__(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -49,7 +49,7 @@ class Folded:
 
         Args:
             images_BCHW: Pixels.
-            weights: Entries of the classifier's network's state dict in place of its own: weights of convolutions.
+            weights: State-dict key -> convolution weight, to be used instead of the classifier's own.
         """
         scaled = {
             key: value * self.factors[key] if key in self.factors else value for key, value in (weights or {}).items()
@@ -59,7 +59,7 @@ class Folded:
 
 
 def _factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm layer in evaluation mode multiplies each channel by, and then adds, in float64."""
+    """The scale and the shift (C,) that a BatchNorm layer in evaluation mode applies to each channel, in float64."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor_C = (norm.running_var.double() + norm.eps).rsqrt()
@@ -70,7 +70,7 @@ def _factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _fold(net: nn.Module, pairs: Mapping[str, str]) -> dict[str, Tensor]:
-    """Fold each convolution's BatchNorm layer into it, and return the factors (O, 1, 1, 1) of the weights by key."""
+    """Fold each convolution's BatchNorm layer into it; returns weight key -> scale (O, 1, 1, 1)."""
     factors = {}
     for conv_name, norm_name in pairs.items():
         conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
@@ -88,7 +88,7 @@ def _fold(net: nn.Module, pairs: Mapping[str, str]) -> dict[str, Tensor]:
 
 
 def _proven_pairs(classifier: Original, images_BCHW: Tensor, read: Collection[str]) -> dict[str, str]:
-    """Convolutions, by name, whose output one BatchNorm layer alone reads, with that layer's name."""
+    """Convolution name -> name of the BatchNorm layer that is the only reader of its output."""
     blueprint = copy.deepcopy(classifier).to("meta")
     taps = FeatureTaps(blueprint.net, [glob.escape(name) for name in read])
     convs, norms = _foldable(blueprint)
@@ -104,29 +104,29 @@ def _proven_pairs(classifier: Original, images_BCHW: Tensor, read: Collection[st
         _fold(blueprint.net, pairs)
         taps = FeatureTaps(blueprint.net, [glob.escape(name) for name in read])
         after = _traced(blueprint, images_BCHW, taps, {})
-    except Exception:  # it cannot be traced: its course depends on values, or an operation has no meta version
+    except Exception:  # not traceable: control flow depends on values, or an operation has no meta implementation
         return {}
-    # The network may look at a layer in other ways than by calling it.
+    # The network may use a layer other than by calling it, which changes the operations after folding.
     remaining = [name for number, name in enumerate(before.operations) if number not in folded]
     return pairs if after.operations == remaining else {}
 
 
 def _traced(classifier: Original, images_BCHW: Tensor, taps: FeatureTaps, modules: Mapping[str, nn.Module]) -> Trace:
     trace = Trace(modules)
-    with taps.collect():  # it copies what it collects, which counts as reading
+    with taps.collect():  # collecting copies the tensor, so the trace records it as a reader
         trace.run(classifier, images_BCHW)
     return trace
 
 
 def _foldable(classifier: Original) -> tuple[dict[str, nn.Conv2d], dict[str, nn.BatchNorm2d]]:
-    """Convolutions and BatchNorm layers, by name, that are nothing more and stand in one place only."""
+    """The convolutions and BatchNorm layers, by name, without hooks or subclassing, that have one name each."""
     names = Counter(module for _, module in classifier.net.named_modules(remove_duplicate=False))
     convs, norms = {}, {}
     for name, module in classifier.net.named_modules():
-        # There is no public way to ask for hooks. They may change what a layer gives, and are lost with it.
+        # Hooks may change a layer's output, and folding would drop them. There is no public way to list them.
         if names[module] > 1 or module._forward_hooks or module._forward_pre_hooks:
             continue
-        # Subclasses may do more than their names say. A weight of several convolutions has no factor of its own.
+        # Subclasses may behave differently. A weight that several convolutions share cannot be scaled for one of them.
         if type(module) is nn.Conv2d and len(classifier.places[f"{name}.weight"]) == 1:
             convs[name] = module
         elif type(module) is nn.BatchNorm2d and module.running_mean is not None and not module.training:
@@ -135,7 +135,7 @@ def _foldable(classifier: Original) -> tuple[dict[str, nn.Conv2d], dict[str, nn.
 
 
 def _only_reader(trace: Trace, conv_name: str, conv: nn.Module, norm_name: str, norm: nn.Module) -> int | None:
-    """The number of a BatchNorm layer's operation, if it alone reads a convolution's output; both run once."""
+    """The number of a BatchNorm layer's operation if it alone reads the convolution's output and both run once."""
     if not len(trace.calls[conv_name]) == len(trace.calls[norm_name]) == 1:
         return None
     (_, maps), (given, result) = trace.calls[conv_name][0], trace.calls[norm_name][0]

@@ -1,4 +1,4 @@
-"""An original: a CNN by its timm name, its weights, and the pixel statistics it was trained with."""
+"""The original: a CNN, given by timm name and weights, with the pixel statistics that it was trained with."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -20,33 +20,33 @@ from nernlit.utilities.sharing import places_of_weights
 
 @final
 class Original(nn.Module):
-    """A classifier of pixels in [0, 1]; it normalizes them itself.
+    """A classifier that takes pixels in [0, 1] and normalizes them itself.
 
     Args:
         name: A timm model name: `cifar_resnet20`, `cifar_resnet56_b`, `resnet18`, ...
         checkpoint: File of weights (.safetensors, .pt, .pth, .th, .ckpt), or a .nern file, whose reconstructed weights
-            are taken; what the file says of classes, channels, `mean` and `std` is then their default.
-        pretrained: Load the weights that timm knows for this name; most are downloaded.
-        num_classes: Logits, at least 2, by default the model's own.
-        in_chans: Image channels, by default the model's own.
-        mean: One number or one per channel in [0, 1] pixel units, by default what timm says the model was trained with.
-        std: Likewise.
-        ema: Of a checkpoint with two sets of weights load the moving average (true) or the raw ones (false). By default
-            the moving average where there is one, as timm does.
+            are loaded; its number of classes, image channels, `mean` and `std` are then the defaults of these options.
+        pretrained: Load timm's pretrained weights of this model; most are downloaded.
+        num_classes: Number of logits, at least 2; by default the model's own.
+        in_chans: Image channels; by default the model's own.
+        mean: Pixel mean, one number or one per channel, in [0, 1]; by default that of timm's model configuration.
+        std: Pixel standard deviation; likewise.
+        ema: If a checkpoint has two sets of weights, load the moving average (true) or the raw weights (false). By
+            default the moving average if there is one, as timm does.
 
     Raises:
-        UsageError: If timm does not know the name, or options are invalid or contradict each other.
+        UsageError: If timm has no model of this name, or options are invalid or contradict each other.
         CheckpointError: If the weights cannot be read or downloaded, do not fit, or are not finite.
         FileFormatError: If a .nern file cannot be decoded.
     """
 
     mean: Tensor
     std: Tensor
-    #: How timm makes the network; None for one that came from memory.
+    #: The arguments of `timm.create_model`; None for a network from memory.
     architecture: dict[str, Any] | None = None
-    #: Names of the classes in the order of the logits, where they are known.
+    #: Names of the classes in the order of the logits; empty if they are not known.
     class_names: tuple[str, ...] = ()
-    #: Of weights that were decoded from a .nern file: their own fingerprint -> the one that the file states.
+    #: For weights that were decoded from a .nern file: their fingerprint -> the fingerprint stated in the file.
     _stated_fingerprints: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
@@ -85,7 +85,7 @@ class Original(nn.Module):
             load_strictly(net, state, checkpoint)
         config = net.pretrained_cfg
         weights = checkpoint
-        if pretrained and net.num_classes == config["num_classes"]:  # otherwise timm has made a new, random classifier
+        if pretrained and net.num_classes == config["num_classes"]:  # otherwise timm initializes a random classifier
             weights = "timm's pretrained weights"
         self.architecture = {"name": name, "num_classes": int(net.num_classes)}
         if in_chans is not None:
@@ -104,15 +104,15 @@ class Original(nn.Module):
         std: Sequence[float],
         in_chans: int | None = None,
     ) -> Self:
-        """An original from a network that is already in memory; its weights are taken as trained.
+        """An original from a network in memory; its weights are assumed to be trained.
 
         Args:
             net: Maps normalized images (B, C, H, W) to logits (B, num_classes). Its weights are float32.
-            num_classes: Logits, at least 2.
-            mean: One number or one per channel, in [0, 1] pixel units.
-            std: Likewise.
-            in_chans: Image channels. By default what the network says (`in_chans`, or timm's `pretrained_cfg`), else
-                the channels of its first convolution.
+            num_classes: Number of logits, at least 2.
+            mean: Pixel mean, one number or one per channel, in [0, 1].
+            std: Pixel standard deviation; likewise.
+            in_chans: Image channels. By default the network's `in_chans` or timm's `pretrained_cfg`, else the input
+                channels of its first convolution.
 
         Raises:
             UsageError: If the weights are not plain float32 parameters, or an argument is invalid.
@@ -153,11 +153,11 @@ class Original(nn.Module):
 
         Args:
             images_BCHW: Pixels.
-            weights: Entries of the network's state dict to use in place of its own, which do not change. A weight that
-                the network has under several names is replaced under all of them; give it by one.
+            weights: State-dict key -> weight, to be used in this call instead of the network's own. A weight with
+                several names is replaced under all of them; pass it under one.
 
         Raises:
-            UsageError: If the network returns anything else.
+            UsageError: If the network does not return logits of this shape.
         """
         pixels_BCHW = (images_BCHW - self.mean) / self.std
         entries = {place: value for key, value in (weights or {}).items() for place in self.places[key]}
@@ -178,7 +178,7 @@ class Original(nn.Module):
         return logits_BC
 
     def freeze(self) -> Self:
-        """No gradients, and evaluation mode whatever happens: BatchNorm statistics never move.
+        """Disable gradients and stay in evaluation mode even after `train()`, so BatchNorm statistics never change.
 
         Raises:
             CheckpointError: If a weight is not finite.
@@ -188,11 +188,11 @@ class Original(nn.Module):
         return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, unless it is frozen."""
+        """Set training mode, unless the original is frozen."""
         return super().train(mode and not self._frozen)
 
     def require_weights(self, role: str = "original") -> None:
-        """Refuse a network that was never trained.
+        """Check that the network has trained weights.
 
         Raises:
             UsageError: If neither a checkpoint nor pretrained weights were given.
@@ -201,20 +201,21 @@ class Original(nn.Module):
             flag = {"original": "representation.original", "teacher": "teacher"}[role]
             raise UsageError(
                 f"the {role} {self.name!r} has random weights; pass --model.{flag}.checkpoint FILE "
-                "(or pretrained: true where timm knows some, for as many classes). "
+                "(or pretrained: true, if timm has pretrained weights with this number of classes). "
                 "`lightning fit` with an OriginalModule config trains one."
             )
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights' names, shapes and bits: two originals are the same if and only if these are equal.
+        """SHA-256 of the weights' names, shapes and values; equal for two originals with the same weights only.
 
-        For weights out of a .nern file it is the one that the file states: their last bits depend on the machine.
+        For weights decoded from a .nern file it is the one stated in the file, because their last bits depend on the
+        machine that decodes them.
         """
         own = fingerprint(self.net.state_dict())
         return self._stated_fingerprints.get(own, own)
 
     def set_source(self, file: NernFile) -> None:
-        """Note that the present weights were decoded from a .nern file, and take its class names."""
+        """Record that the current weights were decoded from a .nern file, and take over its class names."""
         self.weights_from = str(file.path)
         self.class_names = tuple(str(name) for name in file.header["class_names"])
         self._stated_fingerprints = {fingerprint(self.net.state_dict()): str(file.header["reconstructed"]["sha256"])}
@@ -225,14 +226,14 @@ def _timm_model(name: str, pretrained: bool, num_classes: int | None, in_chans: 
     shape = {k: v for k, v in (("num_classes", num_classes), ("in_chans", in_chans)) if v is not None}
     try:
         return timm.create_model(name, pretrained=pretrained, **shape)
-    except Exception as error:  # each of timm's models and each way of downloading raises its own
+    except Exception as error:  # timm's models and download backends raise many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if pretrained:
             raise CheckpointError(
-                f"the pretrained weights of {name!r} could not be had: {reason} "
-                "Without a network, pass checkpoint=FILE instead of pretrained=true."
+                f"the pretrained weights of {name!r} could not be loaded: {reason} "
+                "Without an internet connection, pass checkpoint=FILE instead of pretrained=true."
             ) from error
-        raise UsageError(f"timm cannot make {name!r} with {shape or 'its own options'}: {reason}") from error
+        raise UsageError(f"timm cannot create {name!r} with {shape or 'its own options'}: {reason}") from error
 
 
 def _require_counts(name: str, num_classes: int | None, in_chans: int | None) -> None:
@@ -242,13 +243,14 @@ def _require_counts(name: str, num_classes: int | None, in_chans: int | None) ->
 
 
 def _image_channels(net: nn.Module) -> int | None:
-    """How many channels a network's images have; the first convolution may come behind a reshape of them."""
+    """The number of image channels; the network may reshape images before its first convolution."""
     stated = getattr(net, "in_chans", None)
     if isinstance(stated, int) and stated > 0:
         return stated
     channels = [module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)][:1]
     config = getattr(net, "pretrained_cfg", None) or getattr(net, "default_cfg", None)
     if isinstance(config, Mapping) and config.get("input_size"):
-        # The fewer: stems that rearrange pixels have more, and the configuration does not know of `in_chans=1`.
+        # The smaller one: a stem that rearranges pixels has more input channels, and timm's configuration states 3 even
+        # for a network created with `in_chans=1`.
         channels.append(int(config["input_size"][0]))
     return min(channels, default=None)

@@ -1,4 +1,4 @@
-"""Feature taps: what flows through named modules of a network, without touching the network's code."""
+"""Feature taps: inputs or outputs of named modules, collected by hooks without a change of the network's code."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,20 +10,20 @@ from torch.utils.hooks import RemovableHandle
 
 from nernlit.errors import UsageError
 
-#: NeRN's choice in networks of basic blocks (arXiv 2212.13554): every BatchNorm's output, and every block's sum before
-#: its ReLU. Bottleneck blocks call that ReLU `act3`.
+#: NeRN's taps for networks of basic blocks (arXiv 2212.13554): the output of every BatchNorm, and the sum at the end of
+#: every block before its ReLU. In bottleneck blocks that ReLU is named `act3`.
 NERN_TAPS = ("*bn?", "*.act2:input")
 
 
 @final
 class FeatureTaps:
-    """Collects the outputs (or, with `:input` behind the pattern, the first inputs) of modules by name.
+    """Collects the outputs (or, with the suffix `:input`, the first inputs) of modules by name.
 
-    What is collected is cloned: a ReLU that works in place does not change it.
+    Tensors are cloned, so that an in-place ReLU does not change them afterwards.
 
     Args:
         net: The network.
-        patterns: Shell patterns of module names.
+        patterns: Shell patterns of module names, each optionally followed by `:input`.
 
     Raises:
         UsageError: If a pattern matches no module.
@@ -38,13 +38,13 @@ class FeatureTaps:
                 some = ", ".join(name for name, _ in list(net.named_modules())[1:6])
                 raise UsageError(
                     f"the tap {pattern!r} matches no module of {type(net).__name__} (first: {some}); "
-                    "expected patterns of module names, with `:input` behind them for what goes in."
+                    "expected patterns of module names, with the suffix `:input` to collect a module's input."
                 )
             self.taps |= {name: (module, side == "input") for name, module in found.items()}
 
     @contextmanager
     def collect(self) -> Iterator[dict[str, Tensor]]:
-        """Fill the given dictionary, tap's name -> map (B, C, H, W), while the network runs inside the `with`."""
+        """Yields a dictionary, tap name -> map (B, C, H, W), that a forward pass inside the `with` block fills."""
         maps: dict[str, Tensor] = {}
         handles = [self._hook(name, module, of_input, maps) for name, (module, of_input) in self.taps.items()]
         try:

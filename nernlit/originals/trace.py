@@ -1,7 +1,7 @@
-"""What a network does in one forward pass: its operations, the tensors that each reads, and what its modules are given.
+"""A trace of one forward pass: its operations, the tensors that each reads, and the inputs and outputs of its modules.
 
-It runs on the meta device, where tensors have shapes and no values. So what is found holds for all weights and images
-of these shapes, and a network whose course depends on values cannot be traced.
+The pass runs on the meta device, where tensors have shapes but no values. So the trace is valid for all weights and
+images of these shapes, and a network whose control flow depends on values cannot be traced.
 """
 
 from collections import defaultdict
@@ -11,17 +11,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-# The public TorchFunctionMode does not see what scripted and C++ code does with a tensor.
+# Not public, but the public TorchFunctionMode does not see operations of scripted and C++ code.
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @final
 class Trace(TorchDispatchMode):
-    """Records the operations that run inside its `with`, and the calls of the given modules.
+    """Records the operations that run inside its `with` block, and the calls of the given modules.
 
     Attributes:
         operations: The names of the operations that read a tensor, in order.
-        calls: Name of a module -> (first input, output) of each of its calls.
+        calls: Module name -> (first input, output) of each of its calls.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -31,7 +31,7 @@ class Trace(TorchDispatchMode):
         self._modules = modules
         self._readers: dict[int, set[int]] = defaultdict(set)
         self._sources: dict[int, int] = {}
-        self._kept: list[Tensor] = []  # a freed tensor's id may come again
+        self._kept: list[Tensor] = []  # keeps tensors alive, because ids of freed objects are reused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -39,7 +39,7 @@ class Trace(TorchDispatchMode):
         if self._read([args, kwargs or {}], number):
             self.operations.append(str(func))
         for tensor in _tensors(result):
-            self._sources.setdefault(id(tensor), number)  # operations in place return a tensor again
+            self._sources.setdefault(id(tensor), number)  # in-place operations return a known tensor
             self._kept.append(tensor)
         return result
 
@@ -51,7 +51,7 @@ class Trace(TorchDispatchMode):
         return bool(tensors)
 
     def source(self, tensor: Tensor) -> int | None:
-        """The number of the operation that made a tensor."""
+        """The number of the operation that created a tensor, or None."""
         return self._sources.get(id(tensor))
 
     def readers(self, tensor: Tensor) -> set[int]:
@@ -59,7 +59,7 @@ class Trace(TorchDispatchMode):
         return self._readers[id(tensor)]
 
     def run(self, net: nn.Module, images_BCHW: Tensor) -> None:
-        """Run a network on the meta device; what it returns counts as read by one more operation."""
+        """Run a network on the meta device; its output counts as read by one further operation."""
 
         def note(name: str, args: tuple[Any, ...], output: Any) -> None:
             if args and isinstance(output, Tensor):

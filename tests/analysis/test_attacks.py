@@ -115,7 +115,7 @@ def test_images_without_a_direction_are_reported() -> None:
 
     images = torch.cat([torch.full((3, 1, 2, 2), 0.2), torch.full((5, 1, 2, 2), 0.8)])
     labels = torch.zeros(8, dtype=torch.long)
-    message = r"fgsm_1 did not move 3 of 8 images \(37\.50%\): the gradient of the classifier gives no direction there"
+    message = r"fgsm_1 did not change 3 of 8 images \(37\.50%\): the gradient of the classifier is zero there"
     with pytest.warns(UserWarning, match=message):
         assert accuracy_under(Attack(1.0), blind, [(images, labels)]) == 1
     with warnings.catch_warnings(action="error"):
@@ -157,7 +157,7 @@ def test_calibration_finds_the_eps_of_a_classifier_whose_margins_are_known() -> 
         calibrate(classify, batches, keeps=0.7, highest_255=2.0)
     with pytest.raises(UsageError, match=r"keeps=1.5; expected a share"):
         calibrate(classify, batches, keeps=1.5)
-    with pytest.raises(UsageError, match="gets no clean image right"):
+    with pytest.raises(UsageError, match="clean accuracy is 0, so there is no accuracy to keep"):
         calibrate(classify, [(images, torch.ones(100, dtype=torch.long))], keeps=0.7)
     with pytest.raises(ValueError, match="no images"):
         accuracy_under(Attack(1), classify, [])

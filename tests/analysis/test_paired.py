@@ -38,7 +38,7 @@ def test_swapping_the_two_turns_the_sign() -> None:
 
 
 def test_answers_to_other_images_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\) answers: expected as many"):
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\): expected equal shapes and at least one image"):
         paired_difference(torch.ones(2).bool(), torch.ones(3).bool())
 
 
@@ -46,7 +46,7 @@ def test_logits_that_are_no_numbers_give_no_accuracy() -> None:
     batches = [(torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.long))]
     logits = torch.eye(3)
     logits[1, 2] = math.nan
-    with pytest.raises(UsageError, match="logits are not numbers for 1 of 3 images, so it has no accuracy"):
+    with pytest.raises(UsageError, match="logits are NaN for 1 of 3 images, so its accuracy is undefined"):
         correct_answers(lambda images: logits, batches)
     with pytest.raises(ValueError, match="no images to measure on"):
         correct_answers(lambda images: logits, [])

@@ -113,14 +113,14 @@ def test_counts_that_no_classifier_has_are_refused(options: dict[str, int]) -> N
 
 def test_a_pretrained_network_with_a_new_classifier_is_not_trained() -> None:
     assert Original("digits_resnet8", pretrained=True, num_classes=10).weights_from == "timm's pretrained weights"
-    with pytest.raises(UsageError, match=r"has random weights; pass .*for as many classes"):
+    with pytest.raises(UsageError, match=r"has random weights; pass .*with this number of classes"):
         Original("digits_resnet8", pretrained=True, num_classes=7).require_weights()
 
 
 def test_options_that_timm_does_not_take_are_told_in_one_sentence() -> None:
-    with pytest.raises(UsageError, match=r"timm cannot make 'inception_v3' with \{'in_chans': 70000000000\}: "):
+    with pytest.raises(UsageError, match=r"timm cannot create 'inception_v3' with \{'in_chans': 70000000000\}: "):
         Original("inception_v3", in_chans=70_000_000_000)
-    with pytest.raises(CheckpointError, match="the pretrained weights of 'cifar_resnet20' could not be had"):
+    with pytest.raises(CheckpointError, match="the pretrained weights of 'cifar_resnet20' could not be loaded"):
         Original("cifar_resnet20", pretrained=True)
 
 
@@ -219,7 +219,7 @@ COMPUTED: dict[str, tuple[Callable[[TinyCNN], nn.Module], str]] = {
     "bfloat16": (lambda net: net.bfloat16(), "is bfloat16, but an original's weights are float32; call net.float()"),
     "double": (lambda net: net.double(), "is float64, but an original's weights are float32; call net.float() first"),
     "one half layer": (_of_stem(lambda stem: stem.half()), "stem.weight of 'TinyCNN' is float16"),
-    "meta": (lambda net: net.to("meta"), "'TinyCNN' is on the meta device, stem.weight has no values"),
+    "meta": (lambda net: net.to("meta"), "'TinyCNN' is on the meta device: stem.weight has no values"),
 }
 
 
