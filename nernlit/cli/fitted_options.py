@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nernlit.cli.resume import say
+from nernlit.coding import is_nern
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.representation.specification import options
 
@@ -63,6 +64,7 @@ def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command:
     trained = arguments.get("original")  # of an OriginalModule: the checkpoint holds its weights
     if trained is not None and trained.get("checkpoint") and not Path(trained["checkpoint"]).exists():
         trained["checkpoint"] = None
+    _place_source(path, arguments, given.get("init_from"))
     for part in _MOVABLE:
         network = arguments.get(part)
         fitted = network.get("checkpoint") if network is not None else None
@@ -82,6 +84,19 @@ def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command:
             )
         if isinstance(source, str) and Path(source).suffix and not Path(source).exists():
             say(f"nernlit: --model.{part}.checkpoint {source}: no such file; taking {fitted}, as the checkpoint has it")
+
+
+def _place_source(path: Path, arguments: Any, source: Any) -> None:
+    """Take the .nern file that a fit started from, and whose network is its original, from where it lies today."""
+    fitted = arguments.get("init_from")
+    if fitted is None or not is_nern(fitted):
+        return
+    if isinstance(source, str) and is_nern(source) and (place := Path(source).expanduser()).exists():
+        arguments["init_from"] = str(place.absolute())
+    elif not Path(fitted).exists():
+        raise CheckpointError(
+            f"{path} was fitted with {fitted}, which is gone; pass --model.init_from FILE, where it is now."
+        )
 
 
 def _at(tree: Any, name: str) -> Any:

@@ -9,8 +9,10 @@ from safetensors.torch import save
 
 import nernlit
 from nernlit.cli.main import main, run
+from nernlit.errors import CheckpointError
+from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.container import read_container
-from tests.fakes import QUICK
+from tests.fakes import CONFIGS, QUICK
 
 
 @pytest.fixture
@@ -58,6 +60,56 @@ def test_inspect_says_what_a_file_holds(fitted: Path, tmp_path: Path, capsys: py
     assert "MLP(hidden=8, depth=5, activation=gelu" in shown
     contents = read_container(tmp_path / "net.nern")
     assert f"{sum(v.nbytes for k, v in contents.tensors.items() if k.startswith('predictor.')):,}" in shown
+
+
+def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["export", str(fitted), "-o", "first.nern"])
+    shutil.rmtree("runs")
+    distill = ["-c", str(CONFIGS / "base/decoupled.yaml"), "-c", str(CONFIGS / "base/digits_images.yaml"), *QUICK[2:]]
+    distill = [option for option in distill if "representation" not in option]
+    distill += ["--model.representation=null", "--model.recon_steps=0", "--trainer.logger.init_args.name=from_file"]
+    first = run(["fit", *distill, "--model.init_from=first.nern", "--trainer.max_epochs=1"]).model
+    stored = nernlit.load("first.nern")
+    assert first.representation.original.fingerprint() == stored.original.fingerprint()
+    last = Path("runs/from_file/version_0/checkpoints/last.ckpt")
+    assert read_checkpoint(last)["hyper_parameters"]["init_from"] == str(Path("first.nern").absolute())
+    resumed = run(["fit", *distill, "--ckpt_path=last"])
+    assert resumed.trainer.global_step == 20  # two epochs of ten
+    assert resumed.model.representation.scale == stored.scale
+    run(["test", *distill, "--ckpt_path=best"])
+    main(["export", "runs/from_file", "-o", "second.nern", "--select", "last"])
+    second = nernlit.load("second.nern")
+    assert torch.allclose(second.layout.vector(second.weights()), _weights_of(resumed.model.representation), atol=1e-6)
+    assert not torch.equal(second.layout.vector(second.weights()), _weights_of(stored))
+    header = read_container(Path("second.nern")).header
+    assert header["original"]["sha256"] == read_container(Path("first.nern")).header["reconstructed"]["sha256"]
+    moved = Path("first.nern").rename("moved.nern")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["export", "runs/from_file", "-o", "third.nern"])
+    assert "was fitted with" in (shown := capsys.readouterr().err)
+    assert "first.nern, which is gone" in shown
+    moved_run = run(["test", *distill, "--ckpt_path=best", f"--model.init_from={moved}"])
+    assert moved_run.model.representation.original.weights_from == str(moved.absolute())
+    with pytest.raises(CheckpointError, match=r"first\.nern, which is gone; pass --model.init_from FILE"):
+        run(["test", *distill, "--ckpt_path=best"])
+
+
+def _weights_of(representation: nernlit.Representation) -> torch.Tensor:
+    return representation.layout.vector(representation.weights()).detach()
+
+
+def test_a_file_is_an_originals_checkpoint(fitted: Path) -> None:
+    main(["export", str(fitted), "-o", "net.nern"])
+    of_file = ["--model.representation.original.pretrained=false"]
+    of_file += ["--model.representation.original.checkpoint=net.nern"]
+    run(["fit", *QUICK, *of_file, "--trainer.logger.init_args.name=again"])
+    original = nernlit.load(next(Path("runs/again").glob("*/checkpoints/best.ckpt"))).original
+    assert original.weights_from == str(Path("net.nern").absolute())
+    for key, value in nernlit.load("net.nern").reconstructed().items():
+        assert torch.equal(original.net.state_dict()[key], value)
 
 
 @pytest.mark.parametrize(

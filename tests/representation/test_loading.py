@@ -1,0 +1,100 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import nernlit
+from nernlit.errors import CheckpointError, FileFormatError, UsageError
+from nernlit.originals import Original
+from nernlit.representation import load_representation
+from nernlit.storage.container import Contents, read_container, write_container
+from tests.fakes import digits_representation, tiny_representation
+
+IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_given_representation_is_filled_from_a_file(tmp_path: Path) -> None:
+    stored, given = digits_representation(), digits_representation()
+    stored.save(tmp_path / "net.nern")
+    with torch.no_grad():
+        next(given.predictor.parameters()).zero_()
+    filled, rebuilt = load_representation(tmp_path / "net.nern", given)
+    assert filled is given
+    assert rebuilt == {"init_from": None}  # the given representation says how it is built
+    assert torch.equal(given(IMAGES), stored(IMAGES))
+    assert torch.equal(given.addresses, stored.addresses)
+    assert given.original.weights_from == "timm's pretrained weights"  # and not the reconstructed network
+
+
+def test_a_file_of_another_representation_or_original_is_refused(tmp_path: Path) -> None:
+    digits_representation(9).save(tmp_path / "wide.nern")
+    with pytest.raises(CheckpointError, match=r"wide\.nern: .*hidden is 8 here and 9 in the checkpoint"):
+        load_representation(tmp_path / "wide.nern", digits_representation())
+    tiny_representation(1).save(tmp_path / "other.nern")
+    with pytest.raises(CheckpointError, match=r"other\.nern: the checkpoint was fitted to another original"):
+        load_representation(tmp_path / "other.nern", tiny_representation(0))
+
+
+def test_a_representation_out_of_a_file_is_built_again_from_that_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.nern"
+    digits_representation().save(path)
+    loaded, rebuilt = load_representation(path)
+    assert rebuilt == {"init_from": str(path)}
+    state = {f"representation.{name}": value for name, value in loaded.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {"representation": None, **rebuilt}}, tmp_path / "fit.ckpt")
+    again, rebuilt_again = load_representation(tmp_path / "fit.ckpt")
+    assert rebuilt_again == rebuilt
+    assert torch.equal(again(IMAGES), loaded(IMAGES))
+    shutil.move(path, tmp_path / "moved.nern")
+    with pytest.raises(CheckpointError, match=r"fit\.ckpt was fitted with .*net\.nern, which is gone; say where"):
+        nernlit.load(tmp_path / "fit.ckpt")
+    moved, rebuilt_moved = load_representation(tmp_path / "fit.ckpt", original=tmp_path / "moved.nern")
+    assert rebuilt_moved == {"init_from": str(tmp_path / "moved.nern")}
+    assert torch.equal(moved(IMAGES), loaded(IMAGES))
+
+
+def test_weights_out_of_a_file_are_the_same_original_on_every_machine(tmp_path: Path) -> None:
+    """The last bits of decoded weights depend on the machine; here the file says that it decoded to other ones."""
+    digits_representation().save(tmp_path / "net.nern")
+    header, tensors = read_container(tmp_path / "net.nern")
+    header["reconstructed"]["sha256"] = "f" * 64
+    write_container(tmp_path / "elsewhere.nern", Contents(header, tensors))
+    original = Original("digits_resnet8", checkpoint=str(tmp_path / "elsewhere.nern"))
+    assert original.fingerprint() == "f" * 64
+    assert nernlit.load(tmp_path / "elsewhere.nern").original.fingerprint() == "f" * 64
+    with torch.no_grad():
+        next(original.net.parameters()).add_(1)
+    assert original.fingerprint() != "f" * 64  # no longer what the file decodes to
+
+
+def test_an_original_takes_a_files_weights_classes_and_pixel_statistics(tmp_path: Path) -> None:
+    path = str(tmp_path / "net.nern")
+    representation = digits_representation()
+    representation.original.class_names = tuple("abcdefghij")
+    representation.original.mean.fill_(0.25)
+    representation.save(path)
+    original = Original("digits_resnet8", checkpoint=path)
+    assert original.weights_from == path
+    assert original.class_names == tuple("abcdefghij")
+    assert original.mean.flatten().tolist() == [0.25]
+    for key, value in representation.reconstructed().items():
+        assert torch.equal(original.net.state_dict()[key], value), key
+    assert Original("digits_resnet8", checkpoint=path, mean=[0.5]).mean.flatten().tolist() == [0.5]
+    with pytest.raises(UsageError, match=r"ema: true is given, but .*net\.nern holds one set of weights only"):
+        Original("digits_resnet8", checkpoint=path, ema=True)
+    with pytest.raises(CheckpointError, match="does not fit CifarResNet"):
+        Original("cifar_resnet20", checkpoint=path)
+    with pytest.raises(FileFormatError, match="is not there"):
+        Original("digits_resnet8", checkpoint=str(tmp_path / "gone.nern"))
+
+
+def test_options_for_nern_files_are_refused_with_checkpoints() -> None:
+    for options in ({"max_gib": 8.0}, {"net": torch.nn.Identity()}):
+        with pytest.raises(UsageError, match=r"are for \.nern files, and fit\.ckpt is none"):
+            nernlit.load("fit.ckpt", **options)  # type: ignore[arg-type]
+
+
+def test_what_is_loaded_is_in_evaluation_mode(tmp_path: Path) -> None:
+    digits_representation().train().save(tmp_path / "net.nern")
+    assert not nernlit.load(tmp_path / "net.nern").training
