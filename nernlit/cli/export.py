@@ -44,6 +44,7 @@ def inspect(args: Sequence[str]) -> None:
     arguments = ", ".join(f"{name}={value}" for name, value in predictor["init_args"].items())
     facts = {
         "network": f"{header['network_class']}, {header['num_classes']} classes, {header['in_chans']} channels",
+        "classes": _shortened(header["class_names"]) or "without names",
         "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
         "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
         "weights": f"SHA-256 {header['reconstructed']['sha256']}",
@@ -103,6 +104,11 @@ def _print_sizes(file: Path) -> None:
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _shortened(names: Sequence[str], shown: int = 5) -> str:
+    """The first names and the last one."""
+    return ", ".join([*names[:shown], "...", names[-1]] if len(names) > shown + 1 else names)
 
 
 def _numbers(shape: Sequence[int]) -> int:

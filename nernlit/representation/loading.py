@@ -70,7 +70,9 @@ def load_representation(
     """
     if path is None:
         if representation is None:
-            raise UsageError("neither a representation nor a file (init_from) is given; pass one of them.")
+            raise UsageError(
+                "neither a representation nor a checkpoint or a .nern file (init_from) is given; pass one."
+            )
         return representation, {}
     if representation is not None:
         classes = [type(representation.predictor)]
@@ -109,6 +111,7 @@ def _stored_state(file: NernFile) -> dict[str, Any]:
         "specification": file.specification,
         "scale": file.scale,
         "order": file.packed_order,
+        "class_names": file.header["class_names"],
     }
     predictor = {f"predictor.{name}": value for name, value in file.predictor.state_dict().items()}
     return {**predictor, "_extra_state": extra}

@@ -248,10 +248,13 @@ class Representation(WithConstants):
             "specification": self.specification(),
             "scale": self.scale.cpu(),
             "order": pack_order(self.layout, self.addresses, self.order),
+            "class_names": list(self.original.class_names),
         }
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over a checkpoint's scale and order: those that its predictor was fitted with.
+        """Take over a checkpoint's scale and order, those that its predictor was fitted with, and its class names.
+
+        Class names that the original has already are kept.
 
         Raises:
             CheckpointError: If it belongs to another original or to a representation that is built differently, or is
@@ -282,5 +285,6 @@ class Representation(WithConstants):
             table_N3 = unpack_order(self.layout, state["order"], self.order)
         except LayoutError as error:
             raise CheckpointError(f"the checkpoint is damaged: {error} Pass another one.") from error
+        self.original.class_names = self.original.class_names or tuple(state.get("class_names", ()))
         self.set_constant("scale", scale.to(self.scale))
         self.set_constant("addresses", table_N3.to(self.addresses))

@@ -137,6 +137,9 @@ class ReconstructionModule(ClassifierModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        # Checkpoints and .nern files keep them.
+        if classes := getattr(self._data, "classes", ()):
+            self.representation.original.class_names = tuple(classes)
         # Of this run: the next one may have other images.
         self._original_results: dict[str, dict[str, Tensor]] = {}
         # Every process must draw from the same numbers, or their shares of a batch would overlap.

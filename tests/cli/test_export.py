@@ -57,6 +57,8 @@ def test_inspect_says_what_a_file_holds(fitted: Path, tmp_path: Path, capsys: py
     main(["inspect", str(tmp_path / "net.nern")])
     shown = capsys.readouterr().out
     assert "network: digits_resnet8, 10 classes, 1 channels" in shown
+    assert "classes: 0, 1, 2, 3, 4, ..., 9" in shown  # of the data that the run was fitted on
+    assert nernlit.load(tmp_path / "net.nern").original.class_names == tuple("0123456789")
     assert "MLP(hidden=8, depth=5, activation=gelu" in shown
     contents = read_container(tmp_path / "net.nern")
     assert f"{sum(v.nbytes for k, v in contents.tensors.items() if k.startswith('predictor.')):,}" in shown
@@ -67,7 +69,7 @@ def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
 ) -> None:
     main(["export", str(fitted), "-o", "first.nern"])
     shutil.rmtree("runs")
-    distill = ["-c", str(CONFIGS / "base/decoupled.yaml"), "-c", str(CONFIGS / "base/digits_images.yaml"), *QUICK[2:]]
+    distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[2:]]
     distill = [option for option in distill if "representation" not in option]
     distill += ["--model.representation=null", "--model.recon_steps=0", "--trainer.logger.init_args.name=from_file"]
     first = run(["fit", *distill, "--model.init_from=first.nern", "--trainer.max_epochs=1"]).model
