@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import torch
@@ -10,12 +11,12 @@ from rich.console import Console
 
 from nernlit.callbacks import ProgressLine, Summary
 from nernlit.callbacks.writer import say_written, write_weights
-from nernlit.cli.arguments import CommandParser
+from nernlit.cli.arguments import CommandParser, count
 from nernlit.cli.runs import Run
-from nernlit.coding import part_bytes
+from nernlit.coding import is_nern, part_bytes
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
-from nernlit.representation import load
+from nernlit.representation import Representation, load, write_onnx
 from nernlit.storage.container import read_container
 from nernlit.training import OriginalModule
 from nernlit.utilities.progress import CONSOLE
@@ -23,14 +24,42 @@ from nernlit.utilities.tables import print_table
 
 
 def export(args: Sequence[str]) -> None:
-    """`nernlit export RUN -o FILE`: write a fit's representation as a .nern file."""
+    """`nernlit export RUN -o FILE`: write a representation as a .nern file, or its network as an ONNX model."""
     parser = CommandParser("export", export.__doc__)
-    parser.add_argument("run", metavar="RUN", help="folder of a fit (runs/<name>/version_N) or a checkpoint")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.nern")
-    parser.add_argument("--select", choices=("best", "last"), default="best", help="which of a run's checkpoints")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder of a fit (runs/<name>/version_N), a checkpoint or .nern file"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.nern or NAME.onnx")
+    parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints; best by default")
+    parser.add_argument(
+        "--image_size",
+        type=count,
+        help="for .onnx: height and width of the images in pixels; by default those that timm states for the network",
+    )
     options = parser.parse_args(args)
-    Run.open(options.run, options.select).representation().save(options.out)
+    if options.out.suffix not in (".nern", ".onnx"):
+        raise UsageError(f"--out {options.out}: expected a file name that ends in .nern or .onnx.")
+    if options.out.suffix == ".onnx":
+        write_onnx(_representation(options.run, options.select), options.out, options.image_size)
+        Console().print(
+            f"wrote {options.out} ({options.out.stat().st_size:,} bytes)\n"
+            "its images: pixels in [0, 1], which the model normalizes itself",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return
+    if options.image_size is not None:
+        raise UsageError(f"--image_size {options.image_size} is for .onnx files; leave it out.")
+    _representation(options.run, options.select).save(options.out)
     _print_sizes(options.out)
+
+
+def _representation(source: str, select: Literal["best", "last"] | None) -> Representation:
+    if not is_nern(source):
+        return Run.open(source, select).representation()
+    if select is not None:
+        raise UsageError(f"--select {select}: {source} holds one representation; leave --select out.")
+    return load(source)
 
 
 def inspect(args: Sequence[str]) -> None:
@@ -73,7 +102,7 @@ def test(args: Sequence[str]) -> None:
     parser.add_argument("file", metavar="FILE", type=Path)
     parser.add_subclass_arguments(ImageDataModule, "data", required=True)
     given = parser.parse_args(list(args))
-    data = parser.instantiate_classes(given).data
+    data = parser.instantiate(given).data
     if not data.has_images:
         raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
     # What an evaluation needs is all in the module that trains originals.

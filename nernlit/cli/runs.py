@@ -170,7 +170,7 @@ class Run:
         parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
         parser.add_subclass_arguments(ImageDataModule, "data")
         given = parser.parse_args([*(["--data", json.dumps(own, default=str)] if own is not None else []), *overrides])
-        data: ImageDataModule = parser.instantiate_classes(given).data
+        data: ImageDataModule = parser.instantiate(given).data
         return data
 
     def batches(

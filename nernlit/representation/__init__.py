@@ -1,7 +1,8 @@
 """The representation: an original whose weights come out of a predictor, how it is described, stored and loaded."""
 
 from nernlit.representation.loading import load, load_representation
+from nernlit.representation.onnx import write_onnx
 from nernlit.representation.representation import Representation
 from nernlit.representation.sizes import Sizes
 
-__all__ = ["Representation", "Sizes", "load", "load_representation"]
+__all__ = ["Representation", "Sizes", "load", "load_representation", "write_onnx"]

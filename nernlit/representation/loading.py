@@ -88,7 +88,7 @@ def load_representation(
         described = _with_original(path, described, original)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Representation, "representation")
-        built = parser.instantiate_classes(parser.parse_object({"representation": described}))
+        built = parser.instantiate(parser.parse_object({"representation": described}))
         representation, rebuilt = built.representation, {"representation": described, "init_from": None}
     elif source is not None and is_nern(source):
         file = Path(original or source)

@@ -12,7 +12,7 @@ from nernlit.cli.main import main, run
 from nernlit.errors import CheckpointError
 from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.container import read_container
-from tests.fakes import CONFIGS, QUICK
+from tests.fakes import CONFIGS, QUICK, digits_representation
 
 
 @pytest.fixture
@@ -114,6 +114,14 @@ def test_a_file_is_an_originals_checkpoint(fitted: Path) -> None:
         assert torch.equal(original.net.state_dict()[key], value)
 
 
+def test_a_file_becomes_an_onnx_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digits_representation().save(tmp_path / "net.nern")
+    main(["export", str(tmp_path / "net.nern"), "-o", str(tmp_path / "net.onnx")])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"wrote {tmp_path / 'net.onnx'} ({(tmp_path / 'net.onnx').stat().st_size:,} bytes)")
+    assert "which the model normalizes itself" in shown
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -121,6 +129,9 @@ def test_a_file_is_an_originals_checkpoint(fitted: Path) -> None:
         (["inspect", "nowhere.nern"], "nowhere.nern is not there"),
         (["reconstruct", "nowhere.nern", "-o", "a.pt"], "expected a file name that ends in .safetensors"),
         (["test", "nowhere.nern", "--data", "DigitsDataModule"], "nowhere.nern is not there"),
+        (["export", "nowhere", "-o", "a.pt"], "--out a.pt: expected a file name that ends in .nern or .onnx"),
+        (["export", "nowhere", "-o", "a.nern", "--image_size", "8"], "--image_size 8 is for .onnx files"),
+        (["export", "a.nern", "-o", "b.nern", "--select", "last"], "--select last: a.nern holds one representation"),
         (["test", "nowhere.nern", "--data", "NoImages"], "--data has no images"),
     ],
 )
