@@ -41,7 +41,7 @@ def load(
         UsageError: If an option for .nern files is given with another file.
     """
     if is_nern(path):
-        return Representation.of_file(NernFile.read(path, predictor_classes, max_gib), net).eval()
+        return Representation.of_file(NernFile.read(path, predictor_classes, max_gib), net)
     if net is not None or predictor_classes or max_gib is not None:
         raise UsageError(f"net, predictor_classes and max_gib are for .nern files, and {path} is none; leave them out.")
     return load_representation(path)[0].eval()

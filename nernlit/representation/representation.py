@@ -35,6 +35,7 @@ from nernlit.kernels import (
 )
 from nernlit.originals import Original, decoded_original, description
 from nernlit.predictors import Predictor
+from nernlit.representation.hub import WithPretrained
 from nernlit.representation.sizes import Sizes
 from nernlit.representation.specification import differences
 from nernlit.utilities.constants import WithConstants
@@ -43,7 +44,7 @@ from nernlit.utilities.sharing import names_of_weights
 
 
 @final
-class Representation(WithConstants):
+class Representation(WithConstants, WithPretrained):
     """A CNN whose convolution kernels come out of a predictor.
 
     Its `state_dict` holds the predictor and, as extra state, the specification, the scale, the packed order and the
@@ -95,7 +96,9 @@ class Representation(WithConstants):
 
     @classmethod
     def of_file(cls, file: NernFile, net: nn.Module | None = None) -> Self:
-        """The representation of a .nern file. Its original, and target of training, is the reconstructed network.
+        """The representation of a .nern file, in evaluation mode.
+
+        Its original, and so the target of training, is the reconstructed network.
 
         Args:
             file: The file.
@@ -109,7 +112,7 @@ class Representation(WithConstants):
             standardize = bool(file.specification["standardize"])
             self._set_up(original.freeze(), file.predictor, file.layout, file.order, standardize, file.addresses)
             self.set_constant("scale", file.scale)
-        return self
+        return self.eval()
 
     def _set_up(
         self,

@@ -1,0 +1,48 @@
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from nernlit.errors import FileFormatError
+from nernlit.representation import Representation
+from tests.fakes import TinyCNN, digits_representation, tiny_representation
+
+IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_folder_holds_the_file_a_configuration_and_a_model_card(tmp_path: Path) -> None:
+    representation = digits_representation()
+    representation.save_pretrained(tmp_path / "model")
+    names = sorted(file.name for file in (tmp_path / "model").iterdir())
+    assert names == ["README.md", "config.json", "model.nern"]
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["specification"] == representation.specification()
+    assert config["network"] == {"name": "digits_resnet8", "num_classes": 10}
+    assert "library_name: nernlit" in (tmp_path / "model" / "README.md").read_text()
+    loaded = Representation.from_pretrained(tmp_path / "model")
+    assert not loaded.training
+    assert torch.equal(loaded(IMAGES), representation(IMAGES))
+
+
+def test_options_of_load_are_passed_on(tmp_path: Path) -> None:
+    representation = tiny_representation()
+    representation.save_pretrained(tmp_path)
+    with pytest.raises(FileFormatError, match="TinyCNN that timm cannot make"):
+        Representation.from_pretrained(tmp_path)
+    loaded = Representation.from_pretrained(tmp_path, net=TinyCNN())
+    assert torch.equal(loaded(IMAGES), representation(IMAGES))
+
+
+def test_a_folder_without_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"model\.nern is not there"):
+        Representation.from_pretrained(tmp_path)
+
+
+def test_the_mixin_leaves_representations_as_they_are() -> None:
+    representation = digits_representation()
+    for copied in (copy.deepcopy(representation), pickle.loads(pickle.dumps(representation))):
+        assert torch.equal(copied(IMAGES), representation(IMAGES))
+        assert copied.specification() == representation.specification()
