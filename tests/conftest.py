@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from nernlit.callbacks import RepresentationFigures
+
 torch.set_num_threads(1)  # a worker per core; and results repeat to the bit
 
 
@@ -8,3 +10,10 @@ torch.set_num_threads(1)  # a worker per core; and results repeat to the bit
 def _in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs write to ./runs; keep them out of the checkout."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests marked `figures` draw at the end of a fit: it takes a third of a short fit's time."""
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr(RepresentationFigures, "_draw", lambda *_: None)

@@ -51,6 +51,7 @@ def test_fit_validate_test_and_predict_follow_each_other(capsys: pytest.CaptureF
     assert torch.allclose(net((images - original.mean) / original.std), expected, atol=1e-5)
 
 
+@pytest.mark.figures
 def test_tensorboard_holds_scalars_figures_and_hyperparameters() -> None:
     run(["fit", *QUICK])
     folder = Path("runs/digits_h96/version_0")
