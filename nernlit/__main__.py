@@ -15,6 +15,7 @@ HELP = """usage: nernlit COMMAND -c CONFIG [options]      (also `lightning ...` 
 Store a trained CNN as a small coordinate network.
 
 commands:
+  configs     list the shipped configurations, one for every cell of the paper's tables, or copy one
   fit         train what the configuration describes; --ckpt_path last goes on with the newest run
   validate    measure a checkpoint on the validation images
   test        measure a checkpoint, or a .nern file, on the test images
@@ -26,7 +27,7 @@ commands:
   analyze     spectrum, layers, interpolate, landscape, rounds or smooth: a table and a figure of a finished fit
   report      one HTML page about a finished fit, or several side by side
 
-  -c CONFIG   YAML files, merged in order; configs/ holds one for every cell of the paper's tables
+  -c CONFIG   shipped configurations by name, or YAML files; several are merged in order
   --debug     show the traceback of an error
   --version   show the version
 

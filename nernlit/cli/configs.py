@@ -41,8 +41,13 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
+def base_files() -> dict[str, Path]:
+    """Name -> file of everything that the shipped configurations build on."""
+    return {path.stem: path for path in sorted(FOLDER.glob("base/*.yaml"))}
+
+
 def find_config(name: str, folder: Path = Path()) -> Path:
-    """The file that a path, relative to `folder`, or the name of a shipped configuration or base file stands for.
+    """The file of a path relative to `folder`, or of the name of a shipped configuration or base file.
 
     A file that exists comes first.
 
@@ -52,7 +57,7 @@ def find_config(name: str, folder: Path = Path()) -> Path:
     path = folder / name
     if path.is_file():
         return path
-    shipped = shipped_configs() | {base.stem: base for base in FOLDER.glob("base/*.yaml")}
+    shipped = shipped_configs() | base_files()
     if name in shipped:
         return shipped[name]
     if path.exists():
@@ -93,8 +98,8 @@ class Part(NamedTuple):
                 raise UsageError(f"{self.file}: {keys}: expected options such as {EXAMPLE}.")
         assert isinstance(node, yaml.MappingNode)
         others = _FILE_KEYS if not self.keys else () if self.keys[-1] in SCHEDULES else SCHEDULES
-        node.value = [(key, value) for key, value in node.value if key.value not in others]
-        return node
+        own = [(key, value) for key, value in node.value if key.value not in others]
+        return yaml.MappingNode(node.tag, own, node.start_mark, node.end_mark)
 
     def options(self) -> dict[str, Any]:
         """The options as nested values."""
@@ -114,9 +119,11 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         root = Part.parse(str(values)).node()
-        for key, value in root.value:
-            if key.value == "data" and value.tag == "tag:yaml.org,2002:null":
-                value.tag, value.value = "tag:yaml.org,2002:str", NO_DATA
+        no_data = yaml.ScalarNode("tag:yaml.org,2002:str", NO_DATA)
+        root.value = [
+            (key, no_data if key.value == "data" and value.tag == "tag:yaml.org,2002:null" else value)
+            for key, value in root.value
+        ]
         try:
             self.apply_config(parser, cfg, self.dest, yaml.serialize(root))
         except (TypeError, ValueError, yaml.YAMLError) as error:

@@ -25,6 +25,7 @@ __all__ = ["NernlitCLI", "main", "run", "user_message"]
 
 #: Commands that are functions of a module of their own -> module and function.
 _OTHER_COMMANDS = {
+    "configs": ("shipped", "main"),
     "export": ("export", "export"),
     "inspect": ("export", "inspect"),
     "reconstruct": ("export", "reconstruct"),

@@ -51,7 +51,7 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
     if missing := re.search(r"arguments are required: (.+)", text):
         below = [name.strip() if keys else name.strip().partition(".")[2] for name in missing[1].split(",")]
         names = ", ".join(f"{option}.{name}" if keys else f"--{name}" for name in below)
-        return f"{names} must be given (-c FILE; the repository's configs/ folder has one for every experiment)."
+        return f"{names} must be given (-c CONFIG; `nernlit configs` lists the shipped ones)."
     value = _value(text)
     asks_for_class = re.search(r"import path|accessible or invalid|subclass|Unable to load config|callable class", text)
     has_other_type = re.search(r"Expected a typing\.Literal|Expected an? <class '(?!NoneType)\w+'>", text)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nernlit.cli.configs import shipped_configs
 from nernlit.cli.resume import say
 from nernlit.cli.runs import Run
 from nernlit.errors import CheckpointError
@@ -19,7 +20,7 @@ def settle_paths(tree: Any, option: str, configs: Sequence[Path]) -> None:
     Args:
         tree: Nested options, as the parser gives them.
         option: The name of the part.
-        configs: The configuration files that were given; the one that trains a missing original lies beside them.
+        configs: The configuration files that were given; one beside them may be the one that trains a missing original.
 
     Raises:
         CheckpointError: If a run's folder is named that does not exist or holds no checkpoint.
@@ -53,7 +54,10 @@ def _weights(path: Path, option: str, configs: Sequence[Path]) -> Path:
 
 
 def _training(name: str, configs: Sequence[Path]) -> str:
-    """How to fit the run of this name, where a configuration that was given has one beside it."""
+    """How to fit the run of this name, where a file beside the given configurations or a shipped one does so."""
     folders = [folder for config in configs for folder in (config.parent, config.parent.parent)]
     found = next((file for folder in folders if (file := folder / f"{name}.yaml").is_file()), None)
+    shipped = shipped_configs().get(name)
+    if shipped is not None and (found is None or found.samefile(shipped)):
+        return f"fit it once with `lightning fit -c {name}`, or "
     return f"fit it once with `lightning fit -c {found}`, or " if found is not None else ""

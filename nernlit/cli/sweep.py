@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference, tradeoff_figure, width_figure
 from nernlit.cli.arguments import CommandParser, count, require_writable, seed
-from nernlit.cli.configs import config_parts, expand_bases
+from nernlit.cli.configs import config_parts, expand_bases, find_config
 from nernlit.cli.main import NernlitCLI, run, user_message
 from nernlit.cli.sweep_table import Fit, Row, common_original, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
@@ -53,7 +53,9 @@ def main(args: Sequence[str]) -> None:
         UsageError: At once, if the options cannot work.
     """
     parser = CommandParser("sweep", __doc__, "All other options are those of `nernlit fit`.")
-    parser.add_argument("--configs", nargs="+", required=True, help="configurations to compare")
+    parser.add_argument(
+        "--configs", nargs="+", required=True, help="configurations to compare: files, or names of shipped ones"
+    )
     parser.add_argument("--hidden", type=count, nargs="+", help="hidden widths (default: the configuration's own)")
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="one fit per width and seed (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figures")
@@ -61,6 +63,7 @@ def main(args: Sequence[str]) -> None:
     options, fit_args = parser.parse_known_args(args)
     _refuse_own_options(fit_args, options.hidden is not None, [f"--{name}" for name in vars(options)])
     _require_distinct_names(options.configs)
+    options.configs = [str(find_config(name)) for name in options.configs]
     require_writable(options.out, "--out")
     fits = list(
         dict.fromkeys(map(Fit._make, itertools.product(options.configs, options.hidden or [None], options.seeds)))

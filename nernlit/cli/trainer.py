@@ -101,7 +101,10 @@ class NernlitCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = LightningArgumentParser(dump_header=[f"nernlit=={__version__}"], **kwargs)
         parser.add_argument(
-            "-c", "--config", action=ConfigFile, help="YAML file of options; several are merged in order."
+            "-c",
+            "--config",
+            action=ConfigFile,
+            help="YAML file of options, or the name of a shipped configuration; several are merged in order.",
         )
         return parser
 

@@ -1,6 +1,7 @@
 """Checked reading of YAML files: what cannot be a configuration is refused with its line, and no objects are made."""
 
 import contextlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def node_value(node: yaml.Node, source: Path | str) -> Any:
 
 
 def read_node(path: Path) -> yaml.MappingNode:
-    """The root of a configuration file, without making objects of its values.
+    """The root of a configuration file, without making objects of its values. It is shared: do not change it.
 
     Raises:
         UsageError: If it is missing, unreadable, no YAML mapping, or says a key twice.
@@ -51,6 +52,12 @@ def read_node(path: Path) -> yaml.MappingNode:
         raise UsageError(
             f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}."
         ) from error
+    return _checked(path, text)
+
+
+@lru_cache(maxsize=128)  # the same files are read for their bases, their sections and their options
+def _checked(path: Path, text: str) -> yaml.MappingNode:
+    """The root of a text; nobody may change it."""
     try:
         root = yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from timm.data import ImageNetInfo
 
 from nernlit.cli.configs import config_parts, expand_bases
 from nernlit.cli.main import NernlitCLI, run
+from nernlit.cli.shipped import merged_options
 from nernlit.errors import UsageError
 from tests.fakes import CONFIGS, write_image_folder, write_stl10, write_weights
 
@@ -79,11 +81,85 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
     return run(["fit", "-c", str(config), *args, *more])
 
 
-@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_configuration_runs_a_step(config: Path, fakes: dict[str, Path]) -> None:
+def _kind(config: Path) -> str:
+    """What a configuration is, without its sizes: every option but the run's name, numbers as zero or not."""
+    options = merged_options(config_parts(expand_bases(["-c", str(config)])))
+    del options["trainer"]["logger"]["init_args"]["name"]
+    return json.dumps(_without_sizes(options), sort_keys=True)
+
+
+def _without_sizes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_sizes(inner) for key, inner in value.items()}
+    return value != 0 if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+#: The first configuration of every kind.
+KINDS = sorted({_kind(config): config for config in reversed(SHIPPED)}.values())
+
+
+def test_every_scheme_on_every_dataset_is_among_the_kinds_that_run_a_step() -> None:
+    def combinations(configs: list[Path]) -> set[tuple[Any, ...]]:
+        merged = [merged_options(config_parts(expand_bases(["-c", str(config)]))) for config in configs]
+        return {
+            (
+                *(options["data"]["class_path"], options["data"]["init_args"].get("train_on")),
+                *(options["model"]["class_path"], str(options["model"]["init_args"].get("teacher"))),
+            )
+            for options in merged
+        }
+
+    assert combinations(KINDS) == combinations(SHIPPED)
+    assert len(KINDS) < len(SHIPPED) / 2
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda path: path.stem)
+def test_every_kind_of_shipped_configuration_runs_a_step(config: Path, fakes: dict[str, Path]) -> None:
     trainer = _one_step(config, fakes).trainer
     assert trainer.global_step == trainer.max_steps
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+@pytest.fixture(scope="session")
+def parse() -> Callable[..., dict[str, Any]]:
+    """All options of `fit` with these arguments, as the command's parser gives them."""
+    parsers = []
+
+    def keep(_: NernlitCLI, parser: Any, __: list[str]) -> None:
+        parsers.append(parser)
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NernlitCLI, "parse_arguments", keep)
+        with pytest.raises(InterruptedError):
+            run(["fit"])
+
+    def parsed(*args: str) -> dict[str, Any]:
+        options: dict[str, Any] = parsers[0].parse_args(expand_bases(["fit", *args]))["fit"].as_dict()
+        del options["config"]  # the files' names
+        return options
+
+    return parsed
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_under_both_schedules(
+    config: Path, parse: Callable[..., dict[str, Any]]
+) -> None:
+    fast = parse("-c", config.stem)
+    assert fast["trainer"]["logger"]["init_args"]["name"] == config.stem
+    if config.stem.endswith("_original"):
+        with pytest.raises(UsageError, match="none of the given configurations has a section `paper:`"):
+            parse("-c", config.stem, "--schedule=paper")
+        return
+    paper = parse("-c", config.stem, "--schedule=paper")
+    precisions = [options["model"]["init_args"]["precision"] for options in (fast, paper)]
+    assert precisions == ["bf16", "fp32"]
+    for options in (fast, paper):
+        representation = options["model"]["init_args"].get("representation")
+        width = re.search(r"_h(\d+)", config.stem)
+        if representation is not None and width is not None:
+            assert representation["predictor"]["init_args"]["hidden"] == int(width[1])
 
 
 @pytest.mark.parametrize("scheme", ["h140", "h140_baseline", "h140_decoupled", "h140_teacher", "h140_noise", "h300"])
