@@ -1,5 +1,6 @@
 """The figures that matter, once a fit or a test is over."""
 
+from pathlib import Path
 from typing import Any, final
 
 import lightning as L
@@ -8,7 +9,6 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from nernlit.callbacks.writer import run_folder
 from nernlit.representation import Representation
 from nernlit.representation.specification import options
 from nernlit.utilities.tables import print_table
@@ -48,7 +48,9 @@ class Summary(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 if trainer.state.fn == "fit" and pl_module.hparams:
-                    logger.log_hyperparams(_hyperparameters(trainer, pl_module), final, max(0, trainer.global_step - 1))
+                    # Not `trainer.log_dir`, which waits for the other processes: they are not in this method.
+                    found = _hyperparameters(trainer, pl_module, Path(logger.log_dir))
+                    logger.log_hyperparams(found, final, max(0, trainer.global_step - 1))
                 print(f"TensorBoard: tensorboard --logdir {logger.log_dir}", flush=True)
 
 
@@ -69,10 +71,10 @@ def _rows(shown: dict[str, float], metrics: dict[str, float], stage: str) -> lis
     return rows
 
 
-def _hyperparameters(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-    """The module's, the seed, and the data's class and options, as TensorBoard's hparams tab compares runs."""
+def _hyperparameters(trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> dict[str, Any]:
+    """Options of the module, the seed, and the data's class and options, for TensorBoard's hparams tab."""
     found = {**pl_module.hparams, "seed": getattr(pl_module, "seed", torch.initial_seed())}
-    config = run_folder(trainer) / "config.yaml"
+    config = folder / "config.yaml"
     if config.is_file():  # a fit of the command line
         found["data"] = yaml.safe_load(config.read_text(encoding="utf-8")).get("data")
     elif (data := getattr(trainer, "datamodule", None)) is not None:

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from nernlit.callbacks import Summary
 from nernlit.cli.main import run
 from tests.fakes import QUICK
 
@@ -34,3 +36,19 @@ def test_tensorboard_compares_seed_data_and_learning_rate(capsys: pytest.Capture
     assert rates[0].value < rates[-1].value  # ten steps of a warm-up of a hundred
     parameters = cli.model.representation.sizes().predictor_params
     assert f"predictor parameters {parameters:,} " in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_first_process_does_not_wait_for_the_others_at_the_end_of_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broadcast(*_: object, **__: object) -> None:
+        raise AssertionError("the other processes do not take part in this broadcast")
+
+    on_fit_end = Summary.on_fit_end
+
+    def alone(self: Summary, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.strategy, "broadcast", broadcast)
+            on_fit_end(self, trainer, pl_module)
+
+    monkeypatch.setattr(Summary, "on_fit_end", alone)
+    cli = run(["fit", *QUICK])
+    assert _hyperparameters(Path(str(cli.trainer.log_dir)))["data.class_path"] == "nernlit.data.DigitsDataModule"
