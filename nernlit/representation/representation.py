@@ -6,7 +6,8 @@ Shapes: N kernels, K kernel side that the predictor gives (at least the layout's
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -37,7 +38,7 @@ from nernlit.originals import Original, decoded_original, description
 from nernlit.predictors import Predictor
 from nernlit.representation.hub import WithPretrained
 from nernlit.representation.sizes import Sizes
-from nernlit.representation.specification import differences
+from nernlit.representation.state import require_same
 from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.progress import progress
 from nernlit.utilities.sharing import names_of_weights
@@ -158,7 +159,7 @@ class Representation(WithConstants, WithPretrained):
 
         Args:
             indices: Rows of the table; None takes all.
-            predictor: One of the same form to ask in place of the representation's own.
+            predictor: Used in place of the representation's own; of the same class and arguments.
         """
         rows = self.addresses if indices is None else self.addresses[indices]
         return predicted_kernels(predictor or self.predictor, rows, self.scale)
@@ -170,20 +171,16 @@ class Representation(WithConstants, WithPretrained):
         put it in all of its places.
 
         Args:
-            predictor: One of the same form to ask in place of the representation's own.
+            predictor: Used in place of the representation's own; of the same class and arguments.
         """
-        if self.training or torch.is_grad_enabled():  # training steps have a progress bar of their own
-            return self._weights(predictor, lambda done: None)
-        return self._weights_with_progress(predictor)
+        # Training steps have a progress bar of their own.
+        return self._weights(predictor or self.predictor, quiet=self.training or torch.is_grad_enabled())
 
-    def _weights_with_progress(self, predictor: nn.Module | None = None) -> dict[str, Tensor]:
-        kernels = self.layout.num_kernels
-        with progress(f"predicting {kernels:,} kernels", kernels) as advance:
-            return self._weights(predictor, advance)
-
-    def _weights(self, predictor: nn.Module | None, advance: Callable[[int], None]) -> dict[str, Tensor]:
-        asked, size = predictor or self.predictor, self.predictor.kernel_size
-        return predicted_weights(asked, size, self.layout, self.addresses, self.scale, advance)
+    def _weights(self, predictor: nn.Module, quiet: bool = False) -> dict[str, Tensor]:
+        kernels, size = self.layout.num_kernels, self.predictor.kernel_size
+        shown = nullcontext(lambda done: None) if quiet else progress(f"predicting {kernels:,} kernels", kernels)
+        with shown as advance:
+            return predicted_weights(predictor, size, self.layout, self.addresses, self.scale, advance)
 
     def original_weights(self) -> dict[str, Tensor]:
         """The original's own entries of what `weights` predicts."""
@@ -214,7 +211,7 @@ class Representation(WithConstants, WithPretrained):
     def reconstructed(self) -> dict[str, Tensor]:
         """The reconstructed CNN as a state dict with the original's keys and types, for `timm.create_model`."""
         state = {key: value.detach().clone() for key, value in self.original.net.state_dict().items()}
-        weights = self._weights_with_progress()
+        weights = self._weights(self.predictor)
         for layer in self.layout.layers:
             for key in (layer.key, *layer.aliases):
                 state[key].copy_(weights[layer.key])
@@ -245,11 +242,17 @@ class Representation(WithConstants, WithPretrained):
             "predictor": self.predictor.specification(),
         }
 
-    def get_extra_state(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal in a checkpoint that this representation can load."""
         return {
             "original": self.original.fingerprint(),
             "specification": self.specification(),
             "scale": self.scale.cpu(),
+        }
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            **self._identity(),
             "order": pack_order(self.layout, self.addresses, self.order),
             "class_names": list(self.original.class_names),
         }
@@ -263,31 +266,12 @@ class Representation(WithConstants, WithPretrained):
             CheckpointError: If it belongs to another original or to a representation that is built differently, or is
                 damaged.
         """
-        kinds = {"original": str, "specification": dict, "scale": Tensor, "order": Tensor}
-        if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
-            raise CheckpointError(
-                "the checkpoint does not say how its representation is built: it was written by another version of "
-                "nernlit. Fit it again with this one."
-            )
-        own = self.original.fingerprint()
-        if state["original"] != own:
-            raise CheckpointError(
-                f"the checkpoint was fitted to another original (SHA-256 {state['original'][:12]}..., this one's is "
-                f"{own[:12]}...); pass the weights that it was fitted to (--model.representation.original.checkpoint)."
-            )
-        if differing := differences(self.specification(), state["specification"]):
-            raise CheckpointError(
-                f"the checkpoint was fitted with another representation: {'; '.join(differing)}. Use the checkpoint's "
-                "values; with init_from, leave `representation` out to take them all from the checkpoint."
-            )
-        scale = state["scale"]
-        if scale.shape != self.scale.shape or not torch.allclose(scale.float(), self.scale.cpu(), rtol=1e-4):
-            raise CheckpointError("the checkpoint is damaged: its scale is wrong. Pass another one.")
+        require_same(self._identity(), state)
         try:
             # An order may come out differently on another machine; the predictor knows the one that it was fitted with.
             table_N3 = unpack_order(self.layout, state["order"], self.order)
         except LayoutError as error:
             raise CheckpointError(f"the checkpoint is damaged: {error} Pass another one.") from error
         self.original.class_names = self.original.class_names or tuple(state.get("class_names", ()))
-        self.set_constant("scale", scale.to(self.scale))
+        self.set_constant("scale", state["scale"].to(self.scale))
         self.set_constant("addresses", table_N3.to(self.addresses))

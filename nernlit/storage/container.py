@@ -63,6 +63,8 @@ def read_container(path: Path) -> Contents:
     Raises:
         FileFormatError: If the file is missing, is something else, is damaged, or has another version.
     """
+    if not path.is_file():
+        raise FileFormatError(f"{path} is {describe_file(path)}; expected a .nern file (`nernlit export` writes one).")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -103,6 +103,17 @@ def _weights_of(representation: nernlit.Representation) -> torch.Tensor:
     return representation.layout.vector(representation.weights()).detach()
 
 
+def test_a_fit_with_its_own_representation_needs_the_file_at_its_start_only(fitted: Path) -> None:
+    main(["export", str(fitted), "-o", "start.nern"])
+    distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[2:], "--model.recon_steps=0"]
+    run(["fit", *distill, "--model.init_from=start.nern", "--trainer.max_epochs=1"])
+    Path("start.nern").unlink()
+    resumed = run(["fit", *distill, "--ckpt_path=last"]).model
+    assert resumed.representation.original.weights_from == "timm's pretrained weights"
+    main(["export", "runs/digits_h96_decoupled", "-o", "end.nern", "--select", "last"])
+    assert torch.allclose(_weights_of(nernlit.load("end.nern")), _weights_of(resumed.representation), atol=1e-6)
+
+
 def test_a_file_is_an_originals_checkpoint(fitted: Path) -> None:
     main(["export", str(fitted), "-o", "net.nern"])
     of_file = ["--model.representation.original.pretrained=false"]
