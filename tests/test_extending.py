@@ -21,10 +21,9 @@ FILES = {
 
 
 @pytest.fixture(autouse=True)
-def _beside_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in FILES.items():
         Path(name).write_text(content, encoding="utf-8")
-    Path("configs").symlink_to(CONFIGS)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     for name in FILES:
         monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)

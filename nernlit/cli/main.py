@@ -23,7 +23,7 @@ from nernlit.utilities.cpu import use_free_cores
 
 __all__ = ["NernlitCLI", "main", "run", "user_message"]
 
-#: Commands that are functions of a module of their own -> module and function.
+#: Commands without a trainer -> their module in `nernlit.cli` and its function.
 _OTHER_COMMANDS = {
     "configs": ("shipped", "main"),
     "export": ("export", "export"),
@@ -35,16 +35,16 @@ _OTHER_COMMANDS = {
 }
 _COMMANDS = (*TRAINER_COMMANDS, *_OTHER_COMMANDS)
 
-#: Said by the libraries below at every run, and nothing that a user could act on.
-_NOISE = (
-    "The dirpath has changed",  # of a checkpoint callback that saves nothing: test and predict
+#: Messages that libraries print at every run and on which a user cannot act.
+_FILTERED = (
+    "The dirpath has changed",  # test and predict save no checkpoints
     "`isinstance(treespec, LeafSpec)` is deprecated",
     'Please add the following callbacks: ["BestCheckpoint',  # predict: without data it would follow another metric
     "Couldn't infer the batch indices",  # predict: the batch is empty on purpose
     "module(s) in eval mode at the start of training",  # the frozen original
     "does not have many workers",  # whole batches come from memory
     "is smaller than the logging interval",
-    "exists and is not empty",  # the checkpoint folder of a fit that goes on
+    "exists and is not empty",  # the checkpoint folder of a resumed fit
     "GPU available: False, used: False",
     "TPU available: False",
     "HPU available: False",
@@ -53,25 +53,25 @@ _NOISE = (
     "`Trainer.fit` stopped: `max_",  # the planned end
     "but have no logger configured",  # `test FILE.nern` writes no curves
     "try installing [lit",  # advertisements
-    "`weights_only` was not set",  # our reader of checkpoints never runs code
-    "your dataloader is not resumable",  # ours begins with the batch that comes next
+    "`weights_only` was not set",  # our checkpoint reader never unpickles code
+    "your dataloader is not resumable",  # ours resumes at the next batch
 )
 
 
-def _hush() -> None:
-    for message in _NOISE:
+def _filter_library_messages() -> None:
+    for message in _FILTERED:
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}")
     # A filter of a logger does not see what its children log.
     for part in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{part}").addFilter(
-            lambda record: not any(message in record.getMessage() for message in _NOISE)
+            lambda record: not any(message in record.getMessage() for message in _FILTERED)
         )
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry of `lightning`, `nernlit` and `python -m nernlit`.
 
-    Errors that the user can mend are one message and exit code 2; `--debug` or NERNLIT_DEBUG=1 shows the traceback.
+    A user-fixable error is one message and exit code 2; `--debug` or NERNLIT_DEBUG=1 shows the traceback.
     """
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
@@ -79,19 +79,19 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still shows the rest
-    _hush()
-    _find_classes_of_ones_own()
+    _filter_library_messages()
+    _import_from_working_directory()
     try:
         command = given[0] if given else ""
         if command not in _COMMANDS:
             raise UsageError(_unknown_command(command))
-        of_a_file = command == "test" and len(given) > 1 and given[1].endswith(".nern")
-        if command in TRAINER_COMMANDS and not of_a_file:
+        is_nern_file = command == "test" and len(given) > 1 and given[1].endswith(".nern")
+        if command in TRAINER_COMMANDS and not is_nern_file:
             run(given)
         else:
-            if command != "sweep":  # whose fits adapt to the machine themselves
+            if command != "sweep":  # each of its fits sets its own threads
                 use_free_cores()
-            module, function = ("export", "test") if of_a_file else _OTHER_COMMANDS[command]
+            module, function = ("export", "test") if is_nern_file else _OTHER_COMMANDS[command]
             getattr(import_module(f"nernlit.cli.{module}"), function)(given[1:])
     except Exception as error:
         message = None if debug else user_message(error)
@@ -101,8 +101,8 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-#: Errors of a disk that is full or fails.
-_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+#: Error numbers of a full or failing disk.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 
 def report_failed_thread(failure: threading.ExceptHookArgs) -> None:
@@ -120,14 +120,14 @@ def _unknown_command(command: str) -> str:
     return f"there is no command {command!r}{hint}; the command comes first, one of {', '.join(_COMMANDS)}."
 
 
-def _find_classes_of_ones_own() -> None:
-    """Let YAML name modules in the working directory, as `python -m nernlit` does; a script's path has not got it."""
+def _import_from_working_directory() -> None:
+    """Let YAML name modules of the working directory: scripts, unlike `python -m`, do not have it in `sys.path`."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))
 
 
 def user_message(error: BaseException) -> str | None:
-    """The message of an error that the user can fix; None for others, which are ours and keep their traceback."""
+    """The message of an error that the user can fix; None for others, which are bugs and keep their traceback."""
     cause: BaseException | None = error
     while cause is not None:  # the parser wraps what a constructor raised
         if isinstance(cause, NernlitError | MisconfigurationException):
@@ -143,6 +143,6 @@ def user_message(error: BaseException) -> str | None:
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
-    if isinstance(error, OSError) and error.errno in _OF_DISKS:  # of a writer that names no file: TensorBoard's
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:  # without a file name, such as TensorBoard's
         return f"a file of the run cannot be written: {error.strerror}; free space and go on with --ckpt_path last."
     return None

@@ -1,4 +1,4 @@
-"""Files and folders that a configuration names: found in the folders of runs, and kept as absolute paths."""
+"""Paths in a configuration: runs are replaced by their checkpoints, and all paths become absolute."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ _WEIGHTS = ("checkpoint", "init_from")
 _FOLDERS = ("root",)
 
 
-def settle_paths(tree: Any, option: str, configs: Sequence[Path]) -> None:
-    """Make the paths in a part of the configuration absolute, in place: its run is then usable from any folder.
+def resolve_paths(tree: Any, option: str, configs: Sequence[Path]) -> None:
+    """Make the paths in a part of the configuration absolute, in place, so that its run can be used from any folder.
 
     Args:
         tree: Nested options, as the parser gives them.
@@ -27,14 +27,14 @@ def settle_paths(tree: Any, option: str, configs: Sequence[Path]) -> None:
     """
     if isinstance(tree, list):
         for number, item in enumerate(tree):
-            settle_paths(item, f"{option}.{number}", configs)
+            resolve_paths(item, f"{option}.{number}", configs)
     if not hasattr(tree, "items"):
         return
     entries = vars(tree) if not isinstance(tree, dict) else tree
     for key, value in entries.items():
         name = option if key in ("init_args", "dict_kwargs") else f"{option}.{key}"
         if not isinstance(value, str) or "://" in value:
-            settle_paths(value, name, configs)
+            resolve_paths(value, name, configs)
         elif key in _FOLDERS:
             entries[key] = str(Path(value).expanduser().absolute())
         elif key in _WEIGHTS:
@@ -43,7 +43,7 @@ def settle_paths(tree: Any, option: str, configs: Sequence[Path]) -> None:
 
 def _weights(path: Path, option: str, configs: Sequence[Path]) -> Path:
     if path.is_file() or (path.suffix and not path.exists()):
-        return path  # whoever reads it says what is wrong with it
+        return path  # its reader reports what is wrong
     if not path.exists():
         raise CheckpointError(
             f"--{option} {path}: no such file or run; {_training(path.name, configs)}pass the file of a checkpoint."

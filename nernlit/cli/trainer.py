@@ -35,7 +35,7 @@ from nernlit.cli.arguments import require_writable
 from nernlit.cli.configs import NO_DATA, SCHEDULES, ConfigFile, config_parts, expand_bases
 from nernlit.cli.fitted_options import place_weights, require_fitted_options
 from nernlit.cli.parser_errors import explain
-from nernlit.cli.paths import settle_paths
+from nernlit.cli.paths import resolve_paths
 from nernlit.cli.resume import require_usable, say, whole_last_checkpoint
 from nernlit.cli.run_folders import claimed_folder
 from nernlit.cli.runs import Run
@@ -187,7 +187,7 @@ class NernlitCLI(LightningCLI):
             best["monitor"], best["mode"] = "val/recon_rmse", "min"
         files = [part.file for part in config_parts(self.args)]
         for part in ("model", "data"):
-            settle_paths(config[part], part, files)
+            resolve_paths(config[part], part, files)
         if self.subcommand == "fit":
             # Before the network's kernels are ordered, which takes long for large ones; the module checks it again.
             plan = Plan.of(config["trainer"], config["data"].get("init_args"))
