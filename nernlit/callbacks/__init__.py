@@ -1,4 +1,4 @@
-"""When to compute and log; the maths is in analysis/."""
+"""Lightning callbacks. They decide when to compute and log; `nernlit.analysis` has the computations."""
 
 from nernlit.callbacks.attacks import AdversarialAccuracy
 from nernlit.callbacks.best import BestCheckpoint

@@ -1,4 +1,4 @@
-"""Accuracy under attack, beside clean accuracy in the same `test`."""
+"""Accuracy under adversarial attacks, measured in `test` together with clean accuracy."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,17 +18,16 @@ _SUFFIXES = ("", "_original")
 
 @final
 class AdversarialAccuracy(L.Callback):
-    """Attack the original and the reconstructed CNN, each itself and with the same strength, on the test images.
+    """Accuracy of the original and of the reconstructed CNN on attacked test images, in white-box attacks on each.
 
-    Logs `test/acc_fgsm_EPS` and `test/acc_ifgsm_EPS`, the original's with `_original` behind; EPS is in 1/255. Warns if
-    an attack could not move some of the images.
-    `nernlit.analysis.calibrate` finds an EPS.
+    Logs `test/acc_fgsm_EPS` and `test/acc_ifgsm_EPS`, and the same with the suffix `_original`; EPS is in units of
+    1/255. Warns if an attack did not change some of the images. `nernlit.analysis.calibrate` finds an EPS.
 
     Args:
-        fgsm_255: Strengths of attacks in one step.
-        ifgsm_255: Strengths of iterated attacks.
-        steps: Of an iterated attack.
-        step_255: Its change in a step; a quarter of its strength by default.
+        fgsm_255: Strengths of FGSM (one step), in units of 1/255.
+        ifgsm_255: Strengths of I-FGSM (several steps), in units of 1/255.
+        steps: Steps of I-FGSM.
+        step_255: Change per step of I-FGSM, in units of 1/255; a quarter of the strength by default.
     """
 
     def __init__(
@@ -41,12 +40,12 @@ class AdversarialAccuracy(L.Callback):
         self.attacks = [Attack(eps) for eps in fgsm_255] + [Attack(eps, steps, step_255) for eps in ifgsm_255]
         names = [attack.name for attack in self.attacks]
         if len(set(names)) < len(names):
-            raise UsageError(f"fgsm_255={list(fgsm_255)}, ifgsm_255={list(ifgsm_255)}: give every strength once.")
+            raise UsageError(f"fgsm_255={list(fgsm_255)}, ifgsm_255={list(ifgsm_255)}: give every strength only once.")
         self._forget()
 
     def _forget(self) -> None:
         self._representation: Representation | None = None
-        self._networks: dict[str, Callable[[Tensor], Tensor]] = {}  # as large as the network
+        self._networks: dict[str, Callable[[Tensor], Tensor]] = {}  # holds a copy of the network's weights
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "test" and not getattr(trainer.datamodule, "has_images", True):  # type: ignore[attr-defined]
@@ -106,7 +105,7 @@ class AdversarialAccuracy(L.Callback):
 
 def _networks(representation: Representation, images_BCHW: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     original = Folded(representation.original, images_BCHW[:2])
-    # Ordinary tensors: autograd refuses what is made in inference mode.
+    # Outside of inference mode: autograd refuses tensors that were created in it.
     with torch.inference_mode(False), torch.no_grad():
         weights = representation.weights()
     return {"": partial(original, weights=weights), "_original": original}

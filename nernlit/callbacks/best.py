@@ -1,4 +1,4 @@
-"""Keeping the best checkpoint."""
+"""The best checkpoint of a fit."""
 
 from typing import Any, final
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 @final
 class BestCheckpoint(ModelCheckpoint):
-    """A `ModelCheckpoint` that keeps the best validation accuracy, the later one where two are equal.
+    """A `ModelCheckpoint` that keeps the best validation accuracy; of equal ones, the later.
 
-    Lightning keeps the earlier. On a few hundred images ties are common, and the longer fit is the better one.
+    Lightning keeps the earlier one. On a few hundred images ties are common, and longer training reconstructs better.
 
     Args:
         kwargs: See `ModelCheckpoint`.

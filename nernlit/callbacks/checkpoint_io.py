@@ -1,4 +1,4 @@
-"""How checkpoints reach the disk and come back."""
+"""Writing and reading checkpoints."""
 
 import io
 from pathlib import Path
@@ -13,18 +13,18 @@ from nernlit.storage.files import write_atomically
 
 @final
 class DurableCheckpointIO(TorchCheckpointIO):
-    """A plugin for Lightning's `Trainer` that writes checkpoints whole or not at all, and reads only whole ones.
+    """A plugin for Lightning's `Trainer` that writes checkpoints atomically and validates them when reading.
 
-    A checkpoint is written beside its target, reaches the disk and then takes the former one's place. Reading checks
-    every checksum and that weights and optimizer states are finite. The command line has it built in; elsewhere pass
-    `Trainer(plugins=[DurableCheckpointIO()])`. Paths that are URLs (`s3://...`) stay with Lightning.
+    A checkpoint is written to a temporary file, flushed to disk and then replaces the former one. Reading checks every
+    checksum and that weights and optimizer states are finite. The command line uses it; elsewhere pass
+    `Trainer(plugins=[DurableCheckpointIO()])`. URLs (`s3://...`) are left to Lightning.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        # Not into the file: PyTorch's writer ends the process where a disk is full.
+        # Not directly into the file: PyTorch's writer ends the process if the disk is full.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_atomically(Path(path), content.getbuffer())

@@ -1,4 +1,4 @@
-"""Compiled predictors: a fit that differs in nothing but speed."""
+"""Compiled predictors, for speed."""
 
 from typing import Literal, final
 
@@ -9,13 +9,13 @@ from nernlit.predictors import Predictor, PredictorEnsemble
 
 @final
 class Compile(L.Callback):
-    """Run the predictors of a fit through `torch.compile`; checkpoints stay what they are.
+    """Compile the predictors of a fit with `torch.compile`. Checkpoints do not change.
 
-    On a CPU it gains nothing over the predictors as they are. On a GPU small predictors are bound by the launches of
-    kernels, which `reduce-overhead` replaces by CUDA graphs.
+    On a CPU this is not faster. On a GPU small predictors are limited by kernel launches, which `reduce-overhead`
+    replaces by CUDA graphs.
 
     Args:
-        mode: torch's.
+        mode: The mode of `torch.compile`.
     """
 
     def __init__(self, mode: Literal["default", "reduce-overhead", "max-autotune"] = "default") -> None:
@@ -25,7 +25,7 @@ class Compile(L.Callback):
         if stage != "fit":
             return
         modules = list(pl_module.modules())
-        # Trials run their predictors by `vmap`, which goes into compiled code and not around it.
+        # An ensemble calls its predictors through `vmap`, which can be compiled but cannot map compiled modules.
         inside = {predictor for trials in modules if isinstance(trials, PredictorEnsemble) for predictor in trials.each}
         for module in modules:
             if isinstance(module, Predictor | PredictorEnsemble) and module not in inside:

@@ -1,4 +1,4 @@
-"""TensorBoard figures of the representation while it is trained."""
+"""TensorBoard figures of the representation during a fit."""
 
 from typing import final
 
@@ -12,11 +12,10 @@ from nernlit.representation import Representation
 
 @final
 class RepresentationFigures(L.Callback):
-    """Draw the error of every layer, and a few kernels beside the original's.
+    """Draw the error of every layer, and some kernels of the original and of the reconstructed CNN.
 
     Args:
-        every_n_validations: Draw at every n-th validation; they are always drawn at the end of a fit. 0 draws no
-            others.
+        every_n_validations: Draw after every n-th validation, in addition to the end of the fit; 0 for the end only.
     """
 
     def __init__(self, every_n_validations: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Ending a run at a safe point when the process is told to stop."""
+"""Ending a run at a safe point on SIGTERM and SIGINT."""
 
 from pathlib import Path
 from typing import Any, final
@@ -12,14 +12,14 @@ from nernlit.utilities.signals import SIGNALS, Interrupted
 
 @final
 class Interruption(Checkpoint):
-    """End a run on SIGTERM and SIGINT (Ctrl-C), and keep what a fit has reached.
+    """End a run on SIGTERM and SIGINT (Ctrl-C), and save a checkpoint of a fit.
 
-    A fit ends after the current training batch, or inside an evaluation, and writes `last.ckpt`: resuming from it gives
-    what an uninterrupted fit gives, to the bit. `validate`, `test` and `predict` keep nothing and end at once. The
-    process ends with the exit code 143 or 130; a second signal ends it at once. With several processes all of them end
-    after the same batch. SLURM's signals for requeueing stay with Lightning.
+    A fit ends after the current training batch, or during a validation, and writes `last.ckpt`; a fit that is resumed
+    from it ends bit-identical to an uninterrupted one. `validate`, `test` and `predict` save nothing and end at once.
+    The exit code is 143 or 130; a second signal ends the process at once. With several processes all of them end after
+    the same batch. Lightning handles SLURM's signals for requeueing.
 
-    The last of the callbacks, as Lightning orders them: what the others keep belongs to the same step.
+    It is a `Checkpoint` because Lightning calls those last: the state of the other callbacks belongs to the same step.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Interruption(Checkpoint):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         SIGNALS.forward = None
 
-    # Lightning sets its own handlers just before these; they end the process with 0 or 1, and in between.
+    # Lightning installs its own handlers just before these hooks; they end the process anywhere, with exit code 0 or 1.
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         SIGNALS.listen()
@@ -49,7 +49,7 @@ class Interruption(Checkpoint):
         SIGNALS.hold()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if self._stops:  # saved after the last batch, whose metrics are logged by now
+        if self._stops:  # a checkpoint was saved after the last batch, and its metrics are logged by now
             raise Interrupted(self._signum)
 
     def on_train_batch_end(
@@ -59,7 +59,7 @@ class Interruption(Checkpoint):
             return
         if self._asked_to_stop(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
-        # After an epoch's last batch a validation follows, or the epoch's end: both are safe points of their own.
+        # After an epoch's last batch a validation or the end of the epoch follows; both are safe points.
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -71,7 +71,7 @@ class Interruption(Checkpoint):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            SIGNALS.hold()  # results are taken into account now
+            SIGNALS.hold()  # callbacks process the results now
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._asked_to_stop(trainer):
@@ -79,7 +79,7 @@ class Interruption(Checkpoint):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         SIGNALS.release()
-        if SIGNALS.received is not None:  # within the last epoch: nothing is left to do
+        if SIGNALS.received is not None:  # in the last epoch: the fit is complete
             raise Interrupted(SIGNALS.received)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -93,11 +93,11 @@ class Interruption(Checkpoint):
         exception.message = self._message(trainer)
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if not trainer.is_global_zero and isinstance(environment, LightningEnvironment):
-            exception.code = 0  # the first process, which started this one, is killed by Lightning otherwise
+            exception.code = 0  # otherwise Lightning kills the first process, which started this one
 
     @property
     def _signum(self) -> int:
-        return SIGNALS.received or 15  # another process received it
+        return SIGNALS.received or 15  # None if another process received it
 
     def _asked_to_stop(self, trainer: L.Trainer) -> bool:
         received = SIGNALS.received is not None
@@ -108,10 +108,10 @@ class Interruption(Checkpoint):
 
     @staticmethod
     def _begin_validation_again(trainer: L.Trainer) -> None:
-        """Let the loops' state say that the first batch of the validation had begun.
+        """Set the state of the loops to the beginning of the validation's first batch.
 
-        Lightning then goes on with the whole validation. From the state in between it would evaluate the rest alone,
-        or leave the validation out. There is no public interface for it.
+        Resuming then repeats the whole validation. From a state within the validation, Lightning would evaluate only
+        the remaining batches, or skip the validation. There is no public interface for this.
         """
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         progress.reset()
@@ -120,7 +120,7 @@ class Interruption(Checkpoint):
 
     @staticmethod
     def _file(trainer: L.Trainer) -> Path | None:
-        """Where this run's last checkpoint is; None where it keeps none."""
+        """The path of this run's last checkpoint; None if it saves none."""
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath:
                 return Path(callback.dirpath, "last.ckpt")

@@ -1,4 +1,4 @@
-"""Layer by layer: low-frequency energy and distance from the original, as scalars, a figure and a table on disk."""
+"""Low-frequency energy and reconstruction error per layer, as scalars, a figure and a CSV file."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from nernlit.storage.files import write_table
 
 
 class _LayerTable(L.Callback, ABC):
-    """Measures every layer after each validation of a fit; in `validate` and `test` it writes the table alone."""
+    """Measures every layer after each validation of a fit; in `validate` and `test` it writes only the CSV file."""
 
     name: str
 
     @abstractmethod
     def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
-        """The figures of every layer, by the layer's name, and a picture of them."""
+        """The measurements per layer, by the layer's name, and a figure of them."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -39,7 +39,7 @@ class _LayerTable(L.Callback, ABC):
             return
         layers, figure = self.measure(representation)
         scalars = {f"{self.name}/{of}/{layer}": value for layer, row in layers.items() for of, value in row.items()}
-        # Of a checkpoint that is evaluated there is a point already, from its fit.
+        # An evaluation of a checkpoint logs no scalars: its fit has logged them.
         for logger in trainer.loggers if trainer.state.fn == "fit" else []:
             logger.log_metrics(scalars, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
@@ -50,7 +50,7 @@ class _LayerTable(L.Callback, ABC):
 
 @final
 class LowFrequencyEnergy(_LayerTable):
-    """The share of each layer's energy in the first half of its singular values (arXiv 2407.00356, Fig. 2 and 8).
+    """The share of each layer's energy in the larger half of its singular values (arXiv 2407.00356, Fig. 2 and 8).
 
     Scalars `low_frequency_energy/{original,reconstructed,difference}/LAYER`, a figure of the differences, and
     `low_frequency_energy.csv` in the run's folder.

@@ -1,4 +1,4 @@
-"""The learning rate, as a curve beside the losses."""
+"""Logging the learning rate."""
 
 from typing import Any, final
 
@@ -8,9 +8,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 @final
 class LearningRate(L.Callback):
-    """Log the learning rate of a step as `lr`; further parameter groups are `lr_group_1`, `lr_group_2`, ...
+    """Log the learning rate of each step as `lr`, and of further parameter groups as `lr_group_1`, `lr_group_2`, ...
 
-    Lightning's own monitor names it after the optimizer's class, so runs with different optimizers share no curve.
+    Lightning's `LearningRateMonitor` uses the optimizer's class in the name, so that different optimizers cannot be
+    compared in one chart.
     """
 
     @rank_zero_only

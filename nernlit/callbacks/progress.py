@@ -1,4 +1,4 @@
-"""What a run shows while it works: one line in a terminal, and a line per validation where there is none."""
+"""Progress of a run: one line in a terminal, or one line per validation in a log file."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nernlit.utilities.progress import CONSOLE, clock
 
-#: Logged metric -> how it is shown, in the order of what matters most.
+#: Logged metric -> its format, the most important one first.
 _FIGURES = {
     "val/acc": "acc {:.2%}",
     "train/explained_power": "explained {:.2%}",
@@ -30,7 +30,7 @@ _SECONDS_BETWEEN_UPDATES = 0.2
 
 
 class _Pace:
-    """Steps of a fit, since this process began it."""
+    """Speed and remaining time of a fit, since this process started it."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         self.began, self.first = time.monotonic(), trainer.global_step
@@ -44,24 +44,24 @@ class _Pace:
 
     @property
     def per_second(self) -> float:
-        """Steps; validations take their share of the time."""
+        """Steps per second, including the time of validations."""
         return (self.trainer.global_step - self.first) / max(self.seconds, 1e-9)
 
     @property
     def left(self) -> str:
-        """Time to the last planned step."""
+        """Estimated time to the last planned step."""
         if self.total is None or not self.per_second:
             return ""
         return f"{clock(max(0, self.total - self.trainer.global_step) / self.per_second)} left"
 
 
 def _round(pl_module: L.LightningModule) -> str:
-    """Where a Progressive is; empty for other schemes."""
+    """The current round of `Progressive`; empty for other schemes."""
     return f"round {pl_module.round}/{pl_module.rounds}" if hasattr(pl_module, "round") else ""
 
 
 class _OneLine(ProgressColumn):
-    """A task's text, cut at the terminal's edge instead of wrapped."""
+    """A task's text, cropped at the edge of the terminal instead of wrapped."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["figures"], no_wrap=True, overflow="crop")
@@ -72,9 +72,9 @@ class _OneLine(ProgressColumn):
 
 @final
 class ProgressLine(ProgressBar):
-    """One line in a terminal: steps done, steps per second, time left, and the figures that matter.
+    """One line in a terminal: steps done, steps per second, time left, and the main metrics.
 
-    Metrics are read a few times a second only: reading one waits for the device.
+    Metrics are read only a few times per second, because reading one waits for the device.
     """
 
     def __init__(self) -> None:
@@ -175,7 +175,7 @@ class ProgressLine(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """A batch of an evaluation is done; those inside a fit are not counted."""
+        """Count a batch of an evaluation; those within a fit are not counted."""
         if self._progress is None or (trainer.state.fn == "fit" and not trainer.sanity_checking):
             return
         self._evaluated += 1
@@ -204,7 +204,7 @@ class ProgressLine(ProgressBar):
 
 @final
 class ValidationLog(L.Callback):
-    """A line per validation of a fit, for a log that no terminal shows."""
+    """Prints a line per validation of a fit, for log files."""
 
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What Progressive leaves behind, round by round."""
+"""The checkpoints and records of the rounds of a Progressive fit."""
 
 import json
 from dataclasses import asdict
@@ -18,16 +18,16 @@ from nernlit.storage.files import write_atomically
 
 @final
 class RoundCheckpoint(Checkpoint):
-    """End the rounds of a Progressive fit.
+    """Save each round of a Progressive fit, and end the fit after the first round that did not improve.
 
-    At a round's last validation it writes into the run's folder `rounds/`: `round-RR.ckpt` (the winner as a Recon-only
-    checkpoint), `round-RR.safetensors` (its reconstructed CNN; any configuration takes it as `original.checkpoint`) and
-    `rounds.json` (every round so far). It draws accuracy and error over the rounds for TensorBoard, and ends the fit
-    after the first round that did not improve. With other schemes it does nothing.
+    At the last validation of a round it writes to the folder `rounds/` of the run: `round-RR.ckpt` (the best trial as
+    a Recon-only checkpoint), `round-RR.safetensors` (its reconstructed CNN, which can be an `original.checkpoint`) and
+    `rounds.json` (all rounds so far). It draws accuracy and error over the rounds for TensorBoard. With other schemes
+    it does nothing.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # A chain that ended early and is resumed has ended.
+        # A fit that ended early and is resumed ends again.
         if getattr(pl_module, "round_is_over", False) and not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]
             trainer.should_stop = True
 

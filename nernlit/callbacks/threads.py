@@ -1,4 +1,4 @@
-"""The number of CPU threads of a run: fixed, or adapted to what other programs leave free."""
+"""The number of CPU threads of a run: fixed, or adapted to the cores that other programs leave free."""
 
 import time
 from typing import Any, Literal, final
@@ -10,26 +10,25 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from nernlit.errors import UsageError
 from nernlit.utilities.cpu import OtherPrograms, other_programs
 
-#: Windows in a row in which a core must be free before a thread more is used: a pause of the other program is none.
+#: Consecutive windows in which a core must be free before another thread is used: the other program may only pause.
 _QUIET_WINDOWS = 5
 _SLOW = 10.0
 
 
 @final
 class CpuThreads(L.Callback):
-    """Use the cores that other programs leave free, and say so; or a fixed number of threads.
+    """Use a fixed number of threads, or as many as other programs leave cores free, and report changes.
 
-    Results differ in their last bits with the number of threads. On a machine without other programs `auto` always uses
-    all of them, so that runs repeat to the bit; a fixed number does so on a busy machine too. The number is kept in
-    checkpoints, and a resumed fit begins with it. It is logged as `threads` whenever it changes.
+    Results depend on the number of threads in their last bits. On a machine without other programs `auto` always uses
+    all threads, and runs are bit-reproducible; a fixed number makes them so on a busy machine too. Checkpoints contain
+    the number, and a resumed fit starts with it. It is logged as `threads` whenever it changes.
 
-    With several processes Lightning divides the cores, and `auto` leaves that as it is; on an accelerator the CPU's
-    threads do not matter, and it does nothing.
+    `auto` does nothing with several processes, among which Lightning divides the cores, and on accelerators.
 
     Args:
-        threads: How many, or `auto`.
+        threads: The number of threads, or `auto`.
         window_s: Seconds over which the use of the CPU is measured.
-        others: Measures what other programs use.
+        others: Measures how many cores other programs use.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class CpuThreads(L.Callback):
         self._window_began = time.monotonic()
         self._quiet = 0
         self._seconds, self._steps, self._warned = 0.0, 0, False
-        self._fastest: tuple[int, float] | None = None  # stage of the scheme, and seconds per step
+        self._fastest: tuple[int, float] | None = None  # the scheme's stage, and the smallest seconds per step in it
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         torch.set_num_threads(self._most)
@@ -105,7 +104,7 @@ class CpuThreads(L.Callback):
         return True
 
     def _adapt(self) -> bool:
-        """Change the number of threads if that is called for."""
+        """Change the number of threads if necessary; return whether it changed."""
         free = self._others.free_threads(self._most)
         if not self._adapts:
             return False
@@ -122,7 +121,7 @@ class CpuThreads(L.Callback):
         used = torch.get_num_threads()
         if used < self._most:
             rank_zero_info(
-                f"Other programs use {self._others.cores():.1f} of {len(self._others.allowed)} cores: going on with "
+                f"Other programs use {self._others.cores():.1f} of {len(self._others.allowed)} cores: continuing with "
                 f"{used} of {self._most} threads (--threads {self._most} keeps them all)."
             )
 

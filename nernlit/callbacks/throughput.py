@@ -1,4 +1,4 @@
-"""How fast a fit is, and how near to what the machine could do."""
+"""The speed of a fit, absolute and relative to that of matrix products."""
 
 import time
 from typing import Any, final
@@ -19,12 +19,12 @@ _PRODUCTS = 10
 class Throughput(L.Callback):
     """Log `throughput/steps_per_s`, `kernels_per_s` and `share_of_matrix_products` of training steps.
 
-    The last one is the predictors' arithmetic (2 operations a parameter and kernel, 6 with a backward pass) over what
-    the device makes of square matrix products in the step's precision, measured once before the fit. Time spent in
-    validation does not count; kernels that the backward pass predicts again (of large tables) do.
+    The last one is the predictors' operations per second (2 per parameter and kernel, 6 with a backward pass), divided
+    by those of square matrix products in the step's precision on the same device, measured once before the fit.
+    Validation time is excluded. Kernels that the backward pass predicts again (in large layers) count twice.
 
     Args:
-        every_n_steps: Steps that a figure is the mean of.
+        every_n_steps: Steps over which the values are averaged.
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:
@@ -82,7 +82,7 @@ class Throughput(L.Callback):
 
 
 def _matrix_product_rate(device: torch.device, kind: torch.dtype) -> float:
-    """Operations a second."""
+    """Operations per second of products of square matrices."""
     matrix = torch.ones(_SIDE, _SIDE, device=device, dtype=kind)
 
     def seconds() -> float:

@@ -1,4 +1,4 @@
-"""Writing what `predict` gives: the reconstructed network."""
+"""Writing the reconstructed network."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +21,12 @@ def write_weights(path: Path, timm_name: str, state: Mapping[str, Tensor]) -> No
 
 
 def say_written(path: Path, original: Original) -> None:
-    """Print where a network's weights are, and the lines of Python that load them into a network as the original."""
+    """Print the path of a network's weights, and the Python code that loads them into the original's architecture."""
     Console().print(f"wrote {path}\n{_how_to_load(path, original)}", soft_wrap=True, highlight=False)
 
 
 def _how_to_load(path: Path, original: Original) -> str:
-    """Lines for a new Python."""
+    """Code that works in a new Python process."""
     name = original.name
     if not timm.is_model(name):
         return f"load it: safetensors.torch.load_file({str(path)!r})"
@@ -42,7 +42,7 @@ def _how_to_load(path: Path, original: Original) -> str:
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """Where a run's files go. Every process has to ask: the answer is sent to all of them."""
+    """The folder of a run's files. All processes must call it: Lightning broadcasts the path."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, on whatever device they are."""
+"""Augmentation of whole batches, on the device of the images."""
 
 import math
 from dataclasses import dataclass
@@ -14,16 +14,17 @@ from nernlit.errors import UsageError, require_at_least
 @final
 @dataclass(frozen=True)
 class Augmentation:
-    """What training images go through; the defaults change nothing.
+    """The augmentation of training images; the defaults change nothing.
 
     Attributes:
-        pad_crop: Pixels of zero padding from which images are cut at random.
-        flip: Whether half of the images are mirrored.
-        resized_crop: Smallest share of its area of a random part that is stretched to the image's size; None for none.
-        mixup: Largest share of another image that is blended in.
+        pad_crop: Pixels of zero padding before a random crop of the old size.
+        flip: Whether to mirror each image with probability 1/2.
+        resized_crop: Smallest area of a random crop, as a share of the image; the crop is resized to the image's size.
+            None for no such crop.
+        mixup: Largest share of another image that is blended in; 0 for none.
 
     Raises:
-        UsageError: If a value makes no sense.
+        UsageError: If a value is out of range.
     """
 
     pad_crop: int = 0
@@ -56,16 +57,16 @@ class Augmentation:
 
 
 def to_pixels(images_BCHW: Tensor) -> Tensor:
-    """Numbers of 0 to 255 as pixels in [0, 1], NHWC in memory, which convolutions like best on CPUs and GPUs alike."""
+    """Values of 0 to 255 as pixels in [0, 1], in channels-last memory format, in which convolutions are fastest."""
     return (images_BCHW.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
 def pad_crop_flip(images_BCHW: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Zero-pad, cut out a random window of the old size for each image, and mirror each with probability 1/2.
+    """Zero-pad, crop a random window of the old size per image, and mirror each image with probability 1/2.
 
     Args:
         images_BCHW: Any dtype.
-        pad: Pixels added on every side; 0 leaves positions alone.
+        pad: Pixels added on every side; 0 for no shift.
         flip: Whether to mirror left and right.
         generator: On the CPU; the same state gives the same result on every device.
 
@@ -82,16 +83,16 @@ def pad_crop_flip(images_BCHW: Tensor, pad: int, flip: bool, generator: torch.Ge
     columns_BW = (left + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))).to(device)
     padded = functional.pad(images_BCHW, (pad, pad, pad, pad))
     which = torch.arange(batch, device=device)[:, None, None]
-    # Two index tensors around a full slice put their dimensions first: (B, H, W, C), which is how it stays in memory.
+    # Two index tensors around a full slice put their dimensions first: (B, H, W, C), the channels-last format.
     return padded[which, :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
 
 
 def resized_crop(images_BCHW: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """Cut a random part out of each image and stretch it to the old size (torchvision's RandomResizedCrop).
+    """Resize a random crop of each image to the old size (torchvision's RandomResizedCrop).
 
     Args:
         images_BCHW: Any dtype; the result is float32.
-        smallest: Share of the area that a part has at least; its width over its height is between 3/4 and 4/3.
+        smallest: Smallest area of a crop, as a share of the image. Its aspect ratio is between 3/4 and 4/3.
         generator: On the CPU; the same state gives the same result on every device.
 
     >>> resized_crop(torch.ones(2, 3, 8, 8), 0.1, torch.Generator()).round(decimals=4).unique()
@@ -112,7 +113,7 @@ def resized_crop(images_BCHW: Tensor, smallest: float, generator: torch.Generato
 def mix(images_BCHW: Tensor, largest: float, generator: torch.Generator) -> Tensor:
     """Blend the next image of the batch into each, with a random share up to `largest` (mixup, arXiv 1710.09412).
 
-    Labels are left alone, and stay right while an image's own share is the larger one.
+    Labels do not change: an image's own share is at least one half.
 
     Args:
         images_BCHW: Floats.

@@ -1,4 +1,4 @@
-"""The contract of every dataset: names, pixel statistics and `build(split)`; all else is here."""
+"""The base class of datasets. A dataset adds class names, pixel statistics and `build(split)`."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,40 +20,40 @@ from nernlit.errors import DataError, NernlitError, UsageError, require_at_least
 Split = Literal["train", "val", "test"]
 TrainOn = Literal["images", "noise", "none"]
 
-#: A split whose decoded pixels are smaller than this is decoded once and kept.
+#: A split whose decoded pixels take at most this many bytes is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 4 * 2**30
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
-    """Images as batches (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); the original normalizes them itself.
+    """Batches of pixels (B, C, H, W) in [0, 1] and labels (B,). The original normalizes the pixels itself.
 
     Args:
-        batch_size: Training images a step and process.
-        eval_batch_size: Images a batch of validation and test.
-        val_share: Share of the training images that is held out for validation where the dataset has no such split.
-        split_seed: Of that choice; apart from the run's seed, so that all runs select on the same images.
-        train_on: What a training step gets: `images`, `noise` (uniform pixels, no labels) or `none` (nothing at all).
-        steps_per_epoch: Length of an epoch where the dataset does not give it (`noise`, `none`).
+        batch_size: Training images per step and process.
+        eval_batch_size: Images per batch and process in validation and test.
+        val_share: Share of the training images that is held out for validation, if the dataset has no validation split.
+        split_seed: Seed of that choice; separate from the run's seed, so that all runs validate on the same images.
+        train_on: The batches to train on: `images`, `noise` (uniform pixels, labels -1) or `none` (only an index).
+        steps_per_epoch: Steps per epoch with `noise` and `none`.
         noise_range: `noise` is U(-r, r) in pixels normalized with this dataset's statistics; NeRN draws from U(-2, 2).
-        pad_crop: Pixels of zero padding from which training images are cut at random; 0 for none.
-        flip: Whether half of the training images are mirrored.
-        resized_crop: Share of its area that a part of a training image, cut out at random and stretched to the image's
-            size, has at least; None for none. ImageNet's custom is 0.08.
+        pad_crop: Pixels of zero padding before a random crop of training images; 0 for none.
+        flip: Whether to mirror each training image with probability 1/2.
+        resized_crop: Smallest area of a random crop of a training image, as a share of the image; the crop is resized
+            to the image's size. None for no such crop; 0.08 is usual for ImageNet.
         mixup: Largest share of another image that is blended into a training image; 0 for none, 0.5 at most. Labels
             stay those of the larger share.
-        num_workers: Processes that decode images which are too many to keep in memory.
-        eval_sets: What `test` measures beside the dataset's own test images; see `nernlit.data.eval_sets`.
+        num_workers: Processes that decode images, if the images do not fit in memory.
+        eval_sets: Further test sets for `test`; see `nernlit.data.eval_sets`.
     """
 
     #: Class names, in the order of the labels; empty until `setup` for datasets that find them on disk.
     classes: tuple[str, ...] = ()
-    #: Channels of the images: 1, 3 or 4, or None for the dataset's own. `setup` takes those of `network`.
+    #: Channels of the images: 1, 3 or 4, or None for the dataset's own. `setup` sets it to those of `network`.
     channels: int | None = None
-    #: What the images are for: anything that says its `in_chans` and `num_classes`. Under a trainer, its module.
+    #: The consumer of the images: an object with `in_chans` and `num_classes`. A trainer's module takes precedence.
     network: object = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    #: Whether there are any; without them evaluations measure the weights alone.
+    #: Whether there are images; without them evaluations measure the weights only.
     has_images: ClassVar[bool] = True
 
     def __init__(
@@ -100,7 +100,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """
 
     def check(self) -> None:
-        """Refuse files that cannot work, before any image is decoded; finds `classes` where they are on disk.
+        """Check the files before any image is decoded, and set `classes` if the dataset finds them on disk.
 
         Raises:
             DataError: If folders are missing, or have other classes than they should.
@@ -115,7 +115,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if trainer is not None and trainer.world_size > 1:
             self.seed = trainer.strategy.broadcast(self.seed)
         if stage == "predict":
-            return  # reads no image
+            return  # needs no images
         self.check()
         self._match(trainer.lightning_module if trainer is not None else self.network)
         splits: set[Split] = {"test"} if stage == "test" else {"val"}
@@ -129,7 +129,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self.conditions = [condition._replace(source=self._in_channels(condition.source)) for condition in found]
 
     def _match(self, network: object) -> None:
-        """Take the channels of the network, and refuse other classes than it has."""
+        """Take the channels of the network, and check its number of classes."""
         classes = getattr(network, "num_classes", self.num_classes)
         if classes != self.num_classes:
             raise DataError(
@@ -146,7 +146,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.mean, self.std = (statistics_of(values, channels) for values in (self.mean, self.std))
 
     def _find(self, splits: set[Split]) -> dict[Split, ImageSource]:
-        """The images of these splits, none of them decoded yet."""
+        """The images of these splits, not decoded yet."""
         if "test" in splits:
             return {"test": self._published("test")}
         val = self.build("val")
@@ -214,7 +214,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return to_pixels(images_BCHW), labels_B
 
     def _step_generator(self) -> torch.Generator:
-        """Randomness of its own for every step and process, so that a resumed run repeats nothing and skips nothing."""
+        """A generator seeded by step and process, so that a resumed run draws the same numbers."""
         assert self.trainer is not None
         step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
         return torch.Generator().manual_seed((self.seed + 7_919 * (step + 1)) % 2**63)

@@ -13,7 +13,7 @@ MODES: Mapping[int, str] = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
 
 
 def require_channels(channels: int) -> None:
-    """Refuse images of channels that nobody has defined.
+    """Check a number of channels.
 
     Raises:
         DataError: If it is not 1, 3 or 4.

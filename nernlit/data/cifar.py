@@ -18,7 +18,7 @@ _SIDE = 32
 
 
 class _CifarDataModule(ImageDataModule, ABC):
-    """What the two have in common: 50,000 training and 10,000 test images of 32x32."""
+    """50,000 training and 10,000 test images of 32x32 pixels."""
 
     dataset: type[datasets.CIFAR10]
 
@@ -69,12 +69,12 @@ class _CifarDataModule(ImageDataModule, ABC):
 class CIFAR10DataModule(_CifarDataModule):
     """CIFAR-10 as published (`cifar-10-batches-py`), or copied to image files (`{train,test}/<class>/...`).
 
-    Labels are the published ones in both forms. Class folders have the published names, known aliases (plane, car) or
-    the labels 0 to 9; where a root holds both forms, the image files are read.
+    Both forms have the published labels. Class folders are named by the published names, known aliases (plane, car) or
+    the labels 0 to 9. If a root holds both forms, the image files are read.
 
     Args:
-        root: Folder that holds either.
-        download: Fetch it through torchvision where it is missing.
+        root: Folder that holds either form.
+        download: Whether to download missing files with torchvision.
         kwargs: See `ImageDataModule`.
     """
 
@@ -86,12 +86,12 @@ class CIFAR10DataModule(_CifarDataModule):
 class CIFAR100DataModule(_CifarDataModule):
     """CIFAR-100 as published (`cifar-100-python`), or copied to image files (`{train,test}/<class>/...`).
 
-    Labels are the published ones in both forms. Class folders have the published (fine) names, known aliases or the
-    labels 0 to 99; where a root holds both forms, the image files are read.
+    Both forms have the published (fine) labels. Class folders are named by the published names, known aliases or the
+    labels 0 to 99. If a root holds both forms, the image files are read.
 
     Args:
-        root: Folder that holds either.
-        download: Fetch it through torchvision where it is missing.
+        root: Folder that holds either form.
+        download: Whether to download missing files with torchvision.
         kwargs: See `ImageDataModule`.
     """
 

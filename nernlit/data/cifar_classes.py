@@ -1,4 +1,4 @@
-"""The classes of CIFAR-10 and CIFAR-100 in their published order, and the folder names that stand for them."""
+"""The classes of CIFAR-10 and CIFAR-100 in their published order, and the folder names that denote them."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -22,7 +22,7 @@ CIFAR100_CLASSES = (
 
 _PLURALS = ("orchid", "rose", "sunflower", "tulip", "bottle", "bowl", "can", "cup", "plate", "apple", "mushroom")
 _TREES = ("maple", "oak", "palm", "pine", "willow")
-#: Other names that are in use; those of CIFAR-100 stand on the dataset's page.
+#: Other names in use; those of CIFAR-100 are the ones on the dataset's web page.
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {
         "plane": "airplane",
@@ -46,7 +46,7 @@ def published_labels(folders: Sequence[str], classes: Sequence[str], place: str)
     Args:
         folders: Names of the class folders.
         classes: Names of the classes, in the order of their labels.
-        place: Of the folders, for messages.
+        place: Path of the folders, for messages.
 
     Raises:
         DataError: If there is not exactly one folder per class.

@@ -1,7 +1,7 @@
-"""Corruptions of whole batches at five severities. They are not CIFAR-C's or ImageNet-C's: numbers do not compare.
+"""Corruptions of whole batches at five severities. They differ from those of CIFAR-C and ImageNet-C.
 
-Shapes: B images of uint8 pixels (C, H, W), on the CPU. A corruption of an image depends on the image, the severity and
-the image's own generator, and not on the batch around it.
+Shapes: B images of uint8 pixels (C, H, W), on the CPU. The corruption of an image depends on the image, the severity
+and the image's own generator, not on the other images of the batch.
 """
 
 import io
@@ -31,8 +31,8 @@ def _impulse_noise(images_BCHW: Tensor, share: float, generators: Sequence[torch
 
 def _gaussian_blur(images_BCHW: Tensor, sigma: float, _: Sequence[torch.Generator]) -> Tensor:
     side = min(images_BCHW.shape[2:])
-    sigma *= max(1, side / 32)  # the same blur of a larger image's content; less of a smaller one's changes nothing
-    widest = max(1, (side - 1) // 2 * 2 - 1)  # reflection at the border needs more pixels than the kernel reaches
+    sigma *= max(1, side / 32)  # blurs the content of larger images as much; a smaller sigma would have no effect
+    widest = max(1, (side - 1) // 2 * 2 - 1)  # reflection padding must be smaller than the image
     width = min(2 * round(3 * sigma) + 1, widest)
     blurred: Tensor = functional.gaussian_blur(images_BCHW.float(), [width] * 2, [sigma] * 2)
     return blurred
@@ -61,7 +61,7 @@ def _adjust(
     return function(images_BCHW, factor)
 
 
-#: Name -> what is done, and its strength at severities 1 to 5.
+#: Name -> function, and its strength at severities 1 to 5.
 CORRUPTIONS: Mapping[str, tuple[Corruption, tuple[float, ...]]] = MappingProxyType(
     {
         "gaussian_noise": (_gaussian_noise, (0.02, 0.04, 0.06, 0.08, 0.10)),
@@ -78,14 +78,14 @@ CORRUPTIONS: Mapping[str, tuple[Corruption, tuple[float, ...]]] = MappingProxyTy
 
 
 def corrupt(images_BCHW: Tensor, name: str, severity: int, seed: int, numbers: Sequence[int]) -> Tensor:
-    """A corrupted copy, uint8 again.
+    """A corrupted copy, uint8.
 
     Args:
-        images_BCHW: uint8 pixels; gray images have no saturation to lose and stay as they are, and so does alpha.
+        images_BCHW: uint8 pixels. The saturation of gray images and alpha channels do not change.
         name: One of `CORRUPTIONS`.
         severity: 1 to 5.
-        seed: With an image's number, of the image's randomness.
-        numbers: The images' numbers in their dataset.
+        seed: Seeds each image's generator, together with the image's index.
+        numbers: The images' indices in their dataset.
     """
     if images_BCHW.shape[1] == 4:
         colors, alpha = images_BCHW[:, :3], images_BCHW[:, 3:]

@@ -1,4 +1,4 @@
-"""An image file as 8-bit pixels, whatever its format and precision, and how it is fitted to a square."""
+"""Decoding image files of any format and precision to 8-bit pixels, and resizing them to a square."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +15,8 @@ from nernlit.errors import DataError, UsageError
 
 Interpolation = Literal["bilinear", "bicubic"]
 
-#: Formats that PIL knows by name but does not decode itself. EPS would start Ghostscript, which runs programs; FITS
-#: stores physical quantities, which have no pixel range.
+#: Formats that PIL lists but that are not images which it decodes itself. EPS would start Ghostscript, which runs
+#: programs; FITS stores physical quantities without a pixel range.
 _NOT_DECODED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FITS"}
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags
@@ -38,12 +38,12 @@ def image_suffixes() -> frozenset[str]:
 @final
 @dataclass(frozen=True)
 class ResizeCenterCrop:
-    """How an image of any size becomes a square: resized, then its center cut out, as torchvision and timm do it.
+    """Resizes an image of any size and crops its center to a square, as torchvision and timm do.
 
     Attributes:
-        side: Of the square, in pixels.
+        side: Side of the square in pixels.
         crop_share: The square's side as a share of the shorter side after resizing.
-        interpolation: Of the resizing.
+        interpolation: Interpolation of the resizing.
     """
 
     side: int
@@ -52,7 +52,7 @@ class ResizeCenterCrop:
 
     @classmethod
     def of_model(cls, name: str) -> Self:
-        """What a timm model was trained or evaluated with.
+        """The image size, crop and interpolation with which a timm model is evaluated.
 
         Raises:
             UsageError: If timm does not know the model.
@@ -76,18 +76,18 @@ class ResizeCenterCrop:
 
 
 def read_image(path: Path, channels: int, fitting: ResizeCenterCrop | None = None) -> NDArray[np.uint8]:
-    """The pixels of an image file, (H, W, channels); of an animation or a stack the first image.
+    """The pixels (H, W, channels) of an image file. Of an animation or a stack, the first image is read.
 
-    Pixels of more than 8 bits are scaled by the range of their format. Transparency is dropped, and rotations that a
-    camera noted in EXIF are not applied, as in torchvision's folders.
+    Pixels of more than 8 bits are scaled by the range of their format. As in torchvision's `ImageFolder`, transparency
+    is dropped and the rotation in EXIF data is not applied.
 
     Args:
         path: The file.
         channels: 1, 3 or 4.
-        fitting: To one size; None keeps the file's own.
+        fitting: Resizes and crops the image to one size; None keeps the file's own size.
 
     Raises:
-        DataError: If the file cannot be read, or its pixels have no range by which to scale them; names the file.
+        DataError: If the file cannot be read, or its pixels have no known range. The message names the file.
     """
     try:
         if not path.is_file():
@@ -100,7 +100,7 @@ def read_image(path: Path, channels: int, fitting: ResizeCenterCrop | None = Non
         image = image.convert(MODES[channels])
         if fitting is not None:
             image = fitting(image)
-    except Exception as error:  # decoders raise whatever a damaged file leads to
+    except Exception as error:  # a damaged file can make a decoder raise any exception
         reason = next(iter(str(error).splitlines()), "").replace(repr(str(path)), "").strip()
         raise DataError(
             f"{path} is not a readable image ({type(error).__name__}: {reason}); replace or remove the file."
@@ -110,10 +110,10 @@ def read_image(path: Path, channels: int, fitting: ResizeCenterCrop | None = Non
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in a mode of 8 bits a channel; others are scaled by their range, which PIL's `convert` would clip.
+    """The image in a mode of 8 bits per channel. Larger values are scaled by their range; PIL's `convert` clips them.
 
     Raises:
-        ValueError: If there is no such range, or values lie outside.
+        ValueError: If the range is not known, or values lie outside of it.
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         image.load()

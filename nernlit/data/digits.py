@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from nernlit.data.base import ImageDataModule, Split
 from nernlit.data.sources import TensorImages
 
-#: Scans at the end of scikit-learn's order that are kept for testing: 360 of 1,797, a fifth.
+#: Number of test images, the last ones in scikit-learn's order: 360 of 1,797, a fifth.
 _TEST = 360
 
 

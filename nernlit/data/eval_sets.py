@@ -1,7 +1,7 @@
-"""Test sets beside a dataset's own. Those that need no download are here, the published ones in `ood`.
+"""Further test sets beside a dataset's own. Those that need no download are here, the published ones in `ood`.
 
-Each gives conditions (`gaussian_noise_3`, ...) and a source of images for each. One `lightning test` measures all of
-them; a set's mean over its conditions is logged under the set's name.
+Each has conditions (`gaussian_noise_3`, ...) and a source of images per condition. `lightning test` measures all of
+them and logs a set's mean over its conditions under the set's name.
 """
 
 from abc import ABC, abstractmethod
@@ -18,17 +18,17 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class EvalSet(ABC):
-    """Images of the same classes as a dataset's, drawn or made differently."""
+    """A test set with the same classes as a dataset and other images, such as corrupted ones."""
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # pytest must not collect it
 
-    #: Where only some classes occur: their numbers. Answers are then chosen among these.
+    #: The labels that occur, if not all do; predictions are then restricted to them.
     classes: Tensor | None = None
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """As it stands in metrics' names."""
+        """The set's name in the names of metrics."""
 
     @abstractmethod
     def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
@@ -36,7 +36,7 @@ class EvalSet(ABC):
 
         Args:
             clean: The dataset's own test images.
-            num_classes: Of the dataset.
+            num_classes: Number of classes of the dataset.
 
         Raises:
             DataError: If files are missing or wrong, or belong to other classes.
@@ -49,7 +49,7 @@ class EvalCondition(NamedTuple):
     Attributes:
         eval_set: The set's name.
         name: The condition's.
-        classes: The numbers of the classes among which answers are chosen; None for all.
+        classes: The labels to which predictions are restricted; None for all.
         source: Its images.
     """
 
@@ -64,7 +64,7 @@ def conditions_of(eval_sets: Sequence[EvalSet], clean: ImageSource, num_classes:
 
     Raises:
         DataError: If a set's files are missing or wrong, or belong to other classes.
-        UsageError: If a condition is there twice.
+        UsageError: If a condition occurs twice.
     """
     found = [
         EvalCondition(eval_set.name, name, eval_set.classes, source)
@@ -79,7 +79,7 @@ def conditions_of(eval_sets: Sequence[EvalSet], clean: ImageSource, num_classes:
 
 
 def require_known(name: str, corruptions: Sequence[str], known: Collection[str], severities: Sequence[int]) -> None:
-    """Refuse corruptions and severities that a test set does not have, and none at all.
+    """Check that corruptions and severities are given and known.
 
     Raises:
         UsageError: If there is one.

@@ -1,4 +1,4 @@
-"""No images at all: what `data: null` stands for."""
+"""The data module without images, which `data: null` selects."""
 
 from typing import Any, final
 
@@ -11,10 +11,10 @@ from nernlit.errors import DataError
 
 @final
 class NoImages(ImageDataModule):
-    """Steps without images: for Recon-only, and for evaluations that measure weights and no accuracy.
+    """Training steps without images, for Recon-only; evaluations measure the weights and no accuracy.
 
     Args:
-        steps_per_epoch: Training steps of an epoch.
+        steps_per_epoch: Training steps per epoch.
     """
 
     has_images = False
@@ -23,7 +23,7 @@ class NoImages(ImageDataModule):
         super().__init__(train_on="none", steps_per_epoch=steps_per_epoch)
 
     def setup(self, stage: str) -> None:
-        """There is nothing to find."""
+        """Nothing to read."""
 
     def build(self, split: Split) -> ImageSource | None:
         raise DataError(f"`data: null` has no {split} images; name the data (--data CLASS and its options).")

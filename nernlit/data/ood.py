@@ -28,7 +28,7 @@ class _CifarC(EvalSet, ABC):
     expected_classes: int
     address: str
 
-    #: The benchmark's own fifteen; four more files are published beside them.
+    #: The fifteen corruptions of the benchmark; four further files are published with them.
     standard = (
         *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
         *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
@@ -69,7 +69,7 @@ class _CifarC(EvalSet, ABC):
         return found
 
     def _labels(self, clean: ImageSource) -> NDArray[np.int64]:
-        """Those of the file: the same for every severity, and as many of each class as the clean test images have."""
+        """The labels, checked: equal for every severity, with as many of each class as the clean test images have."""
         labels, expected = self._read("labels"), len(SEVERITIES) * len(clean)
         wrong = None
         if labels.dtype.kind not in "iu" or labels.shape != (expected,):
@@ -104,7 +104,7 @@ class _CifarC(EvalSet, ABC):
         try:
             # Maps arrays of numbers only: no archives, and no pickles.
             mapped: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")
-        except Exception as error:  # a damaged header leads to all kinds
+        except Exception as error:  # a damaged header can raise any exception
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(f"cannot read {file} ({reason}). {self._remedy}") from error
         return mapped
@@ -140,7 +140,7 @@ class CIFAR100C(_CifarC):
 class ImageNetR(EvalSet):
     """ImageNet-R (Hendrycks et al., arXiv 2006.16241): renditions of 200 of ImageNet's classes, `<root>/<WordNet id>/`.
 
-    Answers are chosen among the 200 classes.
+    Predictions are restricted to the 200 classes.
 
     Args:
         root: Folder of the 200 class folders.

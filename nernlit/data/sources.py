@@ -1,7 +1,7 @@
-"""Where images come from: tensors in memory, or files that are decoded when asked for.
+"""Sources of images: tensors in memory, or files that are decoded on access.
 
-A source is indexed with a *list* of numbers and gives a whole batch, uint8 pixels (B, C, H, W) and labels (B,), so
-that a loader makes one call a batch. `subset` narrows it, `in_memory` decodes it once.
+A source is indexed with a *list* of indices and returns a whole batch, uint8 pixels (B, C, H, W) and labels (B,), so
+that a loader makes one call per batch. `subset` selects images, `in_memory` decodes all of them.
 """
 
 from abc import ABC, abstractmethod
@@ -23,17 +23,17 @@ from nernlit.utilities.progress import progress
 
 
 class ImageSource(Dataset[tuple[Tensor, Tensor]], ABC):
-    """Labeled images, read by the batch."""
+    """Labeled images, read in batches."""
 
     labels: Tensor
 
     @abstractmethod
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Pixels (B, C, H, W) uint8 and labels (B,) int64 of the numbered images."""
+        """Pixels (B, C, H, W) uint8 and labels (B,) int64 of the images with these indices."""
 
     @abstractmethod
     def subset(self, indices: Tensor) -> Self:
-        """The images of these numbers only, none of them decoded yet."""
+        """The images with these indices, not decoded yet."""
 
     @abstractmethod
     def in_memory(self) -> "TensorImages":
@@ -68,7 +68,7 @@ class TensorImages(ImageSource):
 
 @final
 class ArrayImages(ImageSource):
-    """Images in a numpy array (N, H, W, C), which may be mapped from a file: only what is asked for is read."""
+    """Images in a numpy array (N, H, W, C), which may be memory-mapped: only indexed images are read."""
 
     def __init__(self, images_NHWC: NDArray[np.uint8], labels: Tensor) -> None:
         self.images, self.labels = images_NHWC, labels.long()
@@ -88,12 +88,12 @@ class ArrayImages(ImageSource):
 
 @final
 class FileImages(ImageSource):
-    """Image files, decoded by threads.
+    """Image files, decoded in threads on access.
 
     Args:
         paths: The files.
         labels: (N,) integers.
-        fitting: To one size; None keeps the files' own.
+        fitting: Resizes and crops each image to one size; None keeps the files' own sizes.
         channels: 1, 3 or 4; RGB by default.
     """
 
@@ -134,7 +134,7 @@ class FileImages(ImageSource):
 
 @final
 class InChannels(ImageSource):
-    """The images of another source in another number of channels, converted as they are read.
+    """The images of another source, converted to another number of channels on access.
 
     Args:
         source: The images.

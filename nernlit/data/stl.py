@@ -22,7 +22,7 @@ class STL10DataModule(ImageDataModule):
 
     Args:
         root: Folder that holds `stl10_binary/`.
-        download: Fetch it through torchvision where it is missing.
+        download: Whether to download missing files with torchvision.
         kwargs: See `ImageDataModule`.
     """
 

@@ -1,4 +1,4 @@
-"""Trees of image files, `<folder>/<class>/<image>`: which classes and files there are."""
+"""Trees of image files, `<folder>/<class>/<image>`: their classes and files."""
 
 import os
 from collections import Counter
@@ -13,7 +13,7 @@ from nernlit.data.sources import FileImages
 from nernlit.errors import DataError
 from nernlit.utilities.progress import progress
 
-#: Files that systems leave in folders.
+#: Files that operating systems create in folders.
 _CLUTTER = {"thumbs.db", "desktop.ini"}
 
 
@@ -44,7 +44,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def shared_classes(folders: Sequence[Path]) -> list[str]:
-    """The class names of several trees, which must have the same ones.
+    """The class names of several trees, which must be the same.
 
     Raises:
         DataError: If one has others than the first, or none.
@@ -71,12 +71,12 @@ def tree_images(
 ) -> FileImages:
     """The images of a tree.
 
-    Files and folders that begin with a dot are passed over; others that are no images are counted in a warning.
+    Files and folders whose names begin with a dot are ignored. A warning counts other files that are not images.
 
     Args:
-        folder: Of the class folders.
+        folder: The folder of the class folders.
         labels: The label of each class folder.
-        fitting: To one size; None keeps the files' own.
+        fitting: Resizes and crops each image to one size; None keeps the files' own sizes.
         channels: 1, 3 or 4; RGB by default.
         empty_classes: Warn of a class without images instead of refusing it.
 
@@ -113,7 +113,7 @@ def tree_images(
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, without what begins with a dot and the clutter of systems."""
+    """All files below a folder, sorted, without hidden files and those that operating systems create."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list {error.filename} ({error.strerror}).") from error

@@ -1,4 +1,4 @@
-"""Constants of a module: tensors and networks that it reads and that nothing may change."""
+"""Constants of a module: tensors and networks that must not change."""
 
 from collections.abc import Callable
 from typing import Self
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 class WithConstants(nn.Module):
     """A module some of whose attributes are constants.
 
-    A constant is neither a parameter, nor a buffer, nor a submodule: it is in no state dict, and neither an optimizer,
-    a callback that averages weights, a gradient hook, nor a conversion of types (`half()`, precision `bf16-true`)
-    changes it. It follows the module to other devices and into shared memory, and is copied and pickled with it.
+    A constant is neither a parameter nor a buffer nor a submodule: no state dict contains it, and optimizers, callbacks
+    that average weights, gradient hooks and type conversions (`half()`, precision `bf16-true`) do not change it. It
+    moves with the module to other devices and into shared memory, and is copied and pickled with it.
     """
 
     def set_constant(self, name: str, value: Tensor | nn.Module) -> None:
         """Make `self.name` a constant, or replace it.
 
         Args:
-            name: Of the attribute.
-            value: Tensor or network.
+            name: Name of the attribute.
+            value: A tensor or a network.
         """
         self.__dict__[name] = value  # assigned as an attribute, a module would be registered as a submodule
         self.__dict__.setdefault("_constants", {})[name] = None  # an ordered set
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Not public, but where every move and conversion of a module goes through, its parents' too.
+        # Not public, but the only method that every move and conversion of a module and of its parents calls.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
         def moved(tensor: Tensor) -> Tensor:
-            probe = fn(tensor.new_empty(0, dtype=torch.uint8))  # tells where to, and converts nothing
+            probe = fn(tensor.new_empty(0, dtype=torch.uint8))  # has the new device; fn does not convert integers
             there = tensor.to(probe.device)
             return there.share_memory_() if probe.is_shared() else there
 

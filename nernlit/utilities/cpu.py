@@ -1,8 +1,8 @@
-"""How many CPU threads to use beside the other programs on the machine.
+"""The number of CPU threads to use when other programs run on the machine.
 
-PyTorch's threads wait for each other in every operation, and wait by spinning. Where another program takes one of their
-cores, all of them wait for the thread that has lost it: on two cores, a loop of small steps falls to a fifth of its
-speed, while one thread alone keeps its own. So a process uses the cores that others leave free.
+PyTorch's threads wait for each other after every operation, by spinning. If another program takes one of their cores,
+all threads wait for the one that lost its core: on two cores, a loop of small steps falls to a fifth of its speed,
+while a single thread keeps its speed. So a process should use only the cores that other programs leave free.
 """
 
 import os
@@ -13,15 +13,15 @@ from typing import Self, final
 import psutil
 import torch
 
-#: Cores that others may use before a thread is given up: a fit beside a browser keeps all of its threads.
+#: Cores that other programs may use before a thread is given up: a light load, such as a browser, changes nothing.
 _ROUND_UP = 0.5
-#: Seconds that a reading needs at least; the system counts in hundredths of a second.
+#: Shortest time between two readings in seconds; the system counts CPU time in hundredths of a second.
 _SHORTEST = 0.2
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """CPU time so far, in core-seconds: of all programs on the cores that this process may use, and its own."""
+    """CPU time so far in core-seconds: of all programs on the cores that this process may use, and its own."""
 
     at: float
     everyone: float
@@ -47,14 +47,14 @@ class OtherPrograms:
 
     def __init__(self) -> None:
         process = psutil.Process()
-        # macOS has no affinity.
+        # macOS has no CPU affinity.
         allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(os.cpu_count() or 1)
         self.allowed = list(allowed or [0])
         self._last = _Reading.now(self.allowed)
         self._cores = 0.0
 
     def cores(self) -> float:
-        """Cores' worth of CPU time that other programs took since the last call, between 0 and all."""
+        """The mean number of cores that other programs used since the last call, between 0 and `len(allowed)`."""
         now, last = _Reading.now(self.allowed), self._last
         seconds = now.at - last.at
         if seconds >= _SHORTEST:
@@ -63,14 +63,14 @@ class OtherPrograms:
         return self._cores
 
     def free_threads(self, most: int) -> int:
-        """Threads that find a core of their own, from 1 to `most`, by what others took since the last call."""
+        """The number of threads, from 1 to `most`, for which other programs left a core free since the last call."""
         return max(1, min(most, int(len(self.allowed) - self.cores() + _ROUND_UP)))
 
 
-#: Reads from the start of the program: what happens while it is imported says what else runs on the machine.
+#: Measures from the import on, so that the first reading already shows what else runs on the machine.
 other_programs = OtherPrograms()
 
 
 def use_free_cores() -> None:
-    """Give PyTorch as many threads as find a core of their own now, and no more than it has."""
+    """Reduce the number of PyTorch's threads to the number of cores that other programs leave free."""
     torch.set_num_threads(other_programs.free_threads(torch.get_num_threads()))

@@ -1,4 +1,4 @@
-"""Progress of work that may take seconds, on stderr, and times as people read them."""
+"""Progress bars on stderr for work that may take seconds, and readable durations."""
 
 import os
 import threading
@@ -8,27 +8,27 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress
 
-#: Shared by all displays of a process, so that one may begin while another is shown.
+#: Shared by all progress bars of a process, so that one may start while another is shown.
 CONSOLE = Console(stderr=True)
 
-#: Work that is done sooner shows nothing.
+#: Work that takes less time shows nothing.
 DELAY_SECONDS = 2.0
 
 
 @contextmanager
 def progress(description: str, total: int, delay: float = DELAY_SECONDS) -> Iterator[Callable[[int], None]]:
-    """Show how far the work in the block is, once it has taken `delay` seconds.
+    """Show the progress of the block once it has taken `delay` seconds.
 
-    A terminal shows a bar that vanishes at the end, anything else (a log file) gets one line. In a group of processes
-    the first one of each machine shows it.
+    A terminal shows a bar that is removed at the end; other outputs, such as a log file, get one line. With several
+    processes only the first one of each machine shows it.
 
     Args:
-        description: What is done: "decoding 50,000 images".
+        description: What is done, such as "decoding 50,000 images".
         total: Units of work.
-        delay: Seconds.
+        delay: Seconds before anything is shown.
 
     Yields:
-        A function that takes the units done since its last call; threads may call it.
+        A function to call with the units done since its last call; it is thread-safe.
     """
     bar = Progress(console=CONSOLE, transient=True)
     task = bar.add_task(description, total=total)
@@ -39,7 +39,7 @@ def progress(description: str, total: int, delay: float = DELAY_SECONDS) -> Iter
         else:
             CONSOLE.print(f"{description} ...", highlight=False, soft_wrap=True)
 
-    # A thread of its own: the first unit of work may take minutes.
+    # In a separate thread, because the first unit of work may take minutes.
     timer = threading.Timer(delay, show)
     timer.daemon = True
     if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -55,7 +55,7 @@ def progress(description: str, total: int, delay: float = DELAY_SECONDS) -> Iter
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """A duration in words.
 
     >>> [duration(seconds) for seconds in (0.4, 59, 61, 200, 5400)]
     ['1 second', '59 seconds', '1 minute', '3 minutes', '1.5 hours']

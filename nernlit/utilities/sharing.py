@@ -1,4 +1,4 @@
-"""Weights that a network has under several names: modules that are used twice, tied parameters."""
+"""Weights that appear in a network under several names: modules used twice, and tied parameters."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -43,7 +43,7 @@ def places_of_weights(net: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors may have numbers in common: their ranges in memory overlap."""
+    """Whether two tensors may share elements: their ranges in memory overlap."""
     if not (_in_memory(one) and _in_memory(other)) or one.untyped_storage().data_ptr() == 0:
         return False
     start, stop = _range(one)
@@ -70,7 +70,7 @@ def unnamed_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def distinct_elements(tensors: Iterable[Tensor]) -> int:
-    """How many numbers there are in memory; those that several tensors share count once."""
+    """The number of elements in memory; elements that several tensors share count once."""
     by_storage: dict[int, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         by_storage[tensor.untyped_storage().data_ptr()].append(tensor)
@@ -78,12 +78,12 @@ def distinct_elements(tensors: Iterable[Tensor]) -> int:
 
 
 def _covered(tensors: list[Tensor]) -> int:
-    """The numbers of tensors in one storage."""
+    """The number of elements that tensors of one storage cover."""
     ranges = end = 0
     for start, stop in sorted(map(_range, tensors)):
         ranges += max(0, stop - max(start, end))
         end = max(end, stop)
-    # The range of a strided view has gaps, which count as nothing.
+    # The gaps in the range of a strided view do not count.
     return min(ranges, sum(tensor.numel() for tensor in {_memory(tensor): tensor for tensor in tensors}.values()))
 
 

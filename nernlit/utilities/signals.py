@@ -11,17 +11,17 @@ from types import FrameType
 from typing import final
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Seconds within which a signal counts as the same one: a terminal and a parent process may both send it.
+#: Seconds within which a second signal is ignored: a terminal and a parent process may both send the same one.
 _SAME = 0.5
-#: Seconds that cleaning up may take where nothing is worth keeping.
+#: Seconds that cleaning up may take when no results are to be saved.
 _PATIENCE = 5.0
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run. Not caught, it ends the process with 128 + the signal's number.
+    """A signal ended the run. If it is not caught, the process ends with exit code 128 + signal number.
 
     Attributes:
-        message: What was interrupted and how to go on; empty where another process says it.
+        message: What was interrupted and how to resume; empty if another process prints it.
     """
 
     def __init__(self, signum: int) -> None:
@@ -31,13 +31,13 @@ class Interrupted(SystemExit):
 
 @final
 class Signals:
-    """What the process has received, and what happens when it does.
+    """Handles signals to this process.
 
-    Normally `Interrupted` is raised at once. Inside `held()` the signal is only noted, and who holds it asks `received`
-    at its next safe point. A second signal ends the process at once.
+    By default a signal raises `Interrupted` at once. Between `hold()` and `release()` it only sets `received`, which
+    the caller of `hold` checks at its next safe point. A second signal ends the process at once.
 
     Attributes:
-        received: The first signal's number.
+        received: The number of the first signal; None if there was none.
         forward: Passes a signal on to child processes.
     """
 
@@ -49,10 +49,10 @@ class Signals:
         self._ends_process = False
 
     def listen(self, ends_process: bool = False) -> None:
-        """Handle the signals from now on. Only the main thread can; in others this does nothing.
+        """Handle signals from now on. In other threads than the main thread this does nothing.
 
         Args:
-            ends_process: The process is a command of its own: it ends within seconds even where cleaning up hangs.
+            ends_process: Whether the process is a command: it then ends within seconds even if cleaning up hangs.
         """
         self._ends_process |= ends_process
         if threading.current_thread() is threading.main_thread():
@@ -60,21 +60,21 @@ class Signals:
                 signal.signal(each, self._handle)
 
     def start_anew(self) -> None:
-        """Forget what was received: a new run begins."""
+        """Reset at the beginning of a new run."""
         self.received = None
         self._held, self._released = False, False
 
     def hold(self) -> None:
-        """From now on a signal is only noted."""
+        """From now on a signal only sets `received`."""
         self._held, self._released = True, False
 
     def release(self) -> None:
-        """From now on a signal raises `Interrupted`, and nothing is worth keeping."""
+        """From now on a signal raises `Interrupted`."""
         self._held, self._released = False, False
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """A part of a held run that may end anywhere, because it changes nothing that is kept."""
+        """A context in which a signal raises `Interrupted` although `hold` was called, because no state is changed."""
         self.release_for_a_while()
         try:
             yield
@@ -82,7 +82,7 @@ class Signals:
             self._released = False
 
     def release_for_a_while(self) -> None:
-        """Begin such a part; `hold` ends it."""
+        """Begin such a context; `hold` ends it."""
         if self._held and self.received is not None:
             raise Interrupted(self.received)
         self._released = True
@@ -106,12 +106,12 @@ class Signals:
 
 
 def _end(signum: int) -> None:
-    """End the process as it is."""
+    """End the process without cleaning up."""
     if sys.stderr.isatty():
         sys.stderr.write("\x1b[?25h")  # a progress bar may have hidden the cursor
     print("nernlit: interrupted", file=sys.stderr, flush=True)
     os._exit(128 + signum)
 
 
-#: Of this process.
+#: The signals of this process.
 SIGNALS = Signals()

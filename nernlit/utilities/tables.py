@@ -1,4 +1,4 @@
-"""Tables of numbers for a terminal of any width: names may be folded, a number is never cut."""
+"""Tables of numbers for a terminal of any width. Names may be wrapped; numbers are never truncated."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_NAME_WIDTH = 10  # to which names may be folded
-_HEADER_WIDTH = 5  # to which headers of numbers may be folded
+_NAME_WIDTH = 10  # smallest width to which names are wrapped
+_HEADER_WIDTH = 5  # smallest width to which headers of numbers are wrapped
 _GAP = 2  # between two columns
 
 
@@ -22,13 +22,13 @@ def print_table(
 ) -> None:
     """Print a table that fits the console.
 
-    Where it does not fit, names are folded, then headers; where that is not enough, every row becomes a list of
-    `header: value` lines.
+    If the table is too wide, names are wrapped, then headers. If it is still too wide, every row is printed as a list
+    of `header: value` lines.
 
     Args:
         title: Printed above.
         columns: Headers.
-        rows: Cells, one of each column.
+        rows: Cells, one per column.
         names: How many columns, from the left, hold names; all others hold numbers.
         console: Where to; standard output by default.
     """
@@ -55,7 +55,7 @@ def print_table(
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], names: int, available: int) -> list[int] | None:
-    """The widths of the columns, as large as they need to be while there is room; None where even folding fails."""
+    """The widths of the columns; None if the table is too wide even with all names and headers wrapped."""
     room = available - _GAP * len(columns)
     cells = [max((cell_len(row[number]) for row in rows), default=0) for number in range(len(columns))]
     heads = [cell_len(head) for head in columns]
@@ -69,7 +69,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], names: int, a
 
 
 def _widened(least: Sequence[int], whole: Sequence[int], room: int) -> list[int]:
-    """The least widths, with the free room given to those columns that lack most."""
+    """The least widths, with the free room given to the columns that are furthest below their full width."""
     widths = list(least)
     for _ in range(room - sum(widths)):
         lacks = [full - width for full, width in zip(whole, widths, strict=True)]
