@@ -60,6 +60,8 @@ class RoundCheckpoint(Checkpoint):
         hyper = dict(pl_module.hparams)
         kept = ("representation", "optimizer", "scheduler", "sampling", "loss", "_instantiator")
         described = {key: hyper[key] for key in kept if key in hyper}
+        if hyper.get("init_from") is not None:  # the .nern file that the representation came out of
+            described["init_from"] = hyper["init_from"]
         return {
             "pytorch-lightning_version": L.__version__,
             "epoch": trainer.current_epoch,

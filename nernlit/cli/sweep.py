@@ -30,7 +30,7 @@ from nernlit.cli.main import NernlitCLI, run, user_message
 from nernlit.cli.sweep_table import Fit, Row, common_original, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
 from nernlit.storage.files import write_atomically, write_figure, write_table
-from nernlit.training import ReconstructionModule
+from nernlit.training import Scheme
 from nernlit.utilities.progress import duration
 from nernlit.utilities.signals import Interrupted
 
@@ -222,7 +222,7 @@ def _measure(cli: NernlitCLI, select: str) -> Row:
     trainer, module = cli.trainer, cli.model
     if not cli.datamodule.has_images:
         raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
-    if not isinstance(module, ReconstructionModule):
+    if not isinstance(module, Scheme):
         raise UsageError(f"{type(module).__name__} trains no representation; a sweep compares those that do.")
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     timer = next(callback for callback in callbacks if isinstance(callback, Timer))
@@ -255,13 +255,13 @@ def _measure(cli: NernlitCLI, select: str) -> Row:
     }
 
 
-def _hidden(module: ReconstructionModule) -> str:
+def _hidden(module: Scheme) -> str:
     arguments = module.hparams["representation"]["predictor"].get("init_args", {})
     return str(arguments.get("hidden", ""))
 
 
 @torch.no_grad()
-def _answers(module: ReconstructionModule, cli: NernlitCLI) -> dict[str, Tensor]:
+def _answers(module: Scheme, cli: NernlitCLI) -> dict[str, Tensor]:
     """Which test images both networks classify correctly, in the dataset's order: what paired tests need."""
     representation, data, device = module.representation, cli.datamodule, module.representation.target.device
 

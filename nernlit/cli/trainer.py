@@ -155,6 +155,23 @@ class NernlitCLI(LightningCLI):
         super()._parse_ckpt_path()
         place_weights(path, self.config[command]["model"]["init_args"], given, command)
 
+    def instantiate_classes(self) -> None:
+        """Keep the parsed options in the module, so that its checkpoints say how it is built.
+
+        Not in the module's constructor: in a library call its arguments would be whole networks.
+        """
+        super().instantiate_classes()
+        parsed = self.config_dump["model"]
+        self.model.save_hyperparameters(
+            {
+                "_class_path": parsed["class_path"],
+                **parsed.get("init_args", {}),
+                **parsed.get("dict_kwargs", {}),
+                **self.model.replaced_hyperparameters,
+                "_instantiator": "lightning.pytorch.cli.instantiate_module",  # for load_from_checkpoint
+            }
+        )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
         trainer_config = config["trainer"]

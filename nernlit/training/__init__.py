@@ -1,22 +1,29 @@
-"""The LightningModules: one a scheme, and one that trains an original."""
+"""Training: objectives, stages, the schemes that list them, and the module that trains an original."""
 
-from nernlit.training.base import ReconstructionModule
 from nernlit.training.baseline_joint import BaselineJoint
 from nernlit.training.classifier import ClassifierModule
-from nernlit.training.decoupled_distill import DecoupledDistill
+from nernlit.training.decoupled_distill import DecoupledDistill, ReconstructionPhase
+from nernlit.training.objectives import Distillation, Objective, Reconstruction, Step
 from nernlit.training.original import OriginalModule
 from nernlit.training.plan import Plan
 from nernlit.training.progressive import Progressive, Round
 from nernlit.training.recon_only import ReconOnly
+from nernlit.training.scheme import Scheme, Stage
 
 __all__ = [
     "BaselineJoint",
     "ClassifierModule",
     "DecoupledDistill",
+    "Distillation",
+    "Objective",
     "OriginalModule",
     "Plan",
     "Progressive",
     "ReconOnly",
-    "ReconstructionModule",
+    "Reconstruction",
+    "ReconstructionPhase",
     "Round",
+    "Scheme",
+    "Stage",
+    "Step",
 ]

@@ -11,23 +11,78 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from nernlit.errors import UsageError, require_at_least, require_positive
+from nernlit.errors import UsageError, require_at_least
 from nernlit.kernels import MagnitudeMix, Sampling
-from nernlit.losses import reconstruction_rmse
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
-from nernlit.training.base import Precision
-from nernlit.training.classifier import ImageBatch
-from nernlit.training.distilling import DistillingModule
+from nernlit.training.objectives import Distillation, Objective, Reconstruction, Step, whole_error
 from nernlit.training.plan import Plan
+from nernlit.training.scheme import Precision, Scheme, Stage
+
+Gradients = Literal["sampled", "all"]
 
 
 @final
-class BaselineJoint(DistillingModule):
-    """All terms of eq. 1 in every step, L_recon in weight units.
+class JointObjective(Objective):
+    """All terms of eq. 1 in one step, L_recon in weight units.
 
-    The whole network is predicted for the forward pass; with `gradients: sampled` only the sampled kernels carry
-    gradients, from all terms. Several processes share the kernels of a step and split its images.
+    Args:
+        reconstruction: The only term during the warm-up; its sampling says which kernels carry gradients.
+        distillation: L_FMD and L_KD.
+        recon_weight: Of L_recon, a root mean squared error.
+        warmup_steps: Optimizer steps of reconstruction before images are looked at.
+        gradients: `sampled`: only the sampled kernels carry gradients, from all terms; `all`: every kernel does.
+    """
+
+    needs_images = True
+
+    def __init__(
+        self,
+        reconstruction: Reconstruction,
+        distillation: Distillation,
+        recon_weight: float,
+        warmup_steps: int,
+        gradients: Gradients,
+    ) -> None:
+        super().__init__()
+        self.reconstruction, self.distillation = reconstruction, distillation
+        self.recon_weight, self.warmup_steps, self.gradients = recon_weight, warmup_steps, gradients
+        self.looks_at_images = bool(distillation.kd_weight or distillation.feature_weight)
+
+    @property
+    def teacher(self) -> Original | None:  # type: ignore[override]
+        return self.distillation.teacher
+
+    def reset(self) -> None:
+        self.distillation.reset()
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        recon_weight = self.recon_weight * step.representation.scale
+        if step.optimizer_step < self.warmup_steps or not self.looks_at_images:
+            return {"recon": recon_weight * self.reconstruction(step)["recon"]}
+        weights = self._weights(step)
+        terms = self.distillation.terms(step, weights)
+        if self.recon_weight:
+            terms["recon"] = recon_weight * whole_error(step.representation, weights, "rmse")
+        return terms
+
+    def _weights(self, step: Step) -> dict[str, Tensor]:
+        """All predicted weights, those of the kernels that this step samples with gradients."""
+        if self.gradients == "all":
+            return step.all_weights()
+        # Two contexts: one remembers the parameters as it converted them, here without gradients.
+        with torch.no_grad():
+            weights = step.all_weights()
+        # The same kernels on all processes; drawn twice, a kernel still is one.
+        drawn = self.reconstruction.sampling.indices(step.norms, step.seed, step.number)
+        rows = drawn.unique().to(step.target.device)
+        (sampled_SKK,) = step.kernels(rows)
+        return step.representation.layout.with_kernels(weights, rows, sampled_SKK)
+
+
+@final
+class BaselineJoint(Scheme):
+    """One stage with two objectives. Several processes share the kernels of a step and split its images.
 
     Args:
         representation: What is trained.
@@ -52,7 +107,7 @@ class BaselineJoint(DistillingModule):
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
         sampling: Sampling | None = None,
-        gradients: Literal["sampled", "all"] = "sampled",
+        gradients: Gradients = "sampled",
         warmup_steps: int = 0,
         recon_weight: float = 1.0,
         feature_weight: float = 1e-4,
@@ -63,20 +118,25 @@ class BaselineJoint(DistillingModule):
         taps: Sequence[str] = NERN_TAPS,
         precision: Precision = "fp32",
     ) -> None:
-        require_at_least(0, warmup_steps=warmup_steps, recon_weight=recon_weight, feature_weight=feature_weight)
-        require_at_least(0, kd_weight=kd_weight, kd_inside_log=kd_inside_log)
-        require_positive(temperature=temperature)
+        require_at_least(0, warmup_steps=warmup_steps, recon_weight=recon_weight)
+        distillation = Distillation(
+            representation.original,
+            teacher,
+            kd_weight=kd_weight,
+            temperature=temperature,
+            kd_inside_log=kd_inside_log,
+            feature_weight=feature_weight,
+            taps=taps,
+        )
         if not recon_weight and (not (kd_weight or feature_weight) or warmup_steps):
             raise UsageError(
                 f"recon_weight=0, feature_weight={feature_weight}, kd_weight={kd_weight}, warmup_steps={warmup_steps}: "
                 "some step has nothing to learn; give a term of it a weight."
             )
-        super().__init__(representation, optimizer, scheduler, teacher, taps, precision)
-        self.sampling = sampling or MagnitudeMix()
-        self.gradients = gradients
-        self.warmup_steps = warmup_steps
-        self.recon_weight, self.feature_weight, self.kd_weight = recon_weight, feature_weight, kd_weight
-        self.kd_options = {"temperature": temperature, "inside_log": kd_inside_log}
+        reconstruction = Reconstruction(sampling or MagnitudeMix(), "rmse")
+        objective = JointObjective(reconstruction, distillation, recon_weight, warmup_steps, gradients)
+        super().__init__(representation, [Stage(objective, optimizer, scheduler)], precision)
+        self.warmup_steps, self.feature_weight, self.kd_weight = warmup_steps, feature_weight, kd_weight
 
     @classmethod
     def check_plan(cls, plan: Plan, options: Any) -> None:
@@ -86,36 +146,3 @@ class BaselineJoint(DistillingModule):
                 f"{options.warmup_steps}), and would never look at an image; make it longer (--trainer.max_epochs) or "
                 "the warm-up shorter."
             )
-
-    @property
-    def stage(self) -> int:
-        """0 while only kernels are looked at, 1 when images are."""
-        warming_up = self.trainer.global_step < self.warmup_steps
-        return int(not warming_up and bool(self.feature_weight or self.kd_weight))
-
-    def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
-        if self.stage == 0:
-            in_units_of_scale = self.reconstruction_term(self.sampling, "rmse")
-            return {"recon": self.recon_weight * self.representation.scale * in_units_of_scale}
-        weights = self._weights()
-        terms, _ = self.student_terms(batch, weights, self.kd_weight, self.feature_weight, **self.kd_options)
-        if self.recon_weight:
-            layout = self.representation.layout
-            target = layout.vector(self.representation.original_weights())
-            terms["recon"] = self.recon_weight * reconstruction_rmse(layout.vector(weights), target)
-        return terms
-
-    def _weights(self) -> dict[str, Tensor]:
-        """All predicted weights, those of the kernels that this step samples with gradients."""
-        if self.gradients == "all":
-            with self.autocast():
-                return self.representation.weights()
-        # Two contexts: one remembers the parameters as it converted them, here without gradients.
-        with self.autocast(), torch.no_grad():
-            weights = self.representation.weights()
-        # The same kernels on all processes; drawn twice, a kernel still is one.
-        drawn = self.sampling.indices(self.norms_N, self.seed, self.trainer.fit_loop.total_batch_idx)
-        rows = drawn.unique().to(self.device)
-        with self.autocast():
-            sampled_SKK = self.representation.kernels(rows)
-        return self.representation.layout.with_kernels(weights, rows, sampled_SKK)

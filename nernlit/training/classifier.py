@@ -1,10 +1,9 @@
-"""What every LightningModule here has: the accuracy of classifiers, and the optimizer's set-up.
+"""The base of every LightningModule here: the hooks for training, evaluation and the optimizer's set-up.
 
-Batches are (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); metrics are `stage/quantity[_condition]`.
+Metrics are `stage/quantity[_condition]`.
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,21 +11,17 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.functional import one_hot
-from torchmetrics.classification import MulticlassAccuracy
 
-from nernlit.errors import DataError, DivergenceError, UsageError
+from nernlit.errors import DivergenceError, UsageError
 from nernlit.optimizers import NeedsTotalSteps
 from nernlit.originals import Original
 from nernlit.training.divergence import ADVICE, LossWatch, not_finite
+from nernlit.training.evaluation import Evaluation, ImageBatch
 from nernlit.training.optimization import built_optimizer, built_schedule
 from nernlit.training.plan import Plan
-
-ImageBatch = tuple[Tensor, Tensor]
 
 
 class ClassifierModule(L.LightningModule, ABC):
@@ -34,23 +29,14 @@ class ClassifierModule(L.LightningModule, ABC):
 
     Args:
         original: Says how many classes and image channels there are.
-        optimizer: Makes the optimizer from parameters.
-        scheduler: Makes the schedule from the optimizer; stepped once an optimizer step.
     """
 
-    def __init__(
-        self, original: Original, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None
-    ) -> None:
+    def __init__(self, original: Original) -> None:
         super().__init__()
-        # Under the command line these are the configuration's primitives. In a library call they would be whole
-        # networks, which must not be pickled into checkpoints.
-        if _given_hyperparameters.get() is not None:
-            self.save_hyperparameters()
-        self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.num_classes, self.in_chans = original.num_classes, original.in_chans
         self.fitted_steps = 0  # of the checkpoint that was loaded
-        #: Of the evaluation under way; not a ModuleDict, whose names may hold no dots (as in "cifar10.1").
-        self.metrics: dict[str, MulticlassAccuracy] = {}
+        #: Hyperparameters that checkpoints hold in place of the given ones.
+        self.replaced_hyperparameters: dict[str, Any] = {}
 
     @abstractmethod
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -61,8 +47,16 @@ class ClassifierModule(L.LightningModule, ABC):
         """What the optimizer moves."""
 
     @abstractmethod
-    def classifiers(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """What an evaluation measures: the suffix of its metrics' names -> pixels to logits."""
+    def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
+        """What makes the optimizer and its schedule, which is stepped once per optimizer step."""
+
+    @abstractmethod
+    def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What `val` or `test` measures: the suffix of its metrics' names -> pixels to logits."""
+
+    def finite_weights(self) -> dict[str, Tensor]:
+        """Whether the weights of the classifiers are finite, of those whose weights are predicted."""
+        return {}
 
     @property
     @abstractmethod
@@ -171,16 +165,16 @@ class ClassifierModule(L.LightningModule, ABC):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self.start_evaluation("val")
+        self._start_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
-        self.start_evaluation("test")
+        self._start_evaluation("test")
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        self._count(batch)
+        self._evaluation.update(batch)
 
     def test_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._count(batch, dataloader_idx)
+        self._evaluation.update(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -195,31 +189,16 @@ class ClassifierModule(L.LightningModule, ABC):
             raise DivergenceError(f"{diverged[0]} holds numbers that are not finite; pass another checkpoint.")
         return name, state
 
-    def start_evaluation(self, stage: str) -> None:
-        """Prepare the classifiers of this evaluation."""
+    def _start_evaluation(self, stage: str) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.refuse_divergence()
-        #: Of each classifier: whether its weights are finite, where they are predicted, and its logits.
-        self.finite: dict[str, Tensor] = {}
-        self.answered: dict[str, Tensor] = {}
-        classifiers = self.classifiers()
-        self._classifiers = classifiers if self._has_images else {}
-        # Test sets beside the dataset's own, whatever the data calls them.
-        self._conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
-        conditions = [f"acc{_suffix(condition)}" for condition in self._conditions]
-        means = {f"acc_{condition.eval_set}" for condition in self._conditions}
-        results = Counter(
-            name + suffix for name in ("acc", "acc_top5", *conditions, *means) for suffix in self._classifiers
+        classifiers = self.classifiers(stage)
+        self._finite = self.finite_weights()
+        # Evaluation sets beside the dataset's own, whatever the data calls them.
+        conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
+        self._evaluation = Evaluation(
+            classifiers if self._has_images else {}, self.num_classes, self.in_chans, conditions, self.device
         )
-        for name, count in results.items():
-            if count > 1:
-                raise UsageError(f"eval_sets: two results would be named {name}; rename the test set or its condition.")
-        tops = {"acc": 1, "acc_top5": min(5, self.num_classes), **dict.fromkeys(conditions, 1)}
-        self.metrics = {
-            name + suffix: MulticlassAccuracy(self.num_classes, top_k=top, average="micro").to(self.device)
-            for name, top in tops.items()
-            for suffix in self._classifiers
-        }
 
     @property
     def _has_images(self) -> bool:
@@ -229,34 +208,13 @@ class ClassifierModule(L.LightningModule, ABC):
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
 
-    def _count(self, batch: ImageBatch, dataloader_idx: int = 0) -> None:
-        if not self._classifiers:
-            return  # no images, no accuracy
-        images_BCHW, labels_B = batch
-        if images_BCHW.shape[1] != self.in_chans:
-            raise DataError(
-                f"images of {images_BCHW.shape[1]} channels, but the original takes {self.in_chans}; "
-                "derive the data from ImageDataModule, which converts them, or convert them yourself."
-            )
-        condition = self._conditions[dataloader_idx - 1] if dataloader_idx else None
-        names = [f"acc{_suffix(condition)}"] if condition else ["acc", "acc_top5"]
-        for suffix, classify in self._classifiers.items():
-            logits_BC = classify(images_BCHW)
-            finite_B = logits_BC.isfinite().all(1)
-            self.answered[suffix] = finite_B.all() & self.answered.get(suffix, True)
-            # No answer is no right answer: the label comes last.
-            logits_BC = logits_BC.where(finite_B[:, None], -one_hot(labels_B, self.num_classes).to(logits_BC))
-            if condition is not None and condition.classes is not None:
-                logits_BC = _only(logits_BC, condition.classes)
-            for name in names:
-                self.metrics[name + suffix].update(logits_BC, labels_B)
-
     def _report(self, stage: str) -> None:
-        suffixes = list(self._classifiers or self.finite)  # without images, the weights alone
+        evaluation = self._evaluation
+        suffixes = list(evaluation.classifiers or self._finite)  # without images, the weights alone
         unseen = torch.ones((), dtype=torch.bool, device=self.device)  # a process may have got no image
         flags_S2 = torch.stack(
             [
-                torch.stack([found.get(suffix, unseen).int() for found in (self.finite, self.answered)])
+                torch.stack([found.get(suffix, unseen).int() for found in (self._finite, evaluation.answered)])
                 for suffix in suffixes
             ]
         )
@@ -265,16 +223,7 @@ class ClassifierModule(L.LightningModule, ABC):
         # A network may overflow on its way to a good one; what a fit ends with, and what is measured alone, may not.
         on_the_way = self.trainer.state.fn == "fit" and not self.trainer.should_stop
         self.refuse_unusable(stage, [s for s in unusable if not (on_the_way and flags[s][0])])
-        results: dict[str, Tensor] = {}
-        for suffix in self.measured(self._classifiers, unusable):
-            by_set = defaultdict(list)
-            for condition in self._conditions:
-                name = f"acc{_suffix(condition)}{suffix}"
-                value = results[name] = self.metrics[name].compute()
-                by_set[condition.eval_set].append(value)
-            results |= {f"acc_{name}{suffix}": torch.stack(values).mean() for name, values in by_set.items()}
-            results |= {name: self.metrics[name].compute() for name in (f"acc{suffix}", f"acc_top5{suffix}")}
-        self.log_results(stage, results)
+        self.log_results(stage, evaluation.results(self.measured(evaluation.classifiers, unusable)))
 
     def measured(self, suffixes: Iterable[str], unusable: Sequence[str]) -> list[str]:
         """The classifiers whose figures are reported; some are unusable: they gave numbers that are not finite."""
@@ -312,10 +261,6 @@ class ClassifierModule(L.LightningModule, ABC):
         if command == "test":
             self.log("step", float(self.fitted_steps), sync_dist=True)  # Lightning takes it for the x axis
 
-    def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
-        """What makes the optimizer and its schedule."""
-        return self.make_optimizer, self.make_scheduler
-
     def planned_steps(self) -> int:
         """Steps that the optimizer will make.
 
@@ -338,14 +283,3 @@ class ClassifierModule(L.LightningModule, ABC):
             if isinstance(thing, NeedsTotalSteps):
                 thing.set_total_steps(self.planned_steps())
         return optimizer if described is None else {"optimizer": optimizer, "lr_scheduler": described}
-
-
-def _suffix(condition: Any) -> str:
-    return f"_{condition.eval_set}_{condition.name}"
-
-
-def _only(logits_BC: Tensor, classes: Tensor) -> Tensor:
-    """The logits, with the classes that do not occur made impossible."""
-    kept_BC = torch.full_like(logits_BC, float("-inf"))
-    kept_BC[:, classes] = logits_BC[:, classes.to(logits_BC.device)]
-    return kept_BC

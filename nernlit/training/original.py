@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from nernlit.errors import UsageError
 from nernlit.originals import Original
-from nernlit.training.classifier import ClassifierModule, ImageBatch
+from nernlit.training.classifier import ClassifierModule
+from nernlit.training.evaluation import ImageBatch
 
 
 @final
@@ -35,8 +36,9 @@ class OriginalModule(ClassifierModule):
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"label_smoothing={label_smoothing}; expected a share of at least 0 and below 1.")
-        super().__init__(original, optimizer, scheduler)
+        super().__init__(original)
         self.original = original
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.label_smoothing = label_smoothing
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -58,7 +60,10 @@ class OriginalModule(ClassifierModule):
     def is_trained(self) -> bool:
         return self.original.weights_from is not None
 
-    def classifiers(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
+        return self.optimizer, self.scheduler
+
+    def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
         return {"": self.original}
 
     def network(self) -> tuple[str, dict[str, Tensor]]:

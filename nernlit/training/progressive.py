@@ -18,14 +18,13 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from nernlit.errors import UsageError
-from nernlit.kernels import Sampling, Uniform, mixed_seed
+from nernlit.kernels import Sampling, mixed_seed
 from nernlit.losses import reconstruction_rmse
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, load_representation
-from nernlit.training.base import Precision, ReconstructionLoss
+from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
-from nernlit.training.stages import StagedModule
-from nernlit.utilities.constants import WithConstants
+from nernlit.training.scheme import Precision, Scheme, Stage
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Round:
         round: Its number, from 1.
         trial: The winner's number, from 0.
         val_acc: The winner's validation accuracy.
-        val_acc_trials: Everybody's; None for a trial that has diverged.
+        val_acc_trials: The validation accuracy of every trial; None for one that has diverged.
         recon_rmse: The winner's distance from the original, in weight units.
         round_rmse: Its distance from the round's own target.
         improved: Whether it is better than the round before by `min_delta`.
@@ -52,8 +51,10 @@ class Round:
 
 
 @final
-class Progressive(StagedModule, WithConstants):
-    """Rounds of Recon-only, each fitting the last one's winner. The representation always is the leading trial.
+class Progressive(Scheme):
+    """One stage per round: reconstruction of the winner of the round before, by several trials at once.
+
+    The representation always has the predictor of the leading trial.
 
     A round has `max_epochs / rounds` epochs and ends with a validation.
 
@@ -90,12 +91,10 @@ class Progressive(StagedModule, WithConstants):
             raise UsageError(f"rounds={rounds}, trials={trials}; expected at least 1 of both.")
         if min_delta is not None and not math.isfinite(min_delta):
             raise UsageError(f"min_delta={min_delta}; expected a finite number, or null never to end early.")
-        representation, described = load_representation(init_from, representation)
-        super().__init__(representation, optimizer, scheduler, precision)
-        self.remember(described)
+        representation, rebuilt = load_representation(init_from, representation)
+        stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
+        super().__init__(representation, [stage] * rounds, precision, rebuilt)
         self.rounds, self.trials, self.min_delta = rounds, trials, min_delta
-        self.sampling = sampling or Uniform()
-        self.loss = loss
         self.ended: list[Round] = []
         self.trial_predictors = PredictorEnsemble(representation.predictor, trials)
         target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
@@ -104,6 +103,18 @@ class Progressive(StagedModule, WithConstants):
         self._start_trials()
 
     round_target: Tensor
+
+    @property
+    def target(self) -> Tensor:
+        return self.round_target
+
+    @property
+    def ensemble(self) -> PredictorEnsemble:
+        return self.trial_predictors
+
+    @property
+    def curve(self) -> str:
+        return f"recon_round_{self.round}"
 
     def trained_parameters(self) -> Iterable[Parameter]:
         return self.trial_predictors.parameters()
@@ -139,8 +150,7 @@ class Progressive(StagedModule, WithConstants):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         # Copied from the leading trial and not trained itself: DDP would wait for its gradients.
-        copied = [f"representation.predictor.{name}" for name, _ in self.representation.predictor.named_parameters()]
-        self._ddp_params_and_buffers_to_ignore += copied
+        self.representation.predictor.requires_grad_(stage != "fit")
         if stage == "fit" and self.trainer.limit_val_batches == 0:
             raise UsageError("limit_val_batches=0: Progressive chooses a round's winner on validation images.")
         callbacks = getattr(self.trainer, "callbacks", [])
@@ -150,6 +160,9 @@ class Progressive(StagedModule, WithConstants):
                 f"{type(averaging[0]).__name__} would average the representation over trials and rounds; Progressive "
                 "takes each round's winner as it is. Leave the callback out."
             )
+
+    def teardown(self, stage: str) -> None:
+        self.representation.predictor.requires_grad_()
 
     def stage_starts(self) -> Sequence[int]:
         return [number * self._round_steps for number in range(1, self.rounds)]
@@ -170,22 +183,6 @@ class Progressive(StagedModule, WithConstants):
         """The table (N, K, K) of the representation's weights, as a target has it: zero outside smaller kernels."""
         representation = self.representation
         return representation.layout.table(representation.weights(), representation.predictor.kernel_size)
-
-    def loss_terms(self, batch: Any) -> dict[str, Tensor]:
-        sample = self.sample(self.sampling)
-        with self.autocast():
-            predicted_TNKK = self.trial_predictors(self.representation.addresses[sample.rows])
-        predicted_TNKK = predicted_TNKK * self.representation.scale
-        target_NKK = self.round_target[sample.rows]
-        mses_T = torch.stack([self.sampled_mse(predicted, target_NKK, sample) for predicted in predicted_TNKK])
-        errors_T = torch.stack([self.joined_root(mse) for mse in mses_T]) if self.loss == "rmse" else mses_T
-        # A trial that has diverged loses, and the others go on; all of them together are an error.
-        finite_T = errors_T.isfinite()
-        kept_T = finite_T | ~finite_T.any()
-        error = torch.where(kept_T, errors_T, 0).sum()  # a sum: every trial has the gradient that it would have alone
-        self.log_explained_power(torch.where(kept_T, mses_T, 0).sum() / kept_T.sum(), sample)
-        self.log(f"train/recon_round_{self.round}", error.detach() / kept_T.sum(), sync_dist=True)
-        return {"recon": error}
 
     def configure_gradient_clipping(
         self,
@@ -246,8 +243,8 @@ class Progressive(StagedModule, WithConstants):
             improved = self.min_delta is None or accs[leader] > before + self.min_delta
             distance = float(reconstruction_rmse(networks[leader], original))
             # Every validation replaces the running round's record; its last one stays.
-            everybody = [accs.get(trial) for trial in range(self.trials)]
-            record = Round(self.round, leader, accs[leader], everybody, distance, rmses[leader], improved)
+            of_trials = [accs.get(trial) for trial in range(self.trials)]
+            record = Round(self.round, leader, accs[leader], of_trials, distance, rmses[leader], improved)
             self.ended[self.round - 1 :] = [record]
         super().log_results(stage, everything)
 

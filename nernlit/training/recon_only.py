@@ -3,19 +3,19 @@
 A step predicts only the kernels that it sampled, so its cost does not depend on the network's size.
 """
 
-from typing import Any, final
+from typing import final
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
 
-from nernlit.kernels import Sampling, Uniform
+from nernlit.kernels import Sampling
 from nernlit.representation import Representation
-from nernlit.training.base import Precision, ReconstructionLoss, ReconstructionModule
+from nernlit.training.objectives import Reconstruction, ReconstructionLoss
+from nernlit.training.scheme import Precision, Scheme, Stage
 
 
 @final
-class ReconOnly(ReconstructionModule):
-    """Minimize the reconstruction error of sampled kernels, in units of the representation's scale.
+class ReconOnly(Scheme):
+    """One stage: reconstruction.
 
     Args:
         representation: What is trained.
@@ -35,9 +35,5 @@ class ReconOnly(ReconstructionModule):
         loss: ReconstructionLoss = "mse",
         precision: Precision = "fp32",
     ) -> None:
-        super().__init__(representation, optimizer, scheduler, precision)
-        self.sampling = sampling or Uniform()
-        self.loss = loss
-
-    def loss_terms(self, batch: Any) -> dict[str, Tensor]:
-        return {"recon": self.reconstruction_term(self.sampling, self.loss)}
+        stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
+        super().__init__(representation, [stage], precision)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nernlit.kernels.orders import OrderName, positions
-from nernlit.training.base import Precision
+from nernlit.training.scheme import Precision
 from tests.benchmarks import busy, works
 from tests.benchmarks.scale import SCHEMES
 from tests.benchmarks.works import Work

@@ -14,7 +14,7 @@ import torch
 from nernlit.kernels import Uniform
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
+from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase, Scheme, Step
 from tests.benchmarks.works import random_original
 
 SCHEMES = ("recon", "joint", "decoupled", "progressive")
@@ -22,7 +22,7 @@ SCHEMES = ("recon", "joint", "decoupled", "progressive")
 KERNELS, IMAGES = 16_384, 8
 
 
-def build(scheme: str, representation: Representation) -> ReconstructionModule:
+def build(scheme: str, representation: Representation) -> Scheme:
     adam = torch.optim.Adam
     sampling = Uniform(KERNELS)
     if scheme == "recon":
@@ -31,9 +31,7 @@ def build(scheme: str, representation: Representation) -> ReconstructionModule:
         return BaselineJoint(representation, adam, sampling=sampling, precision="bf16")
     if scheme == "progressive":
         return Progressive(representation, optimizer=adam, sampling=sampling, rounds=1, precision="bf16")
-    module = DecoupledDistill(representation, optimizer=adam, recon_steps=1, precision="bf16")
-    module.stage = 1
-    return module
+    return DecoupledDistill(representation, optimizer=adam, reconstruction=ReconstructionPhase(1), precision="bf16")
 
 
 def measure(network: str, layers: str, hidden: int, scheme: str) -> dict[str, float]:
@@ -42,18 +40,23 @@ def measure(network: str, layers: str, hidden: int, scheme: str) -> dict[str, fl
     predictor = MLP(hidden, activation="gelu", base=0.9, kernel_size=7 if layers == "all_convs" else 3)
     representation = Representation(original, predictor, layers=layers, order="none")  # type: ignore[arg-type]
     module = build(scheme, representation)
-    place = SimpleNamespace(total_batch_idx=0)
-    module._trainer = SimpleNamespace(
-        global_step=0, global_rank=0, world_size=1, fit_loop=place, state=SimpleNamespace(fn="fit")
-    )
-    module.log = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
+    module._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
     optimizer = torch.optim.Adam(module.trained_parameters(), lr=1e-4)
     side = 32 if network.startswith("cifar") else 224
     batch = torch.rand(IMAGES, 3, side, side), torch.zeros(IMAGES).long()
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.stack(list(module.loss_terms(batch).values())).sum().backward()
+        seen = Step(
+            representation,
+            batch,
+            module.target,
+            module.norms_N,
+            module.sizes_N,
+            ensemble=module.ensemble,
+            autocast=module.autocast,
+        )
+        torch.stack(list(module.stages[-1].objective(seen).values())).sum().backward()
         optimizer.step()
 
     def predict() -> None:

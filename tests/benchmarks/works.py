@@ -1,7 +1,6 @@
 """What is timed: functions that make a piece of work ready and return it as a function without arguments."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import lightning as L
 import timm.optim
@@ -21,9 +20,8 @@ from nernlit.losses import reconstruction_mse
 from nernlit.originals import Folded, Original
 from nernlit.predictors import MLP, PredictorEnsemble
 from nernlit.representation import Representation
-from nernlit.training import BaselineJoint, DecoupledDistill, ReconOnly
-from nernlit.training.base import Precision
-from nernlit.training.distilling import DistillingModule
+from nernlit.training import BaselineJoint, DecoupledDistill, ReconOnly, ReconstructionPhase, Step
+from nernlit.training.scheme import Precision, Scheme
 
 Work = Callable[[], object]
 IMAGES = 256
@@ -70,17 +68,18 @@ def recon_step(hidden: int, batch: int = 4096, trials: int = 1, precision: Preci
 def image_steps(hidden: int, precision: Precision) -> dict[str, Work]:
     """Steps on ResNet20 that look at images, and the parts that they cannot do without, each alone."""
     whole = representation("cifar_resnet20", hidden)
-    distill = DecoupledDistill(whole, optimizer=torch.optim.Adam, recon_steps=1, precision=precision)
-    distill.stage = 1
+    distill = DecoupledDistill(
+        whole, optimizer=torch.optim.Adam, reconstruction=ReconstructionPhase(1), precision=precision
+    )
     joint = BaselineJoint(whole, optimizer=torch.optim.Adam, precision=precision)
-    place = SimpleNamespace(total_batch_idx=0)
-    joint._trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, fit_loop=place)
     optimizer = torch.optim.Adam(whole.predictor.parameters(), lr=1e-3)
     pixels = torch.rand(IMAGES, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     weights = {key: value.detach().requires_grad_() for key, value in whole.weights().items()}
 
-    def step(module: DistillingModule) -> None:
-        loss = torch.stack(list(module.loss_terms((pixels, torch.zeros(IMAGES).long())).values())).sum()
+    def step(module: Scheme) -> None:
+        labels = torch.zeros(IMAGES).long()
+        seen = Step(whole, (pixels, labels), whole.target, module.norms_N, module.sizes_N, autocast=module.autocast)
+        loss = torch.stack(list(module.stages[-1].objective(seen).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

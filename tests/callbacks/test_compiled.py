@@ -6,14 +6,14 @@ import torch
 from nernlit.callbacks import Compile
 from nernlit.data import DigitsDataModule
 from nernlit.kernels import Uniform
-from nernlit.training import Progressive, ReconOnly, ReconstructionModule
+from nernlit.training import Progressive, ReconOnly, Scheme
 from tests.fakes import quiet_trainer, tiny_representation
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
 @pytest.mark.parametrize("scheme", [ReconOnly, Progressive])
-def test_a_compiled_fit_ends_with_the_same_predictor(scheme: type[ReconstructionModule]) -> None:
+def test_a_compiled_fit_ends_with_the_same_predictor(scheme: type[Scheme]) -> None:
     def fitted(*callbacks: Compile) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         more = {"rounds": 1, "trials": 2} if scheme is Progressive else {}

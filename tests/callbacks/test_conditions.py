@@ -115,7 +115,7 @@ def test_layers_are_followed_over_a_fit(tmp_path: Path) -> None:
         "layer_difference.csv",
     }
     figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("throughput")}
-    kernels = min(module.sampling.batch_size, module.representation.layout.num_kernels)
+    kernels = min(module.stages[0].objective.sampling.batch_size, module.representation.layout.num_kernels)
     assert figures["throughput/kernels_per_s"] == pytest.approx(kernels * figures["throughput/steps_per_s"])
     assert 0 < figures["throughput/share_of_matrix_products"] < 1
 

@@ -62,7 +62,7 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
     if words[-1] in ("original", "decoupled", "teacher", "noise", "baseline", "distill"):
         args.append("--data.batch_size=2")
     if words[-1] in ("decoupled", "teacher", "noise") and "baseline" not in words:
-        args += ["--model.recon_steps=1", "--trainer.max_steps=2"]
+        args += ["--model.reconstruction.steps=1", "--trainer.max_steps=2"]
     if words[-1] == "baseline" or "baseline" in words:
         args.append("--model.warmup_steps=0")
     if words[-1] == "teacher":
@@ -194,7 +194,7 @@ def test_the_papers_schedule_has_the_papers_length(config: Path) -> None:
         return
     scheme, (recon, joint) = _said(config, "model", "class_path"), PAPER_EPOCHS[dataset]
     if scheme == "DecoupledDistill":
-        steps = _said(config, "model", "init_args", "recon_steps")
+        steps = _said(config, "model", "init_args", "reconstruction", "steps")
         assert epochs == pytest.approx(steps / IMAGES_EPOCH[dataset] + (4 if dataset == "imagenet" else 100), abs=1)
     elif scheme == "BaselineJoint":
         assert epochs == joint

@@ -71,7 +71,11 @@ def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
     shutil.rmtree("runs")
     distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[2:]]
     distill = [option for option in distill if "representation" not in option]
-    distill += ["--model.representation=null", "--model.recon_steps=0", "--trainer.logger.init_args.name=from_file"]
+    distill += [
+        "--model.representation=null",
+        "--model.reconstruction.steps=0",
+        "--trainer.logger.init_args.name=from_file",
+    ]
     first = run(["fit", *distill, "--model.init_from=first.nern", "--trainer.max_epochs=1"]).model
     stored = nernlit.load("first.nern")
     assert first.representation.original.fingerprint() == stored.original.fingerprint()

@@ -18,7 +18,7 @@ LAST = "runs/digits_h96/version_0/checkpoints/last.ckpt"
 DIGITS = CONFIGS.parent / "nernlit" / "originals" / "weights" / "digits_resnet8.safetensors"
 ORIGINAL = "--model.representation.original"
 DECOUPLED = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[4:], "--data.batch_size=500"]
-DECOUPLED += ["--model.recon_steps=1", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+DECOUPLED += ["--model.reconstruction.steps=1", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_teacher_may_move_but_not_change() -> None:
     with pytest.raises(CheckpointError, match=r"which is gone; pass --model\.teacher\.checkpoint FILE"):
         run(["fit", *more, f"--model.teacher={json.dumps(teacher)}"])
     resumed = run(["fit", *more, f"--model.teacher={json.dumps(moved)}"])
-    assert resumed.model.own_teacher.weights_from == str(Path("moved.safetensors").absolute())
+    assert resumed.model.teacher.weights_from == str(Path("moved.safetensors").absolute())
     with pytest.raises(
         UsageError, match=r"--model\.teacher\.name is cifar_resnet20, and the checkpoint has digits_resnet8"
     ):

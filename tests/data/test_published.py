@@ -24,7 +24,7 @@ from nernlit.data import (
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from nernlit.training import DecoupledDistill
+from nernlit.training import DecoupledDistill, ReconstructionPhase
 from tests.fakes import (
     quiet_trainer,
     without_hashes,
@@ -85,7 +85,7 @@ def test_fit_validate_and_test(
     net = timm.create_model("test_resnet", num_classes=data.num_classes)
     original = Original.of(net, data.num_classes, mean=data.mean, std=data.std)
     representation = Representation(original, MLP(8, kernel_size=7), order="none")
-    module = DecoupledDistill(representation, optimizer=torch.optim.Adam, recon_steps=1)
+    module = DecoupledDistill(representation, optimizer=torch.optim.Adam, reconstruction=ReconstructionPhase(1))
     trainer = quiet_trainer(max_steps=2, limit_val_batches=2)
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == 2

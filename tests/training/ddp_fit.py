@@ -34,8 +34,7 @@ from nernlit.kernels import LayerFilter, Uniform
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
-from nernlit.training.distilling import DistillingModule
+from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase, Scheme
 from tests.fakes import tiny_representation
 
 #: Recon-only of layers whose kernels are shared out unevenly: of several sizes, or fewer than processes.
@@ -80,7 +79,7 @@ class Record(L.Callback):
         self.outcome["start"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, ReconstructionModule)
+        assert isinstance(pl_module, Scheme)
         rank, world_size = trainer.global_rank, trainer.world_size
         self.outcome["sampled"] = Uniform(self.fit.batch_size).indices(
             pl_module.norms_N, pl_module.seed, 0, rank, world_size
@@ -103,7 +102,7 @@ class PoisonTheSecond(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, number: int
     ) -> None:
         if number == 2 and trainer.global_rank == 1:
-            assert isinstance(pl_module, ReconstructionModule)
+            assert isinstance(pl_module, Scheme)
             pl_module.representation.target.fill_(torch.nan)
 
 
@@ -111,12 +110,16 @@ def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1)
 
 
-def build(scheme: str, batch_size: int) -> ReconstructionModule:
+def build(scheme: str, batch_size: int) -> Scheme:
     representation = Representation(Original("digits_resnet8", pretrained=True), MLP(16), order="none")
     sampling = Uniform(batch_size)
     if scheme == "decoupled":
         return DecoupledDistill(
-            representation, optimizer=sgd, recon_steps=2, recon_sampling=sampling, precision="fp32", temperature=4.0
+            representation,
+            optimizer=sgd,
+            reconstruction=ReconstructionPhase(2, sampling=sampling),
+            precision="fp32",
+            temperature=4.0,
         )
     if scheme == "joint":
         # Processes share the kernels of a step, so that their number is not a process's but the step's.
@@ -137,7 +140,7 @@ def run(fit: Fit, out: Path) -> None:
     L.seed_everything(3, verbose=False)
     module = build(fit.scheme, fit.batch_size)
     # 1,437 * 0.0216 = 31 images: odd, so that a padding sampler would count one of them twice.
-    on_images = isinstance(module, DistillingModule)
+    on_images = module.trains_on_images
     data = DigitsDataModule(
         batch_size=fit.batch_size,
         train_on="images" if on_images else "none",

@@ -15,6 +15,7 @@ from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
 from nernlit.training import BaselineJoint
+from nernlit.training.baseline_joint import JointObjective
 from tests.fakes import in_double, quiet_trainer
 from tests.reference import joint
 
@@ -27,6 +28,12 @@ def _representation() -> Representation:
     torch.manual_seed(0)
     predictor = MLP(6, depth=3, num_frequencies=4)
     return Representation(Original("digits_resnet8", pretrained=True), predictor, standardize=False)
+
+
+def _objective(module: BaselineJoint) -> JointObjective:
+    objective = module.stages[0].objective
+    assert isinstance(objective, JointObjective)
+    return objective
 
 
 class _Gradients(L.Callback):
@@ -59,7 +66,7 @@ def test_a_whole_step_equals_the_slow_reference(gradients: str) -> None:
         feature_weight=weights[1],
         kd_weight=weights[2],
     )
-    rows = module.sampling.indices(module.norms_N, module.seed, 0).tolist()
+    rows = _objective(module).reconstruction.sampling.indices(module.norms_N, module.seed, 0).tolist()
     assert len(set(rows)) < len(rows)
     everything = range(representation.layout.num_kernels)
     images = torch.rand(3, 1, 8, 8, dtype=torch.float64)
@@ -82,11 +89,14 @@ def test_a_whole_step_equals_the_slow_reference(gradients: str) -> None:
 
 def test_defaults_are_nerns() -> None:
     module = BaselineJoint(_representation(), _adam)
-    assert (module.recon_weight, module.feature_weight, module.kd_weight) == (1.0, 1e-4, 1e-4)
-    assert module.kd_options == {"temperature": 1.0, "inside_log": 1e-4}
-    assert isinstance(module.sampling, MagnitudeMix)
-    assert (module.sampling.batch_size, module.sampling.uniform_share) == (4096, 0.8)
-    assert (module.gradients, module.warmup_steps, module.precision) == ("sampled", 0, "fp32")
+    objective = _objective(module)
+    distillation, sampling = objective.distillation, objective.reconstruction.sampling
+    weights = (objective.recon_weight, distillation.feature_weight, distillation.kd_weight)
+    assert weights == (1.0, 1e-4, 1e-4)
+    assert (distillation.temperature, distillation.kd_inside_log) == (1.0, 1e-4)
+    assert isinstance(sampling, MagnitudeMix)
+    assert (sampling.batch_size, sampling.uniform_share) == (4096, 0.8)
+    assert (objective.gradients, objective.warmup_steps, module.precision) == ("sampled", 0, "fp32")
 
 
 def _cnn_runs(**options: object) -> list[int]:

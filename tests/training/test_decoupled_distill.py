@@ -12,14 +12,14 @@ from nernlit.data import DigitsDataModule
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
 from nernlit.representation import Representation
-from nernlit.training import DecoupledDistill, ReconOnly
+from nernlit.training import DecoupledDistill, ReconOnly, ReconstructionPhase
 from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
 
 #: Four epochs of two steps, three of reconstruction and five of distillation, with a tiny predictor.
 QUICK_DECOUPLED = [
     "-c",
     str(CONFIGS / "digits_h96_decoupled.yaml"),
-    "--model.recon_steps=3",
+    "--model.reconstruction.steps=3",
     "--trainer.max_epochs=4",
     "--trainer.check_val_every_n_epoch=1",
     "--data.batch_size=500",
@@ -86,7 +86,9 @@ def test_bf16_is_close_to_fp32() -> None:
 
 def test_neither_the_original_nor_the_teacher_changes_or_is_stored() -> None:
     teacher = Original("digits_resnet8", pretrained=True)
-    module = DecoupledDistill(digits_representation(), optimizer=_adam, teacher=teacher, recon_steps=2)
+    module = DecoupledDistill(
+        digits_representation(), optimizer=_adam, teacher=teacher, reconstruction=ReconstructionPhase(2)
+    )
     networks = (teacher, module.representation.original)
     before = [network.fingerprint() for network in networks]
     module.train()
@@ -103,10 +105,10 @@ def test_neither_the_original_nor_the_teacher_changes_or_is_stored() -> None:
 def test_a_teacher_of_other_classes_or_without_weights_is_refused() -> None:
     other = Original("digits_resnet8", num_classes=7)
     with pytest.raises(UsageError, match=r"the teacher 'digits_resnet8' has random weights; pass --model.teacher"):
-        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, teacher=other)
+        DecoupledDistill(digits_representation(), optimizer=_adam, reconstruction=ReconstructionPhase(1), teacher=other)
     other.weights_from = "a test"
     with pytest.raises(UsageError, match="the teacher 'digits_resnet8' has 7 classes, the original 'digits_resnet8'"):
-        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, teacher=other)
+        DecoupledDistill(digits_representation(), optimizer=_adam, reconstruction=ReconstructionPhase(1), teacher=other)
 
 
 def test_noise_distils_and_reads_no_image() -> None:
@@ -128,14 +130,15 @@ def test_there_must_be_a_phase_1_and_something_to_learn() -> None:
         quiet_trainer(max_steps=1).fit(
             DecoupledDistill(digits_representation(), optimizer=_adam), datamodule=DigitsDataModule()
         )
-    with pytest.raises(UsageError, match=r"the run ends after 4 steps, within phase 1 \(recon_steps=4\)"):
+    with pytest.raises(UsageError, match=r"the run ends after 4 steps, within phase 1 \(reconstruction.steps=4\)"):
         quiet_trainer(max_steps=4).fit(
-            DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=4), datamodule=DigitsDataModule()
+            DecoupledDistill(digits_representation(), optimizer=_adam, reconstruction=ReconstructionPhase(4)),
+            datamodule=DigitsDataModule(),
         )
     with pytest.raises(UsageError, match="are all 0; nothing is left to learn"):
-        DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=1, kd_weight=0.0)
+        DecoupledDistill(digits_representation(), optimizer=_adam, reconstruction=ReconstructionPhase(1), kd_weight=0.0)
     with pytest.raises(UsageError, match="neither a representation nor a checkpoint"):
-        DecoupledDistill(optimizer=_adam, recon_steps=1)
+        DecoupledDistill(optimizer=_adam, reconstruction=ReconstructionPhase(1))
 
 
 def test_phase_1_is_recon_only_and_phase_2_has_its_own_optimizer() -> None:

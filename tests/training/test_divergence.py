@@ -12,7 +12,15 @@ from nernlit.data import DigitsDataModule
 from nernlit.errors import DivergenceError
 from nernlit.kernels import Uniform
 from nernlit.originals import Original
-from nernlit.training import BaselineJoint, ClassifierModule, DecoupledDistill, OriginalModule, Progressive, ReconOnly
+from nernlit.training import (
+    BaselineJoint,
+    ClassifierModule,
+    DecoupledDistill,
+    OriginalModule,
+    Progressive,
+    ReconOnly,
+    ReconstructionPhase,
+)
 from nernlit.training.divergence import LossWatch
 from tests.fakes import QUICK, digits_representation, quiet_trainer
 
@@ -82,7 +90,9 @@ def _joint() -> ClassifierModule:
 
 
 def _decoupled() -> ClassifierModule:
-    return DecoupledDistill(digits_representation(), optimizer=_sgd(1e25), recon_steps=1, recon_optimizer=_sgd(0.1))
+    return DecoupledDistill(
+        digits_representation(), optimizer=_sgd(1e25), reconstruction=ReconstructionPhase(1, _sgd(0.1))
+    )
 
 
 def _progressive() -> ClassifierModule:

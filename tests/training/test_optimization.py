@@ -14,7 +14,14 @@ from nernlit.errors import UsageError
 from nernlit.kernels import Uniform
 from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original
-from nernlit.training import BaselineJoint, DecoupledDistill, OriginalModule, Progressive, ReconOnly
+from nernlit.training import (
+    BaselineJoint,
+    DecoupledDistill,
+    OriginalModule,
+    Progressive,
+    ReconOnly,
+    ReconstructionPhase,
+)
 from tests.fakes import QUICK, digits_representation, quiet_trainer
 
 Make = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -120,7 +127,7 @@ def test_a_schedule_that_torch_refuses_is_one_clear_error() -> None:
 
 
 JOINT = ["warmup_steps", "recon_weight", "feature_weight", "kd_weight", "kd_inside_log"]
-DECOUPLED = ["recon_steps", "recon_weight", "feature_weight", "kd_weight", "cross_entropy_weight"]
+DECOUPLED = ["recon_weight", "feature_weight", "kd_weight", "cross_entropy_weight"]
 
 
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
@@ -131,6 +138,12 @@ def test_weights_and_temperatures_are_finite_and_not_negative(value: float) -> N
     for name in DECOUPLED:
         with pytest.raises(UsageError, match=f"{name}={value}; expected at least 0"):
             DecoupledDistill(digits_representation(), optimizer=_adam, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=f"reconstruction.steps={value}; expected at least 0"):
+        DecoupledDistill(
+            digits_representation(),
+            optimizer=_adam,
+            reconstruction=ReconstructionPhase(value),  # type: ignore[arg-type]
+        )
     for temperature in (value, 0.0):
         with pytest.raises(UsageError, match=f"temperature={temperature}; expected a finite number above 0"):
             BaselineJoint(digits_representation(), _adam, temperature=temperature)

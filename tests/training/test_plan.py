@@ -14,7 +14,7 @@ from torch import nn
 from nernlit.cli.main import main, run
 from nernlit.data import DigitsDataModule
 from nernlit.errors import UsageError
-from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionModule
+from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase, Scheme
 from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
 
 
@@ -29,19 +29,19 @@ class Unread(DigitsDataModule):
         raise AssertionError("images were read")
 
 
-def _recon() -> ReconstructionModule:
+def _recon() -> Scheme:
     return ReconOnly(digits_representation(), _adam)
 
 
-def _progressive() -> ReconstructionModule:
+def _progressive() -> Scheme:
     return Progressive(digits_representation(), optimizer=_adam, rounds=3)
 
 
-def _decoupled() -> ReconstructionModule:
-    return DecoupledDistill(digits_representation(), optimizer=_adam, recon_steps=30)
+def _decoupled() -> Scheme:
+    return DecoupledDistill(digits_representation(), optimizer=_adam, reconstruction=ReconstructionPhase(30))
 
 
-def _joint() -> ReconstructionModule:
+def _joint() -> Scheme:
     return BaselineJoint(digits_representation(), _adam, warmup_steps=30)
 
 
@@ -57,8 +57,16 @@ def _joint() -> ReconstructionModule:
             {"max_epochs": 6, "check_val_every_n_epoch": 4},
             "max_epochs=6, rounds=3, check_val_every_n_epoch=4: a round must have",
         ),
-        (_decoupled, {"max_epochs": 3}, r"the run ends after 30 steps, within phase 1 \(recon_steps=30\)"),
-        (_decoupled, {"max_steps": 20}, r"the run ends after 20 steps, within phase 1 \(recon_steps=30\)"),
+        (
+            _decoupled,
+            {"max_epochs": 3},
+            r"the run ends after 30 steps, within phase 1 \(reconstruction.steps=30\)",
+        ),
+        (
+            _decoupled,
+            {"max_steps": 20},
+            r"the run ends after 20 steps, within phase 1 \(reconstruction.steps=30\)",
+        ),
         (_joint, {"max_epochs": 6, "limit_train_batches": 5}, r"ends after 30 steps, within the loss warm-up"),
         (_joint, {"max_epochs": 5, "accumulate_grad_batches": 2}, r"ends after 25 steps, within the loss warm-up"),
         (
@@ -72,7 +80,7 @@ def _joint() -> ReconstructionModule:
     ],
 )
 def test_what_cannot_work_is_refused_before_images_are_read(
-    build: Callable[[], ReconstructionModule], options: dict[str, object], message: str
+    build: Callable[[], Scheme], options: dict[str, object], message: str
 ) -> None:
     data = Unread(train_on="noise", steps_per_epoch=10)
     with pytest.raises(UsageError, match=message):
@@ -80,7 +88,7 @@ def test_what_cannot_work_is_refused_before_images_are_read(
 
 
 def test_lengths_that_depend_on_the_images_are_checked_once_these_are_read() -> None:
-    with pytest.raises(UsageError, match=r"the run ends after 12 steps, within phase 1 \(recon_steps=30\)"):
+    with pytest.raises(UsageError, match=r"the run ends after 12 steps, within phase 1 \(reconstruction.steps=30\)"):
         quiet_trainer(max_epochs=1).fit(_decoupled(), datamodule=DigitsDataModule(batch_size=100))
 
 

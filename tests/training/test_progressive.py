@@ -192,7 +192,7 @@ def test_a_finished_module_can_be_trained_on_by_hand() -> None:
 
 def test_the_explained_power_of_a_step_is_that_of_all_trials() -> None:
     module = _progressive(rounds=1, trials=2)
-    module.sampling = AllKernels()
+    module.stages[0].objective.sampling = AllKernels()
     representation = module.representation
     kernels = [representation.kernels(predictor=trial) for trial in module.trial_predictors.each]
     target = representation.target

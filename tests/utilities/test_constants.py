@@ -11,7 +11,7 @@ from torch.func import functional_call
 from nernlit.data import DigitsDataModule
 from nernlit.originals import Original
 from nernlit.representation import Representation
-from nernlit.training import DecoupledDistill, ReconOnly
+from nernlit.training import DecoupledDistill, ReconOnly, ReconstructionPhase
 from nernlit.utilities.constants import WithConstants
 from tests.fakes import digits_representation, quiet_trainer, tiny_representation
 
@@ -133,7 +133,7 @@ def test_callbacks_that_alter_all_parameters_leave_constants_alone_to_the_bit(
     module: ReconOnly | DecoupledDistill = (
         ReconOnly(representation, adam)
         if scheme == "recon_only"
-        else DecoupledDistill(representation, optimizer=adam, teacher=teacher, recon_steps=3)
+        else DecoupledDistill(representation, optimizer=adam, teacher=teacher, reconstruction=ReconstructionPhase(3))
     )
     data = DigitsDataModule(**({"train_on": "none", "steps_per_epoch": 4} if scheme == "recon_only" else {}))  # type: ignore[arg-type]
     trainer = quiet_trainer(max_epochs=3, limit_train_batches=4, callbacks=[copy.deepcopy(callback)])

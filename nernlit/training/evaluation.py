@@ -1,0 +1,108 @@
+"""The accuracy of classifiers on images: counting, and what is said of numbers that are not finite.
+
+Batches are (pixels in [0, 1] of shape (B, C, H, W), labels (B,)).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+from torchmetrics.classification import MulticlassAccuracy
+
+from nernlit.errors import DataError, UsageError
+
+ImageBatch = tuple[Tensor, Tensor]
+Classifiers = Mapping[str, Callable[[Tensor], Tensor]]
+
+
+class Evaluation:
+    """Counts the right answers of one or more classifiers on the same images.
+
+    Metrics are `acc`, `acc_top5`, `acc_<set>_<condition>` and their mean `acc_<set>`; each name ends in the
+    classifier's suffix.
+
+    Args:
+        classifiers: The suffix of its metrics' names -> pixels to logits.
+        num_classes: Logits per image.
+        in_chans: Image channels.
+        conditions: Evaluation sets after the first data loader, one per further loader.
+        device: Where the logits are.
+
+    Raises:
+        UsageError: If two metrics would have the same name.
+    """
+
+    def __init__(
+        self, classifiers: Classifiers, num_classes: int, in_chans: int, conditions: Sequence[Any], device: torch.device
+    ) -> None:
+        self.classifiers, self.num_classes, self.in_chans = classifiers, num_classes, in_chans
+        self.conditions = conditions
+        #: Whether all logits of a classifier were finite so far.
+        self.answered: dict[str, Tensor] = {}
+        names = [f"acc{_suffix(condition)}" for condition in conditions]
+        means = {f"acc_{condition.eval_set}" for condition in conditions}
+        results = Counter(name + suffix for name in ("acc", "acc_top5", *names, *means) for suffix in classifiers)
+        for name, count in results.items():
+            if count > 1:
+                raise UsageError(f"eval_sets: two results would be named {name}; rename the test set or its condition.")
+        tops = {"acc": 1, "acc_top5": min(5, num_classes), **dict.fromkeys(names, 1)}
+        #: Not a ModuleDict, whose names may hold no dots (as in "cifar10.1").
+        self.metrics = {
+            name + suffix: MulticlassAccuracy(num_classes, top_k=top, average="micro").to(device)
+            for name, top in tops.items()
+            for suffix in classifiers
+        }
+
+    def update(self, batch: ImageBatch, dataloader_idx: int = 0) -> None:
+        """Count the answers to a batch. Logits that are not finite count as a wrong answer.
+
+        Raises:
+            DataError: If the images have other channels than the classifiers take.
+        """
+        if not self.classifiers:
+            return  # no images, no accuracy
+        images_BCHW, labels_B = batch
+        if images_BCHW.shape[1] != self.in_chans:
+            raise DataError(
+                f"images of {images_BCHW.shape[1]} channels, but the original takes {self.in_chans}; "
+                "derive the data from ImageDataModule, which converts them, or convert them yourself."
+            )
+        condition = self.conditions[dataloader_idx - 1] if dataloader_idx else None
+        names = [f"acc{_suffix(condition)}"] if condition else ["acc", "acc_top5"]
+        for suffix, classify in self.classifiers.items():
+            logits_BC = classify(images_BCHW)
+            finite_B = logits_BC.isfinite().all(1)
+            self.answered[suffix] = finite_B.all() & self.answered.get(suffix, True)
+            # The label comes last among the classes.
+            logits_BC = logits_BC.where(finite_B[:, None], -one_hot(labels_B, self.num_classes).to(logits_BC))
+            if condition is not None and condition.classes is not None:
+                logits_BC = _only(logits_BC, condition.classes)
+            for name in names:
+                self.metrics[name + suffix].update(logits_BC, labels_B)
+
+    def results(self, suffixes: Iterable[str]) -> dict[str, Tensor]:
+        """The metrics of the classifiers with these suffixes; equal on all processes."""
+        results: dict[str, Tensor] = {}
+        for suffix in suffixes:
+            by_set = defaultdict(list)
+            for condition in self.conditions:
+                name = f"acc{_suffix(condition)}{suffix}"
+                value = results[name] = self.metrics[name].compute()
+                by_set[condition.eval_set].append(value)
+            results |= {f"acc_{name}{suffix}": torch.stack(values).mean() for name, values in by_set.items()}
+            results |= {name: self.metrics[name].compute() for name in (f"acc{suffix}", f"acc_top5{suffix}")}
+        return results
+
+
+def _suffix(condition: Any) -> str:
+    return f"_{condition.eval_set}_{condition.name}"
+
+
+def _only(logits_BC: Tensor, classes: Tensor) -> Tensor:
+    """The logits, with the classes that do not occur made impossible."""
+    kept_BC = torch.full_like(logits_BC, float("-inf"))
+    kept_BC[:, classes] = logits_BC[:, classes.to(logits_BC.device)]
+    return kept_BC

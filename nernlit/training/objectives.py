@@ -1,0 +1,273 @@
+"""Objectives: what a training step minimizes. Each maps a step to weighted loss terms by name.
+
+An objective knows nothing of Lightning: what it needs to know of the run is in the `Step`.
+
+Shapes: N kernels, S of them sampled by this process, T predictors, K kernel side, B images, C classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from nernlit.errors import DataError, UsageError, require_at_least, require_positive
+from nernlit.kernels import Sampling, Uniform
+from nernlit.losses import feature_map_loss, kd_loss, reconstruction_mse, reconstruction_rmse
+from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original
+from nernlit.predictors import PredictorEnsemble
+from nernlit.representation import Representation
+from nernlit.utilities.constants import WithConstants
+
+ReconstructionLoss = Literal["mse", "rmse"]
+
+
+@dataclass
+class Step:
+    """What an objective may look at in a training step.
+
+    Attributes:
+        representation: What is trained.
+        batch: What the data gave: (pixels in [0, 1] of shape (B, C, H, W), labels (B,)), or anything where no image is
+            needed.
+        target: Kernels to reconstruct, (N, K, K).
+        norms: Their Euclidean norms, (N,), on the CPU.
+        sizes: Weights per kernel, (N,), on the CPU.
+        ensemble: Predictors that are trained in place of the representation's own.
+        number: Of the batch, counted over the whole run.
+        optimizer_step: Of the optimizer, counted over the whole run.
+        seed: Of the run, equal on all processes.
+        rank: Of this process.
+        world_size: Number of processes.
+        autocast: The precision of training steps.
+        mean: Mean of a scalar over all processes, with gradients.
+        curve: Name of a curve for the error of a single predictor.
+        metrics: Figures to log as `train/<name>` beside the loss terms; objectives fill it.
+    """
+
+    representation: Representation
+    batch: Any
+    target: Tensor
+    norms: Tensor
+    sizes: Tensor
+    ensemble: PredictorEnsemble | None = None
+    number: int = 0
+    optimizer_step: int = 0
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    mean: Callable[[Tensor], Tensor] = torch.positive
+    curve: str | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    def images(self) -> Tensor:
+        """The batch's images.
+
+        Raises:
+            DataError: If the batch is not a pair of images and labels.
+        """
+        batch = self.batch
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+            raise DataError(f"a training batch is {type(batch).__name__}; expected (images, labels).")
+        return batch[0]
+
+    def kernels(self, rows_S: Tensor) -> Tensor:
+        """Predicted kernels (T, S, K, K) of these rows of the kernel table, in weight units and with gradients."""
+        representation = self.representation
+        with self.autocast():
+            if self.ensemble is None:
+                return representation.kernels(rows_S)[None]
+            kernels_TSKK: Tensor = self.ensemble(representation.addresses[rows_S])
+        return kernels_TSKK.to(representation.scale.dtype) * representation.scale
+
+    def all_weights(self) -> dict[str, Tensor]:
+        """All predicted weights, with gradients."""
+        with self.autocast():
+            return self.representation.weights()
+
+
+class Objective(WithConstants, ABC):
+    """Maps a training step to weighted loss terms by name; their sum is minimized."""
+
+    #: Whether steps look at images.
+    needs_images: bool = False
+    #: The network whose answers are learned, where it is another one than the original.
+    teacher: Original | None = None
+
+    @abstractmethod
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The loss terms of a step, each a scalar that is logged as `train/<name>`."""
+
+    def reset(self) -> None:
+        """Forget what belongs to a device or to the data of an earlier run. Nothing by default."""
+
+
+@final
+class Reconstruction(Objective):
+    """The error of the kernels that a step samples, in units of the representation's scale.
+
+    With several predictors (`Step.ensemble`) it is the sum of their errors, so that each has the gradient that it
+    would have alone. One whose error is not finite is left out, unless none is finite.
+
+    Args:
+        sampling: Which kernels a step looks at; uniform by default.
+        loss: `mse`, or `rmse`, the root that NeRN's code takes.
+    """
+
+    def __init__(self, sampling: Sampling | None = None, loss: ReconstructionLoss = "mse") -> None:
+        super().__init__()
+        self.sampling = sampling or Uniform()
+        self.loss = loss
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        # All processes draw the same kernels and share them out.
+        shares = self.sampling.shares(step.norms, step.seed, step.number, step.world_size)
+        joint = torch.cat(shares)
+        num_weights = int(step.sizes[joint].sum())
+        rows = shares[step.rank].to(step.target.device)
+        predicted_TSKK = step.kernels(rows)
+        scale, mask_SKK = step.representation.scale, step.representation.mask(rows)
+        target_SKK = step.target[rows] / scale
+        # The mean over processes is that of all sampled weights, however the shares differ in size.
+        share = num_weights / step.world_size
+        mse_T = torch.stack(
+            [reconstruction_mse(predicted / scale, target_SKK, mask_SKK, share) for predicted in predicted_TSKK]
+        )
+        # The root of the error of all processes: the mean of their roots is another number.
+        error_T = torch.stack([step.mean(mse).sqrt() for mse in mse_T]) if self.loss == "rmse" else mse_T
+        finite_T = error_T.isfinite()
+        kept_T = finite_T | ~finite_T.any()
+        power = float(step.norms[joint].double().square().sum()) / num_weights
+        mean_mse = torch.where(kept_T, mse_T.detach(), 0).sum() / kept_T.sum()
+        step.metrics["explained_power"] = 1 - mean_mse * scale.square() / power
+        error = torch.where(kept_T, error_T, 0).sum()
+        if step.curve is not None:
+            step.metrics[step.curve] = error.detach() / kept_T.sum()
+        return {"recon": error}
+
+
+@final
+class Distillation(Objective):
+    """What the reconstructed network answers, compared with a teacher, with the original and with the labels.
+
+    A term whose weight is zero costs nothing.
+
+    Args:
+        original: The representation's original. It is also the student: it runs with predicted weights.
+        teacher: Whose logits are learned: any classifier of the same classes; the original by default.
+        kd_weight: Of the divergence from the teacher.
+        temperature: Of both softmaxes.
+        kd_inside_log: Added to probabilities inside the divergence's logarithms (NeRN's code adds 1e-4).
+        feature_weight: Of the feature maps' distance to the original's.
+        cross_entropy_weight: Of the cross-entropy with the labels.
+        recon_weight: Of the mean squared error of all predicted weights, in units of the representation's scale.
+        taps: Modules whose feature maps are compared; see `FeatureTaps`.
+
+    Raises:
+        UsageError: If the teacher has random weights or other classes, or an option is out of its range.
+    """
+
+    needs_images = True
+
+    def __init__(
+        self,
+        original: Original,
+        teacher: Original | None = None,
+        kd_weight: float = 1.0,
+        temperature: float = 1.0,
+        kd_inside_log: float = 0.0,
+        feature_weight: float = 0.0,
+        cross_entropy_weight: float = 0.0,
+        recon_weight: float = 0.0,
+        taps: Sequence[str] = NERN_TAPS,
+    ) -> None:
+        require_at_least(0, kd_weight=kd_weight, cross_entropy_weight=cross_entropy_weight, recon_weight=recon_weight)
+        require_at_least(0, feature_weight=feature_weight, kd_inside_log=kd_inside_log)
+        require_positive(temperature=temperature)
+        super().__init__()
+        self.set_constant("original", original)
+        if teacher is not None:
+            teacher.require_weights("teacher")
+            if teacher.num_classes != original.num_classes:
+                raise UsageError(
+                    f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the original "
+                    f"{original.name!r} has {original.num_classes}; both must know the same classes."
+                )
+            self.set_constant("teacher", teacher.freeze())
+        self.kd_weight, self.temperature, self.kd_inside_log = kd_weight, temperature, kd_inside_log
+        self.feature_weight, self.cross_entropy_weight = feature_weight, cross_entropy_weight
+        self.recon_weight = recon_weight
+        self.taps = taps
+        self._networks: tuple[Folded, Folded] | None = None
+
+    original: Original
+
+    def reset(self) -> None:
+        self._networks = None
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        return self.terms(step, step.all_weights())
+
+    def terms(self, step: Step, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss terms of the original with these weights in place of its own."""
+        images_BCHW = step.images()
+        student, teacher = self._folded(images_BCHW[:2])
+        terms: dict[str, Tensor] = {}
+        if self.feature_weight:
+            tapped = FeatureTaps(student.net, self.taps)
+            with tapped.collect() as student_maps:
+                student_BC = _logits(step, student, images_BCHW, weights)
+            with tapped.collect() as original_maps, torch.no_grad():
+                original_BC = _logits(step, student, images_BCHW)
+            terms["features"] = self.feature_weight * feature_map_loss(student_maps, original_maps)
+        else:
+            student_BC = _logits(step, student, images_BCHW, weights)
+        if self.kd_weight:
+            if self.feature_weight and teacher is student:
+                teacher_BC = original_BC
+            else:
+                with torch.inference_mode():
+                    teacher_BC = _logits(step, teacher, images_BCHW)
+                teacher_BC = teacher_BC.clone()  # autograd cannot keep inference tensors
+            divergence = kd_loss(student_BC, teacher_BC, temperature=self.temperature, inside_log=self.kd_inside_log)
+            terms["kd"] = self.kd_weight * divergence
+        if self.cross_entropy_weight:
+            terms["cross_entropy"] = self.cross_entropy_weight * cross_entropy(student_BC, _labels(step.batch))
+        if self.recon_weight:
+            terms["recon"] = self.recon_weight * whole_error(step.representation, weights, "mse")
+        return terms
+
+    def _folded(self, images_BCHW: Tensor) -> tuple[Folded, Folded]:
+        """The student and the teacher, with BatchNorm folded into convolutions at their first use.
+
+        The images, two are enough, show which normalization follows which convolution.
+        """
+        if self._networks is None:
+            read = FeatureTaps(self.original.net, self.taps).taps if self.feature_weight else ()
+            student = Folded(self.original, images_BCHW, read)
+            self._networks = student, student if self.teacher is None else Folded(self.teacher, images_BCHW)
+        return self._networks
+
+
+def whole_error(representation: Representation, weights: Mapping[str, Tensor], loss: ReconstructionLoss) -> Tensor:
+    """The error of all predicted weights, in units of the representation's scale."""
+    layout, scale = representation.layout, representation.scale
+    predicted, target = layout.vector(weights) / scale, layout.vector(representation.original_weights()) / scale
+    return reconstruction_rmse(predicted, target) if loss == "rmse" else reconstruction_mse(predicted, target)
+
+
+def _logits(step: Step, cnn: Folded, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Logits (B, C); images are NHWC in memory, which makes convolutions fastest on CPUs and GPUs."""
+    with step.autocast():
+        return cnn(images_BCHW.contiguous(memory_format=torch.channels_last), weights)
+
+
+def _labels(batch: tuple[Tensor, Tensor]) -> Tensor:
+    if bool((batch[1] < 0).any()):
+        raise UsageError("cross_entropy_weight needs labels, which noise has none of; pass cross_entropy_weight 0.")
+    return batch[1]

@@ -1,0 +1,298 @@
+"""The contract of every scheme: stages, each with an objective, that train a representation."""
+
+from abc import ABC
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from nernlit.errors import CheckpointError, UsageError
+from nernlit.losses import explained_power, reconstruction_rmse
+from nernlit.originals import Original
+from nernlit.predictors import PredictorEnsemble
+from nernlit.representation import Representation
+from nernlit.training.classifier import ClassifierModule
+from nernlit.training.divergence import all_finite
+from nernlit.training.objectives import Objective, Step
+from nernlit.utilities.constants import WithConstants
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a fit with an optimizer of its own.
+
+    Attributes:
+        objective: What its steps minimize.
+        optimizer: Makes its optimizer from the trained parameters.
+        scheduler: Makes its schedule from the optimizer.
+        steps: Optimizer steps; None for those that are left of the fit.
+    """
+
+    objective: Objective
+    optimizer: OptimizerCallable
+    scheduler: LRSchedulerCallable | None = None
+    steps: int | None = None
+
+
+class Scheme(ClassifierModule, WithConstants, ABC):
+    """A module that trains a representation in one or more stages.
+
+    Which stage a step belongs to is a function of its number, and checkpoints say which stage's optimizer they hold: a
+    fit can be resumed in any stage.
+
+    Validation predicts all weights once and runs the original with them; the original itself is measured once per
+    process and logged beside it.
+
+    Args:
+        representation: What is trained.
+        stages: In order; all but the last have a number of steps.
+        precision: Of the predictor, and of the CNNs, in training steps: `bf16` runs them under autocast. Parameters,
+            losses and every evaluation stay in fp32.
+        rebuilt: Hyperparameters that checkpoints hold in place of the given ones, so that a representation that came
+            out of a file can be built again; see `load_representation`.
+    """
+
+    def __init__(
+        self,
+        representation: Representation,
+        stages: Sequence[Stage],
+        precision: Precision = "fp32",
+        rebuilt: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(representation.original)
+        representation.original.require_weights()
+        self.representation = representation
+        self.precision = precision
+        self.stages = tuple(stages)
+        self.objectives = nn.ModuleList(dict.fromkeys(stage.objective for stage in stages))
+        self.stage = 0
+        self.replaced_hyperparameters = dict(rebuilt or {})
+        self.seed = torch.initial_seed()
+        self.sizes_N = representation.layer_masks.sum((1, 2), dtype=torch.int16)[representation.addresses[:, 0]].cpu()
+        self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
+        #: The step and the stages' ends of the checkpoint that a fit goes on from.
+        self._resumed: tuple[int, list[float]] | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """The kernels (N, K, K) that the running stage reconstructs; `norms_N` are theirs."""
+        return self.representation.target
+
+    @property
+    def ensemble(self) -> PredictorEnsemble | None:
+        """Predictors that are trained in place of the representation's own."""
+        return None
+
+    @property
+    def curve(self) -> str | None:
+        """Name of a curve of its own for the running stage's error."""
+        return None
+
+    def loss_terms(self, batch: Any) -> dict[str, Tensor]:
+        step = Step(
+            representation=self.representation,
+            batch=batch,
+            target=self.target,
+            norms=self.norms_N,
+            sizes=self.sizes_N,
+            ensemble=self.ensemble,
+            number=self.trainer.fit_loop.total_batch_idx,
+            optimizer_step=self.trainer.global_step,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            autocast=self.autocast,
+            mean=self.joined_mean,
+            curve=self.curve,
+        )
+        terms: dict[str, Tensor] = self.stages[self.stage].objective(step)
+        for name, value in step.metrics.items():
+            self.log(f"train/{name}", value, prog_bar=name == "explained_power", sync_dist=True)
+        return terms
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of training steps."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def joined_mean(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over all processes, with gradients."""
+        if self.trainer.world_size == 1:
+            return value
+        gathered = self.all_gather(value, sync_grads=True)
+        assert isinstance(gathered, Tensor)
+        return gathered.mean()
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits (B, C) of the reconstructed CNN for pixels in [0, 1]."""
+        logits: Tensor = self.representation(images_BCHW)
+        return logits
+
+    def trained_parameters(self) -> Iterable[Parameter]:
+        return self.representation.predictor.parameters()
+
+    @property
+    def is_trained(self) -> bool:
+        return False  # a new predictor is random
+
+    def network(self) -> tuple[str, dict[str, Tensor]]:
+        return self.representation.original.name, self.representation.reconstructed()
+
+    @property
+    def teacher(self) -> Original | None:
+        """The teacher, where it is another network than the original."""
+        teachers = [stage.objective.teacher for stage in self.stages]
+        return next((teacher for teacher in teachers if teacher is not None), None)
+
+    # The stages of a fit.
+
+    def stage_starts(self) -> Sequence[int]:
+        """The optimizer steps at which stages 1, 2, ... begin; stage 0 begins at step 0."""
+        return list(accumulate(stage.steps or 0 for stage in self.stages[:-1]))
+
+    def start_stage(self) -> None:
+        """Prepare for `self.stage`, before its optimizer is made. Nothing by default."""
+
+    def planned_steps(self) -> int:
+        """Steps of the stage."""
+        total = super().planned_steps()
+        starts = [0, *self.stage_starts()]
+        ends = [*starts[1:], max(total, starts[-1] + 1)]
+        return ends[self.stage] - starts[self.stage]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        stage = bisect_right(self.stage_starts(), self.trainer.global_step)
+        if stage != self.stage:
+            self.stage = stage
+            self.start_stage()
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
+        stage = self.stages[self.stage]
+        return stage.optimizer, stage.scheduler
+
+    def configure_optimizers(self) -> Any:
+        if self._resumed is not None:
+            self._refuse_other_stages(*self._resumed)
+            self._resumed = None
+        return super().configure_optimizers()
+
+    def _stage_ends(self) -> list[float]:
+        total = self.trainer.estimated_stepping_batches  # loads the data, on which the stages' lengths may depend
+        return [*self.stage_starts(), total]
+
+    def _refuse_other_stages(self, step: int, before: list[float]) -> None:
+        """What is over stays over: a resumed fit neither redoes a part of it nor cuts the running stage short."""
+        now, over = self._stage_ends(), self.stage
+        if len(now) <= over or now[:over] != before[:over] or (now[over] != before[over] and now[over] <= step):
+            raise UsageError(
+                f"the checkpoint is from step {step} of a fit whose stages end after the steps {before}; with the "
+                f"options of this one they end after {now}. Resume with the lengths that it was fitted with "
+                f"(--trainer.max_epochs and those of {type(self).__name__}), or start anew from its weights "
+                "(--model.init_from)."
+            )
+
+    # Runs and their checkpoints.
+
+    def needs_images(self, stage: str) -> bool:
+        return stage == "fit" and self.trains_on_images
+
+    @property
+    def trains_on_images(self) -> bool:
+        """Whether steps of some stage look at images."""
+        return any(stage.objective.needs_images for stage in self.stages)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        # Checkpoints and .nern files keep them.
+        if classes := getattr(self._data, "classes", ()):
+            self.representation.original.class_names = tuple(classes)
+        # Of this run: the next one may have other images.
+        self._original_results: dict[str, dict[str, Tensor]] = {}
+        for part in self.stages:
+            part.objective.reset()
+        # Every process must draw from the same numbers, or their shares of a batch would overlap.
+        self.seed = self.trainer.strategy.broadcast(self.seed)
+        if stage == "fit" and self.trains_on_images and getattr(self._data, "train_on", None) == "none":
+            raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["sampling_seed"] = self.seed
+        checkpoint["stage"] = self.stage
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.fingerprint()
+        if self.trainer.state.fn == "fit":
+            checkpoint["stage_ends"] = self._stage_ends()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the checkpoint's stage and seed.
+
+        Raises:
+            CheckpointError: If a fit goes on with another teacher; an evaluation asks none.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.seed, self.stage = checkpoint["sampling_seed"], checkpoint.get("stage", 0)
+        if "stage_ends" in checkpoint:
+            self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]
+        fitted, own = checkpoint.get("teacher"), None if self.teacher is None else self.teacher.fingerprint()
+        if self.trainer.state.fn == "fit" and fitted != own:
+            raise CheckpointError(
+                f"the fit had {_shown(fitted)}, and this one has {_shown(own)}; pass the teacher that it had "
+                "(--model.teacher), or start a new fit with --model.init_from."
+            )
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        sizes = self.representation.sizes()
+        if self.logger is not None and self.trainer.is_global_zero:
+            figures = {"cr_paper": sizes.cr_paper, "cr_stored": sizes.cr_stored}
+            figures["predictor_params"] = sizes.predictor_params
+            self.logger.log_metrics({f"size/{name}": value for name, value in figures.items()}, step=0)
+
+    # Evaluations.
+
+    def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
+        """What an evaluation measures: the suffix of its metrics' names -> predicted weights."""
+        return {"": self.representation.weights()}
+
+    def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
+        self._networks = self.predicted_networks()
+        measured: dict[str, Callable[[Tensor], Tensor]] = {
+            suffix: partial(self.representation, weights=weights) for suffix, weights in self._networks.items()
+        }
+        if stage not in self._original_results:
+            measured["_original"] = self.representation.original
+        return measured
+
+    def finite_weights(self) -> dict[str, Tensor]:
+        return {suffix: all_finite(weights.values()) for suffix, weights in self._networks.items()}
+
+    def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
+        everything = dict(results)
+        of_original = {name: value for name, value in results.items() if name.endswith("_original")}
+        # The sanity check before training sees a few images only: not a measurement to keep.
+        if of_original and not self.trainer.sanity_checking:
+            self._original_results[stage] = of_original
+        everything |= self._original_results.get(stage, {})
+        layout = self.representation.layout
+        pair = layout.vector(self._networks[""]), layout.vector(self.representation.original_weights())
+        everything["recon_rmse"] = reconstruction_rmse(*pair)
+        everything["explained_power"] = explained_power(*pair)
+        del self._networks  # as large as the network
+        super().log_results(stage, everything)
+
+
+def _shown(fingerprint: str | None) -> str:
+    return "no teacher of its own" if fingerprint is None else f"a teacher of SHA-256 {fingerprint[:12]}..."
