@@ -45,7 +45,7 @@ def unreadable(path: Path) -> Iterator[None]:
         yield
     except FileFormatError:
         raise
-    except (NernlitError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (NernlitError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise FileFormatError(f"{path} describes a representation that cannot be built: {reason}") from error
 

@@ -229,6 +229,33 @@ def test_forged_files_are_refused(tmp_path: Path, file: Path, changes: dict[str,
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": {"conv1.weight": [16, 1, 3]}}, "not four positive whole numbers"),
+        ({"layers": {"conv1.weight": [16, -1, 3, 3]}}, "not four positive whole numbers"),
+        ({"layers": {"conv1.weight": [16, True, 3, 3]}}, "not four positive whole numbers"),
+        ({"layers": {"conv1.weight": [10**9, 10**9, 1, 1]}, "order": "none"}, "GiB; pass max_gib"),
+        ({"layers": {"conv1.weight": [10**400, 1, 1, 1]}}, "cannot be built"),
+        ({"layers": {"conv1.weight": [16, 1, 3, 3]}}, "expected uint8 of shape"),
+        ({"layers": {"conv1.weight": [16, 1, 5, 5]}}, "kernel_size=3 is smaller than layer 'conv1'"),
+        ({"layers": {}}, "there is no convolution to predict"),
+        ({"layers": []}, "cannot be built"),
+        ({"order": "random"}, "unknown order, 'random'"),
+        ({"aliases": {"conv1.weight": ["bn1.weight"]}}, "two tensors of one name"),
+        ({"aliases": {"conv1.weight": ["again.weight"]}}, r"1 unexpected \(again\.weight\)"),
+        ({"aliases": []}, "cannot be built"),
+    ],
+)
+def test_forged_specifications_are_refused(tmp_path: Path, file: Path, changes: dict[str, Any], message: str) -> None:
+    specification = {**read_container(file).header["specification"], **changes}
+    path = _changed(file, tmp_path / "forged.nern", specification=specification)
+    began = time.monotonic()
+    with pytest.raises(FileFormatError, match=message):
+        nernlit.load(path)
+    assert time.monotonic() - began < 60
+
+
 def test_a_predictor_that_would_need_too_much_memory_is_refused(tmp_path: Path, file: Path) -> None:
     header, tensors = read_container(file)
     side = 300
