@@ -34,7 +34,8 @@ class Summary(L.Callback):
         representation = getattr(pl_module, "representation", None)
         if isinstance(representation, Representation):
             sizes = representation.sizes()
-            metrics |= {"size/cr_paper": sizes.cr_paper, "size/predictor_params": sizes.predictor_params}
+            metrics["size/predictor_params"] = sizes.predictor_params
+            metrics |= {"size/cr_paper": sizes.cr_paper, "size/cr_file": sizes.cr_file}
         shown = {name: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
         # Curves of single rounds and trials have ended where they have; the hparams tab compares runs.
         final = {
@@ -62,6 +63,7 @@ def _rows(shown: dict[str, float], metrics: dict[str, float], stage: str) -> lis
         "explained power": (f"{stage}/explained_power", "{:.2%}"),
         "predictor parameters": ("size/predictor_params", "{:,.0f}"),
         "CR (predictor / predicted weights)": ("size/cr_paper", "{:.1%}"),
+        "CR (.nern file / original's file)": ("size/cr_file", "{:.1%}"),
     }
     rows = [(title, form.format(metrics[name])) for title, (name, form) in named.items() if name in metrics]
     for condition, accuracy in _conditions(shown, stage).items():

@@ -169,7 +169,7 @@ def _accuracy_row(m: _Measured) -> dict[str, Any]:
         **_difference(m.correct, m.correct_original),
         "test images": len(m.correct),
         "CR (paper) %": 100 * sizes.cr_paper,
-        "CR (all that is stored) %": 100 * sizes.cr_stored,
+        "CR (.nern file) %": 100 * sizes.cr_file,
         "predictor's parameters": sizes.predictor_params,
     }
 

@@ -240,10 +240,12 @@ def _measure(cli: NernlitCLI, select: str) -> Row:
     answers = _answers(module, cli)
     write_atomically(folder / "test_correct.safetensors", save(answers))
     difference = paired_difference(answers["reconstructed"], answers["original"])
+    sizes = module.representation.sizes()
     return {
         "hidden": _hidden(module),
         "folder": str(folder),
-        "cr_paper": module.representation.sizes().cr_paper,
+        "cr_paper": sizes.cr_paper,
+        "cr_file": sizes.cr_file,
         **{name: metrics[f"test/{name}"] for name in ("acc_original", "acc", "recon_rmse", "explained_power")},
         "difference": difference.difference,
         "difference_low": difference.low,

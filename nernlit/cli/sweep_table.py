@@ -16,15 +16,16 @@ Row = dict[str, float | str]
 KEYS = ("config", "seed", "select", "settings", "asked_hidden", "files")
 _TEXTS = (*KEYS, "hidden", "folder")
 _NUMBERS = (
-    *("cr_paper", "acc_original", "acc", "recon_rmse", "explained_power"),
+    *("cr_paper", "cr_file", "acc_original", "acc", "recon_rmse", "explained_power"),
     *("difference", "difference_low", "difference_high", "p_value"),
     *("fit_seconds", "steps_per_second", "peak_memory_mib"),
 )
 _SHOWN = {
     "cr_paper": ("CR", "{:.1%}"),
+    "cr_file": ("file", "{:.1%}"),
     "acc_original": ("original", "{:.2%}"),
     "acc": ("acc", "{:.2%}"),
-    "difference": ("- original", "{:+.2%}"),
+    "difference": ("diff", "{:+.2%}"),
     "recon_rmse": ("RMSE", "{:.4f}"),
     "fit_seconds": ("fit s", "{:.0f}"),
     "peak_memory_mib": ("MiB", "{:.0f}"),
@@ -109,6 +110,6 @@ def print_summary(rows: Sequence[Row], failed: Mapping[Fit, str]) -> None:
         cells = ["failed" if name == "acc" else "-" for name in shown]
         lines.append([f"{Path(fit.config).stem}, seed {fit.seed}", str(fit.hidden or ""), *cells])
     title = "test" if original is None else f"test (original {original:.2%})"
-    print_table(title, ["configuration", "H", *(head for head, _ in shown.values())], lines)
+    print_table(title, ["config", "H", *(head for head, _ in shown.values())], lines)
     for fit, message in failed.items():
         print(f"failed: {fit.name}: {message}")

@@ -20,7 +20,7 @@ from nernlit.coding.prediction import bind, predicted_weights, require_kernel_si
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
 from nernlit.kernels import Layout, OrderName, pack_order, unpack_order
 from nernlit.predictors import Predictor
-from nernlit.storage.container import Contents, fingerprint, read_container, write_container
+from nernlit.storage.container import Contents, container_bytes, fingerprint, read_container, write_container
 from nernlit.utilities.progress import progress
 
 _SUFFIX = ".nern"
@@ -154,10 +154,10 @@ class NernFile:
     def _require_norms(self, weights: Mapping[str, Tensor]) -> None:
         stored = self.header["reconstructed"]["norms"]
         for key, norm in norms(self.layout, weights).items():
-            if not math.isclose(norm, stored[key], rel_tol=_TOLERANCE):
+            if not math.isclose(norm, float(stored[key]), rel_tol=_TOLERANCE):
                 raise FileFormatError(
                     f"{self.path} decodes to another network than it was written from: the weights of {key!r} have "
-                    f"norm {norm:.6g} instead of {stored[key]:.6g}. The predictor gives other values in this version "
+                    f"norm {norm:.6e} instead of {stored[key]}. The predictor gives other values in this version "
                     "of nernlit or torch; use the versions that wrote the file."
                 )
 
@@ -170,26 +170,40 @@ class NernFile:
         """
         if not is_nern(self.path):
             raise UsageError(f"{self.path}: expected a file name that ends in {_SUFFIX}.")
+        write_container(self.path, self._contents())
+
+    def num_bytes(self) -> int:
+        """The exact size of the file that `write` writes. It depends on names and shapes, not on trained values."""
+        return len(container_bytes(self._contents()))
+
+    def _contents(self) -> Contents:
         tensors = {
             "scale": self.scale,
             "order": self.packed_order,
             **{f"predictor.{name}": value for name, value in self.predictor.state_dict().items()},
             **{f"kept.{name}": value for name, value in self.kept.items()},
         }
-        write_container(self.path, Contents(dict(self.header), tensors))
+        return Contents(dict(self.header), tensors)
 
 
 def decoded_header(layout: Layout, state: Mapping[str, Tensor], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What the header says of the reconstructed network.
+    """What the header says of the reconstructed network. As JSON, it is equally long for all values of the weights.
 
     Args:
         layout: The predicted weights.
         state: The reconstructed network's state dict.
         names: Each of its keys -> all keys of the same tensor.
+
+    Raises:
+        UsageError: If a predicted weight is not finite.
     """
     predicted = {layer.key for layer in layout.layers}
     aliases = {k: list(names[k][1:]) for k in state if names[k][0] == k and len(names[k]) > 1 and k not in predicted}
-    return {"aliases": aliases, "reconstructed": {"sha256": fingerprint(state), "norms": norms(layout, state)}}
+    own_norms = norms(layout, state)
+    if wrong := [key for key, norm in own_norms.items() if not math.isfinite(norm)]:
+        raise UsageError(f"the predicted weights of {wrong[0]!r} are not finite; use a checkpoint of a better step.")
+    fixed = {key: f"{norm:.6e}" for key, norm in own_norms.items()}
+    return {"aliases": aliases, "reconstructed": {"sha256": fingerprint(state), "norms": fixed}}
 
 
 def norms(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, float]:

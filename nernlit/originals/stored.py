@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nernlit.coding import NernFile, unreadable
 from nernlit.errors import FileFormatError
 from nernlit.originals.original import Original
+from nernlit.storage.container import independent
 from nernlit.storage.matching import misfits
 from nernlit.storage.weights import load_strictly
 from nernlit.utilities.sharing import names_of_weights
@@ -22,7 +23,7 @@ def description(original: Original) -> dict[str, Any]:
     `bytes` is the size of its weights as a safetensors file.
     """
     state, names = original.net.state_dict(), names_of_weights(original.net)
-    stored = save({key: value.contiguous() for key, value in state.items() if names[key][0] == key})
+    stored = save(independent({key: value for key, value in state.items() if names[key][0] == key}))
     return {
         "network": original.architecture,
         "network_class": original.name,

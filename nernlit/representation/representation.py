@@ -31,7 +31,6 @@ from nernlit.kernels import (
     OrderName,
     addresses,
     pack_order,
-    packed_bits,
     unpack_order,
 )
 from nernlit.originals import Original, decoded_original, description
@@ -143,16 +142,20 @@ class Representation(WithConstants, WithPretrained):
             StorageError: If the file cannot be written.
             UsageError: If the path does not end in .nern.
         """
-        net, reconstructed = self.original.net, self.reconstructed()
+        self._file(Path(path), self.reconstructed()).write()
+
+    def _file(self, path: Path, state: Mapping[str, Tensor]) -> NernFile:
+        """The .nern file of a reconstructed network's state dict."""
+        net = self.original.net
         names = names_of_weights(net)
         predicted = {key for layer in self.layout.layers for key in (layer.key, *layer.aliases)}
         kept = {k: v for k, v in net.state_dict().items() if k not in predicted and names[k][0] == k}
         header = {
             **description(self.original),
             "specification": self.specification(),
-            **decoded_header(self.layout, reconstructed, names),
+            **decoded_header(self.layout, state, names),
         }
-        NernFile(Path(path), header, self.predictor, self.layout, self.addresses, self.scale, kept).write()
+        return NernFile(path, header, self.predictor, self.layout, self.addresses, self.scale, kept)
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
@@ -224,10 +227,10 @@ class Representation(WithConstants, WithPretrained):
         return net.eval()
 
     def sizes(self) -> Sizes:
-        """What there is to store, by the paper's count and in full."""
-        order_bytes = (packed_bits(self.layout, self.order) + 7) // 8
-        state = self.original.net.state_dict()
-        return Sizes.of(self.predictor.num_params, self.layout.num_weights, order_bytes, state.values())
+        """Sizes by the paper's count and in bytes; training does not change them. Nothing is predicted for them."""
+        file = self._file(Path("sizes.nern"), self.original.net.state_dict())  # as large as the reconstructed network's
+        original_bytes = int(file.header["original"]["bytes"])
+        return Sizes(self.predictor.num_params, self.layout.num_weights, file.num_bytes(), original_bytes)
 
     def specification(self) -> dict[str, Any]:
         """How the representation is built, in primitives: its layers, order, scale and predictor.

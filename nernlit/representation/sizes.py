@@ -1,44 +1,32 @@
-"""How much there is to store."""
+"""How large a representation is."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
-
-from torch import Tensor
-
-from nernlit.utilities.sharing import distinct_elements
+from typing import final
 
 
+@final
 @dataclass(frozen=True)
 class Sizes:
-    """What there is to store; bytes count 4 per number, and what the network has under several names once.
+    """What a representation takes to store, and what its original takes. Weights under several names count once.
 
     Attributes:
-        predictor_params: The predictor's parameters.
-        predicted_weights: Convolution weights that it stands for.
-        cr_paper: The paper's CR: predictor parameters / predicted weights, and nothing else.
-        order_bytes: Packed permutations, which a decoder needs too.
-        kept_bytes: The original's tensors that are not predicted (linear and normalization layers, statistics).
-        cr_stored: (predictor + order + kept) bytes / all of the original's bytes.
+        predictor_params: Number of the predictor's parameters.
+        predicted_weights: Number of convolution weights that it predicts.
+        file_bytes: Bytes of the .nern file, exactly as `Representation.save` writes it.
+        original_bytes: Bytes of the original's weights as a safetensors file without metadata.
     """
 
     predictor_params: int
     predicted_weights: int
-    cr_paper: float
-    order_bytes: int
-    kept_bytes: int
-    cr_stored: float
+    file_bytes: int
+    original_bytes: int
 
-    @classmethod
-    def of(cls, predictor_params: int, predicted_weights: int, order_bytes: int, original: Iterable[Tensor]) -> Self:
-        """The sizes of a representation; `original` are all tensors of its original."""
-        all_bytes = 4 * distinct_elements(original)
-        kept_bytes = all_bytes - 4 * predicted_weights
-        return cls(
-            predictor_params=predictor_params,
-            predicted_weights=predicted_weights,
-            cr_paper=predictor_params / predicted_weights,
-            order_bytes=order_bytes,
-            kept_bytes=kept_bytes,
-            cr_stored=(4 * predictor_params + order_bytes + kept_bytes) / all_bytes,
-        )
+    @property
+    def cr_paper(self) -> float:
+        """The paper's compression ratio: predictor parameters / predicted weights."""
+        return self.predictor_params / self.predicted_weights
+
+    @property
+    def cr_file(self) -> float:
+        """The compression ratio of the file: bytes of the .nern file / bytes of the original's safetensors file."""
+        return self.file_bytes / self.original_bytes

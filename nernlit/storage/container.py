@@ -50,11 +50,21 @@ def write_container(path: Path, contents: Contents) -> None:
     Raises:
         StorageError: If it cannot be written.
     """
+    write_atomically(path, container_bytes(contents))
+
+
+def container_bytes(contents: Contents) -> bytes:
+    """A container as the bytes of its file."""
     header = json.dumps(contents.header, allow_nan=False, separators=(",", ":"))
-    tensors = {name: value.detach().cpu().contiguous() for name, value in contents.tensors.items()}
+    tensors = independent(contents.tensors)
     checksum = _checksum(header, tensors)
     metadata = {"format": "nern", "version": str(VERSION), "header": header, "sha256": checksum}
-    write_atomically(path, save(tensors, metadata))
+    return save(tensors, metadata)
+
+
+def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU: safetensors refuses tensors that share memory."""
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
 
 
 def read_container(path: Path) -> Contents:

@@ -1,7 +1,7 @@
 """Weights that appear in a network under several names: modules used twice, and tied parameters."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -67,24 +67,6 @@ def unnamed_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for item in items if isinstance(items, list | tuple | set) else [items]:
                 if isinstance(item, Tensor):
                     yield f"{name}.{key}".removeprefix("."), item
-
-
-def distinct_elements(tensors: Iterable[Tensor]) -> int:
-    """The number of elements in memory; elements that several tensors share count once."""
-    by_storage: dict[int, list[Tensor]] = defaultdict(list)
-    for tensor in tensors:
-        by_storage[tensor.untyped_storage().data_ptr()].append(tensor)
-    return sum(_covered(group) for group in by_storage.values())
-
-
-def _covered(tensors: list[Tensor]) -> int:
-    """The number of elements that tensors of one storage cover."""
-    ranges = end = 0
-    for start, stop in sorted(map(_range, tensors)):
-        ranges += max(0, stop - max(start, end))
-        end = max(end, stop)
-    # The gaps in the range of a strided view do not count.
-    return min(ranges, sum(tensor.numel() for tensor in {_memory(tensor): tensor for tensor in tensors}.values()))
 
 
 def _in_memory(tensor: Tensor) -> bool:

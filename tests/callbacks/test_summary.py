@@ -5,11 +5,13 @@ from typing import Any
 
 import lightning as L
 import pytest
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from nernlit.callbacks import Summary
-from nernlit.cli.main import run
+from nernlit.cli.main import main, run
+from nernlit.originals import Original
 from tests.fakes import QUICK
 
 
@@ -52,3 +54,18 @@ def test_the_first_process_does_not_wait_for_the_others_at_the_end_of_a_fit(monk
     monkeypatch.setattr(Summary, "on_fit_end", alone)
     cli = run(["fit", *QUICK])
     assert _hyperparameters(Path(str(cli.trainer.log_dir)))["data.class_path"] == "nernlit.data.DigitsDataModule"
+
+
+def test_the_size_that_a_fit_logs_is_that_of_the_exported_file(capsys: pytest.CaptureFixture[str]) -> None:
+    cli = run(["fit", *QUICK])
+    folder = Path(str(cli.trainer.log_dir))
+    shown = " ".join(capsys.readouterr().out.split())
+    events = EventAccumulator(str(folder)).Reload()
+    assert not {tag for tag in events.Tags()["scalars"] if "stored" in tag}
+    logged = {event.value for event in events.Scalars("size/cr_file")}  # at the fit's start and at its end
+    main(["export", str(folder), "-o", "net.nern"])
+    save_file(Original("digits_resnet8", pretrained=True).net.state_dict(), "original.safetensors")
+    ratio = Path("net.nern").stat().st_size / Path("original.safetensors").stat().st_size
+    assert list(logged) == pytest.approx([ratio], rel=1e-6)  # TensorBoard keeps float32
+    assert cli.model.representation.sizes().cr_file == ratio
+    assert f"CR (.nern file / original's file) {ratio:.1%} " in shown

@@ -59,7 +59,14 @@ def test_tensorboard_holds_scalars_figures_and_hyperparameters() -> None:
     scalars = set(events.Tags()["scalars"])
     assert scalars >= {
         *(f"val/{name}" for name in ("acc", "acc_top5", "acc_original", "recon_rmse", "explained_power")),
-        *("train/loss", "train/recon", "train/explained_power", "size/cr_paper", "size/predictor_params"),
+        *(
+            "train/loss",
+            "train/recon",
+            "train/explained_power",
+            "size/cr_paper",
+            "size/cr_file",
+            "size/predictor_params",
+        ),
     }
     assert set(events.Tags()["images"]) == {"layers/error", "kernels"}
     # TensorBoard's hparams tab reads these three; the metrics are the run's last ones.

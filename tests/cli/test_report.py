@@ -13,6 +13,7 @@ import torch
 from nernlit.cli.main import main, run
 from nernlit.cli.report import page
 from nernlit.cli.runs import Run
+from nernlit.storage.container import read_container
 from tests.fakes import CONFIGS, QUICK
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -71,6 +72,10 @@ def test_the_page_stands_alone_and_says_what_the_networks_do(runs: list[Run]) ->
     assert [float(row["original %"]), float(row["reconstructed %"])] == pytest.approx(right, abs=0.006)
     assert row["run"] == runs[1].name
     assert float(row["CR (paper) %"]) == pytest.approx(100 * representation.sizes().cr_paper, abs=0.006)
+    runs[1].representation().save("net.nern")
+    parts = read_container(Path("net.nern"))
+    ratio = Path("net.nern").stat().st_size / parts.header["original"]["bytes"]
+    assert float(row["CR (.nern file) %"]) == pytest.approx(100 * ratio, abs=0.006)
     assert [line[0] for line in against] == ["run", runs[1].name]
     assert len(short) == 1 + 4 + 1
     assert len(conditions) == 1 + 4 + 1 + 45

@@ -38,7 +38,7 @@ def test_a_failing_configuration_does_not_end_the_others(capsys: pytest.CaptureF
     assert re.search(r"^fit 1 of 3: good, seed 0$", shown, re.MULTILINE)
     assert re.search(r"^fit 2 of 3, about \d+ seconds? left: bad, seed 0$", shown, re.MULTILINE)
     assert re.search(r"^fit 3 of 3, about \d+ seconds? left: best, seed 0$", shown, re.MULTILINE)
-    assert re.search(r"bad, seed 0 +- +failed +-", shown)
+    assert re.search(r"bad, seed 0 +- +- +failed +-", shown)
     assert re.search(r"^failed: bad, seed 0: .*mae.*mse", shown, re.MULTILINE)
     assert "nernlit: error: bad, seed 0: " in said
     assert "nernlit: error: 1 of 3 fits failed; swept/sweep.csv holds the others" in said
@@ -54,7 +54,9 @@ def test_a_failing_configuration_does_not_end_the_others(capsys: pytest.CaptureF
 def test_an_unforeseen_error_and_an_interrupt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = dict.fromkeys(("acc_original", "cr_paper", "acc", "difference", "recon_rmse", "fit_seconds"), "0.5")
+    row = dict.fromkeys(
+        ("acc_original", "cr_paper", "cr_file", "acc", "difference", "recon_rmse", "fit_seconds"), "0.5"
+    )
     outcomes: list[Any] = [
         {**row, "hidden": "8", "peak_memory_mib": "1"},
         RuntimeError("no\nmemory"),
@@ -152,7 +154,13 @@ def test_a_folder_in_the_tables_place_is_named() -> None:
 
 
 def _row(**different: str) -> Row:
-    numbers = {"acc_original": "0.9667", "acc": "0.9111", "cr_paper": "0.393", "difference": "-0.0556"}
+    numbers = {
+        "acc_original": "0.9667",
+        "acc": "0.9111",
+        "cr_paper": "0.393",
+        "cr_file": "0.487",
+        "difference": "-0.0556",
+    }
     more = {"recon_rmse": "0.0123", "fit_seconds": "160000", "peak_memory_mib": "812"}
     return {"config": "cifar100_h680_teacher_progressive", "hidden": "680", **numbers, **more, **different}
 
@@ -166,7 +174,7 @@ def test_the_summary_shows_means_spreads_and_failures_whole(
         print_summary(rows, {Fit("x/cifar100_h320.yaml", 64, 3): "it diverged"})
         shown = capsys.readouterr().out
         assert shown.startswith("test (original 96.67%)\n")
-        for number in ("680", "39.3%", "92.22% ±1.57%", "-5.56%", "0.0123", "160000", "812", "failed", "64"):
+        for number in ("680", "39.3%", "48.7%", "92.22% ±1.57%", "-5.56%", "0.0123", "160000", "812", "failed", "64"):
             assert number in shown
         assert shown.endswith("failed: cifar100_h320, hidden 64, seed 3: it diverged\n")
 

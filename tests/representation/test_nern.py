@@ -54,10 +54,9 @@ def test_a_file_is_as_large_as_what_has_to_be_stored(file: Path) -> None:
     sizes = representation.sizes()
     parts = part_bytes(read_container(file))
     assert parts["predictor"] == 4 * sizes.predictor_params
-    assert parts["order"] == sizes.order_bytes == (packed_bits(representation.layout, "in_filter") + 7) // 8
-    # Step counters of BatchNorm have 8 bytes each, where `sizes` counts 4 per number.
-    counters = sum("num_batches_tracked" in key for key in representation.original.net.state_dict())
-    assert parts["kept"] == sizes.kept_bytes + 4 * counters
+    assert parts["order"] == (packed_bits(representation.layout, "in_filter") + 7) // 8
+    state = representation.original.net.state_dict()
+    assert parts["kept"] == sum(value.nbytes for value in state.values()) - 4 * sizes.predicted_weights
     assert parts["scale"] == 4
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nernlit.coding import prediction
 from nernlit.errors import CheckpointError, LayoutError, UsageError
-from nernlit.kernels import LayerFilter
+from nernlit.kernels import LayerFilter, packed_bits
 from nernlit.predictors import MLP, Predictor
 from nernlit.representation import Representation, load_representation
 from tests.fakes import digits_representation, tiny_original, tiny_representation
@@ -212,7 +213,8 @@ def test_damaged_orders_and_scales_are_refused(damage: str) -> None:
 
 def test_a_checkpoint_holds_the_order_in_as_few_bits_as_are_counted() -> None:
     representation = tiny_representation()
-    assert representation.state_dict()["_extra_state"]["order"].nbytes == representation.sizes().order_bytes
+    counted = (packed_bits(representation.layout, representation.order) + 7) // 8
+    assert representation.state_dict()["_extra_state"]["order"].nbytes == counted
 
 
 class Forgetful(Oracle):
@@ -253,14 +255,30 @@ def test_unknown_orders_activations_and_kernel_sizes_are_refused() -> None:
         MLP(4, kernel_size=0)
 
 
-def test_sizes_count_everything_that_must_be_stored() -> None:
+def test_sizes_are_those_of_the_files() -> None:
     representation = tiny_representation()
     sizes = representation.sizes()
     assert sizes.predictor_params == representation.predictor.num_params
     assert sizes.cr_paper == sizes.predictor_params / representation.layout.num_weights
-    everything = sum(v.numel() for v in representation.original.net.state_dict().values())
-    assert sizes.kept_bytes == 4 * (everything - representation.layout.num_weights)
-    assert sizes.cr_stored > sizes.cr_paper * representation.layout.num_weights / everything
+    save_file(representation.original.net.state_dict(), "original.safetensors")
+    assert sizes.original_bytes == Path("original.safetensors").stat().st_size
+    for factor in (1.0, 1e-30, 1e9):  # the file is equally large for all values of the weights
+        with torch.no_grad():
+            for parameter in representation.predictor.parameters():
+                parameter.mul_(factor)
+        representation.save("net.nern")
+        assert sizes.file_bytes == Path("net.nern").stat().st_size
+    assert sizes.cr_file == sizes.file_bytes / sizes.original_bytes
+    assert representation.sizes() == sizes
+
+
+def test_a_network_that_is_not_finite_is_not_written() -> None:
+    representation = tiny_representation()
+    with torch.no_grad():
+        next(representation.predictor.parameters()).fill_(math.nan)
+    with pytest.raises(UsageError, match=r"the predicted weights of 'stem\.weight' are not finite"):
+        representation.save("net.nern")
+    assert not Path("net.nern").exists()
 
 
 def test_a_predictor_too_small_for_a_layer_is_refused() -> None:
