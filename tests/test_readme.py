@@ -14,9 +14,7 @@ def test_the_library_example_shows_how_far_it_is_and_learns(capsys: pytest.Captu
     torch.manual_seed(0)
     exec(example, {})
     *steps, last = capsys.readouterr().out.splitlines()
-    explained = [
-        float(found) for found in re.findall(r"step \d+: (-?[\d.]+)% of the explained power", "\n".join(steps))
-    ]
+    explained = [float(found) for found in re.findall(r"step \d+: explained power (-?[\d.]+)%", "\n".join(steps))]
     assert len(explained) == len(steps) == 6
     assert explained[-1] > 50 > explained[0]
     assert last.startswith("Sizes(predictor_params=")
