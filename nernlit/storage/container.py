@@ -16,10 +16,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nernlit.errors import FileFormatError
-from nernlit.storage.file_kinds import describe_file
+from nernlit.storage.file_kinds import NERN, describe_file
 from nernlit.storage.files import write_atomically
 
 VERSION = 1
+_AGAIN = "Copy, download or export it again."
 
 
 class Contents(NamedTuple):
@@ -92,9 +93,12 @@ def read_container(path: Path) -> Contents:
     except FileFormatError:
         raise
     except Exception as error:  # safetensors raises errors of its own; JSON may be nested too deeply
-        raise FileFormatError(f"{path} is {describe_file(path)}, and no .nern file that can be read.") from error
+        kind = describe_file(path)
+        if kind == NERN:
+            raise FileFormatError(f"{path} is damaged: its header is wrong. {_AGAIN}") from error
+        raise FileFormatError(f"{path} is {kind}, and no .nern file that can be read.") from error
     if not intact or not isinstance(header, dict):
-        raise FileFormatError(f"{path} is damaged: its checksum is wrong. Copy, download or export it again.")
+        raise FileFormatError(f"{path} is damaged: its checksum is wrong. {_AGAIN}")
     return Contents(header, tensors)
 
 

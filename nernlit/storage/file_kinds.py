@@ -13,6 +13,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _HEAD = 4096
+NERN = "a .nern file"
 #: First bytes of a file -> what it is.
 _SIGNATURES = {
     b"\x1f\x8b": "a gzip archive; unpack it first",
@@ -137,11 +138,15 @@ def _safetensors(path: Path, size: int, header: int) -> str:
         with path.open("rb") as file:
             file.seek(8)
             entries = json.loads(file.read(header))
-        end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
+        end = max(ends, default=0)
+        metadata = entries.get("__metadata__", {})
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         return f"a damaged or truncated safetensors file ({size:,} bytes)"
     if size != 8 + header + end:
         return f"a damaged or truncated safetensors file ({size:,} bytes instead of {8 + header + end:,})"
+    if isinstance(metadata, dict) and metadata.get("format") == "nern":
+        return NERN
     return f"a safetensors file (tensors: {len(entries.keys() - {'__metadata__'})})"
 
 

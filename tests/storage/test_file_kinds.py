@@ -31,6 +31,10 @@ def _npz() -> bytes:
     return file.getvalue()
 
 
+def _safetensors_header(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header
+
+
 def _tar() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -77,6 +81,15 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
     "pickle": (lambda: b"\x80\x04\x95\x00", "a Python pickle, which is not loaded because that could run code"),
     "unknown": (lambda: bytes(range(1, 256)), "a file of an unknown kind (255 bytes)"),
     "safetensors": (lambda: save(WEIGHTS), "a safetensors file (tensors: 1)"),
+    "nern": (lambda: save(WEIGHTS, {"format": "nern"}), "a .nern file"),
+    "safetensors with one offset": (
+        lambda: _safetensors_header(b'{"a": {"data_offsets": [0]}}'),
+        "a damaged or truncated safetensors file (36 bytes)",
+    ),
+    "safetensors nested too deeply": (
+        lambda: _safetensors_header(b'{"a":' + b"[" * 100_000),
+        "a damaged or truncated safetensors file (100,013 bytes)",
+    ),
     "truncated safetensors": (
         lambda: save(WEIGHTS)[:-5],
         f"a damaged or truncated safetensors file ({len(save(WEIGHTS)) - 5} bytes instead of {len(save(WEIGHTS))})",
