@@ -8,7 +8,8 @@ from nernlit.training.original import OriginalModule
 from nernlit.training.plan import Plan
 from nernlit.training.progressive import Progressive, Round
 from nernlit.training.recon_only import ReconOnly
-from nernlit.training.scheme import Scheme, Stage
+from nernlit.training.scheme import Scheme
+from nernlit.training.stages import Stage
 
 __all__ = [
     "BaselineJoint",

@@ -17,7 +17,8 @@ from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
 from nernlit.training.objectives import Distillation, Objective, Reconstruction, Step, whole_error
 from nernlit.training.plan import Plan
-from nernlit.training.scheme import Precision, Scheme, Stage
+from nernlit.training.scheme import Precision, Scheme
+from nernlit.training.stages import Stage
 
 Gradients = Literal["sampled", "all"]
 

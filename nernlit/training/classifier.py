@@ -230,7 +230,7 @@ class ClassifierModule(L.LightningModule, ABC):
         if unusable and not self.trainer.sanity_checking:
             rank_zero_warn(
                 f"After step {self.trainer.global_step - 1} the network's logits are not finite for some validation "
-                "images, which count as wrong. If this does not pass, lower the learning rate (--model.optimizer.lr)."
+                "images, which count as wrong. If this does not pass, lower the learning rate (the optimizer's lr)."
             )
         return list(suffixes)
 

@@ -16,7 +16,8 @@ from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation, load_representation
 from nernlit.training.objectives import Distillation, Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
-from nernlit.training.scheme import Precision, Scheme, Stage
+from nernlit.training.scheme import Precision, Scheme
+from nernlit.training.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from nernlit.errors import DivergenceError
 #: Steps that are checked together where a check costs something: an accelerator, or several processes.
 _TOGETHER = 50
 
-ADVICE = "lower the learning rate (--model.optimizer.lr); checkpoints from before are kept"
+ADVICE = "lower the learning rate (the optimizer's lr); checkpoints from before are kept"
 
 
 def all_finite(tensors: Iterable[Any]) -> Tensor:

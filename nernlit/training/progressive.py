@@ -24,7 +24,8 @@ from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, load_representation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
-from nernlit.training.scheme import Precision, Scheme, Stage
+from nernlit.training.scheme import Precision, Scheme
+from nernlit.training.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from nernlit.kernels import Sampling
 from nernlit.representation import Representation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
-from nernlit.training.scheme import Precision, Scheme, Stage
+from nernlit.training.scheme import Precision, Scheme
+from nernlit.training.stages import Stage
 
 
 @final

@@ -4,9 +4,7 @@ from abc import ABC
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -21,27 +19,11 @@ from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.divergence import all_finite
-from nernlit.training.objectives import Objective, Step
+from nernlit.training.objectives import Step
+from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
 from nernlit.utilities.constants import WithConstants
 
 Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a fit with an optimizer of its own.
-
-    Attributes:
-        objective: What its steps minimize.
-        optimizer: Makes its optimizer from the trained parameters.
-        scheduler: Makes its schedule from the optimizer.
-        steps: Optimizer steps; None for those that are left of the fit.
-    """
-
-    objective: Objective
-    optimizer: OptimizerCallable
-    scheduler: LRSchedulerCallable | None = None
-    steps: int | None = None
 
 
 class Scheme(ClassifierModule, WithConstants, ABC):
@@ -159,7 +141,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def stage_starts(self) -> Sequence[int]:
         """The optimizer steps at which stages 1, 2, ... begin; stage 0 begins at step 0."""
-        return list(accumulate(stage.steps or 0 for stage in self.stages[:-1]))
+        return starts_of(self.stages)
 
     def start_stage(self) -> None:
         """Prepare for `self.stage`, before its optimizer is made. Nothing by default."""
@@ -184,24 +166,14 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def configure_optimizers(self) -> Any:
         if self._resumed is not None:
-            self._refuse_other_stages(*self._resumed)
+            step, before = self._resumed
+            refuse_other_lengths(type(self).__name__, self.stage, step, before, self._stage_ends())
             self._resumed = None
         return super().configure_optimizers()
 
     def _stage_ends(self) -> list[float]:
         total = self.trainer.estimated_stepping_batches  # loads the data, on which the stages' lengths may depend
         return [*self.stage_starts(), total]
-
-    def _refuse_other_stages(self, step: int, before: list[float]) -> None:
-        """What is over stays over: a resumed fit neither redoes a part of it nor cuts the running stage short."""
-        now, over = self._stage_ends(), self.stage
-        if len(now) <= over or now[:over] != before[:over] or (now[over] != before[over] and now[over] <= step):
-            raise UsageError(
-                f"the checkpoint is from step {step} of a fit whose stages end after the steps {before}; with the "
-                f"options of this one they end after {now}. Resume with the lengths that it was fitted with "
-                f"(--trainer.max_epochs and those of {type(self).__name__}), or start anew from its weights "
-                "(--model.init_from)."
-            )
 
     # Runs and their checkpoints.
 

@@ -5,12 +5,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nernlit.cli.main import run
+from nernlit.errors import UsageError
 from tests.fakes import CONFIGS, QUICK
 from tests.training.test_decoupled_distill import QUICK_DECOUPLED
 from tests.training.test_progressive import QUICK_PROGRESSIVE
 
 MODEL = "--model.init_args"
-OPTIMISERS = {
+OPTIMIZERS = {
     "muon": [],
     "lookahead_radam": ["--schedule=paper", *QUICK[2:]],
     "ranger21": [
@@ -38,9 +39,9 @@ CASES += [
 
 @pytest.mark.parametrize(("optimizer", "kill_at"), CASES)
 def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimizer: str, kill_at: int) -> None:
-    line = ["fit", *OPTIMISERS[optimizer]]
-    if OPTIMISERS[optimizer][:1] != ["-c"]:
-        line = ["fit", *QUICK, *OPTIMISERS[optimizer]]
+    line = ["fit", *OPTIMIZERS[optimizer]]
+    if OPTIMIZERS[optimizer][:1] != ["-c"]:
+        line = ["fit", *QUICK, *OPTIMIZERS[optimizer]]
     if optimizer not in ("decoupled", "progressive"):
         line.append("--trainer.max_epochs=3")
     whole, killed = "--trainer.logger.init_args.save_dir=whole", "--trainer.logger.init_args.save_dir=killed"
@@ -67,3 +68,11 @@ def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimizer: str, kill
 def test_last_without_a_checkpoint_starts_at_the_beginning() -> None:
     cli = run(["fit", *QUICK, "--ckpt_path=last"])
     assert cli.trainer.global_step == 10
+
+
+def test_a_fit_is_not_resumed_with_a_length_that_it_has_passed() -> None:
+    run(["fit", *QUICK])
+    with pytest.raises(UsageError, match=r"from step 10 of a fit whose stages end .* \[10\]; .* they end after \[5\]"):
+        run(["fit", *QUICK, "--trainer.max_epochs=1", "--ckpt_path=last"])
+    longer = run(["fit", *QUICK, "--trainer.max_epochs=3", "--ckpt_path=last"])
+    assert longer.trainer.global_step == 15

@@ -1,0 +1,55 @@
+"""Stages of a fit: which one a step belongs to, and which lengths a resumed fit may have."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from nernlit.errors import UsageError
+from nernlit.training.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a fit with an optimizer of its own.
+
+    Attributes:
+        objective: What its steps minimize.
+        optimizer: Makes its optimizer from the trained parameters.
+        scheduler: Makes its schedule from the optimizer.
+        steps: Optimizer steps; None for those that are left of the fit.
+    """
+
+    objective: Objective
+    optimizer: OptimizerCallable
+    scheduler: LRSchedulerCallable | None = None
+    steps: int | None = None
+
+
+def starts_of(stages: Sequence[Stage]) -> list[int]:
+    """The optimizer steps at which stages 1, 2, ... begin; stage 0 begins at step 0."""
+    return list(accumulate(stage.steps or 0 for stage in stages[:-1]))
+
+
+def refuse_other_lengths(scheme: str, stage: int, step: int, before: Sequence[float], now: Sequence[float]) -> None:
+    """Refuse to resume a fit with lengths that would redo a finished stage or cut the running one short.
+
+    Args:
+        scheme: Name of the scheme's class.
+        stage: Number of the running stage.
+        step: Optimizer steps that the fit has made.
+        before: The step at which each stage ended, by the options that the fit began with.
+        now: The same, by the options that it is resumed with.
+
+    Raises:
+        UsageError: With both lists.
+    """
+    is_same = len(now) > stage and now[:stage] == before[:stage]
+    if is_same and (now[stage] == before[stage] or now[stage] > step):
+        return
+    raise UsageError(
+        f"the checkpoint is from step {step} of a fit whose stages end after the steps {before}; with the options of "
+        f"this one they end after {now}. Resume with the lengths that it was fitted with (--trainer.max_epochs and "
+        f"those of {scheme}), or start anew from its weights (--model.init_from)."
+    )
