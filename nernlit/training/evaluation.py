@@ -1,4 +1,4 @@
-"""The accuracy of classifiers on images: counting, and what is said of numbers that are not finite.
+"""The accuracy of classifiers on images, and errors for logits that are not finite.
 
 Batches are (pixels in [0, 1] of shape (B, C, H, W), labels (B,)).
 """
@@ -19,17 +19,17 @@ Classifiers = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 class Evaluation:
-    """Counts the right answers of one or more classifiers on the same images.
+    """Counts the correctly classified images of one or more classifiers on the same images.
 
     Metrics are `acc`, `acc_top5`, `acc_<set>_<condition>` and their mean `acc_<set>`; each name ends in the
     classifier's suffix.
 
     Args:
-        classifiers: The suffix of its metrics' names -> pixels to logits.
-        num_classes: Logits per image.
+        classifiers: Suffix of the metrics' names -> classifier, which maps pixels to logits.
+        num_classes: Number of logits.
         in_chans: Image channels.
-        conditions: Evaluation sets after the first data loader, one per further loader.
-        device: Where the logits are.
+        conditions: The conditions of further test sets, one per data loader after the first.
+        device: The device of the logits.
 
     Raises:
         UsageError: If two metrics would have the same name.
@@ -40,7 +40,7 @@ class Evaluation:
     ) -> None:
         self.classifiers, self.num_classes, self.in_chans = classifiers, num_classes, in_chans
         self.conditions = conditions
-        #: Whether all logits of a classifier were finite so far.
+        #: Whether all logits of a classifier have been finite so far.
         self.answered: dict[str, Tensor] = {}
         names = [f"acc{_suffix(condition)}" for condition in conditions]
         means = {f"acc_{condition.eval_set}" for condition in conditions}
@@ -49,7 +49,7 @@ class Evaluation:
             if count > 1:
                 raise UsageError(f"eval_sets: two results would be named {name}; rename the test set or its condition.")
         tops = {"acc": 1, "acc_top5": min(5, num_classes), **dict.fromkeys(names, 1)}
-        #: Not a ModuleDict, whose names may hold no dots (as in "cifar10.1").
+        #: Not a ModuleDict, whose names must not contain dots (as in "cifar10.1").
         self.metrics = {
             name + suffix: MulticlassAccuracy(num_classes, top_k=top, average="micro").to(device)
             for name, top in tops.items()
@@ -57,10 +57,10 @@ class Evaluation:
         }
 
     def update(self, batch: ImageBatch, dataloader_idx: int = 0) -> None:
-        """Count the answers to a batch. Logits that are not finite count as a wrong answer.
+        """Count the predictions for a batch. An image with logits that are not finite counts as wrong.
 
         Raises:
-            DataError: If the images have other channels than the classifiers take.
+            DataError: If the images do not have the classifiers' number of channels.
         """
         if not self.classifiers:
             return  # no images, no accuracy
@@ -68,7 +68,7 @@ class Evaluation:
         if images_BCHW.shape[1] != self.in_chans:
             raise DataError(
                 f"images of {images_BCHW.shape[1]} channels, but the original takes {self.in_chans}; "
-                "derive the data from ImageDataModule, which converts them, or convert them yourself."
+                "use a subclass of ImageDataModule, which converts them, or convert them before."
             )
         condition = self.conditions[dataloader_idx - 1] if dataloader_idx else None
         names = [f"acc{_suffix(condition)}"] if condition else ["acc", "acc_top5"]
@@ -76,7 +76,7 @@ class Evaluation:
             logits_BC = classify(images_BCHW)
             finite_B = logits_BC.isfinite().all(1)
             self.answered[suffix] = finite_B.all() & self.answered.get(suffix, True)
-            # The label comes last among the classes.
+            # Replaced by logits in which the label is the smallest.
             logits_BC = logits_BC.where(finite_B[:, None], -one_hot(labels_B, self.num_classes).to(logits_BC))
             if condition is not None and condition.classes is not None:
                 logits_BC = _only(logits_BC, condition.classes)
@@ -102,7 +102,7 @@ def _suffix(condition: Any) -> str:
 
 
 def _only(logits_BC: Tensor, classes: Tensor) -> Tensor:
-    """The logits, with the classes that do not occur made impossible."""
+    """The logits; those of classes that the test set does not have are set to minus infinity."""
     kept_BC = torch.full_like(logits_BC, float("-inf"))
     kept_BC[:, classes] = logits_BC[:, classes.to(logits_BC.device)]
     return kept_BC

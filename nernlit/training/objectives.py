@@ -1,6 +1,6 @@
-"""Objectives: what a training step minimizes. Each maps a step to weighted loss terms by name.
+"""Objectives: each maps a training step to weighted loss terms by name, whose sum the step minimizes.
 
-An objective knows nothing of Lightning: what it needs to know of the run is in the `Step`.
+Objectives do not depend on Lightning: everything that they need from the run is in the `Step`.
 
 Shapes: N kernels, S of them sampled by this process, T predictors, K kernel side, B images, C classes.
 """
@@ -28,25 +28,25 @@ ReconstructionLoss = Literal["mse", "rmse"]
 
 @dataclass
 class Step:
-    """What an objective may look at in a training step.
+    """The inputs of an objective in one training step.
 
     Attributes:
-        representation: What is trained.
-        batch: What the data gave: (pixels in [0, 1] of shape (B, C, H, W), labels (B,)), or anything where no image is
-            needed.
+        representation: The representation that is trained.
+        batch: The batch of the datamodule: (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); ignored by objectives
+            that need no images.
         target: Kernels to reconstruct, (N, K, K).
-        norms: Their Euclidean norms, (N,), on the CPU.
-        sizes: Weights per kernel, (N,), on the CPU.
-        ensemble: Predictors that are trained in place of the representation's own.
-        number: Of the batch, counted over the whole run.
-        optimizer_step: Of the optimizer, counted over the whole run.
-        seed: Of the run, equal on all processes.
-        rank: Of this process.
+        norms: Euclidean norms of the target kernels, (N,), on the CPU.
+        sizes: Number of weights of each kernel, (N,), on the CPU.
+        ensemble: Predictors that are trained instead of the representation's own.
+        number: Number of the batch, counted over the whole run.
+        optimizer_step: Number of the optimizer step, counted over the whole run.
+        seed: Seed of the run, equal on all processes.
+        rank: Rank of this process.
         world_size: Number of processes.
-        autocast: The precision of training steps.
-        mean: Mean of a scalar over all processes, with gradients.
-        curve: Name of a curve for the error of a single predictor.
-        metrics: Figures to log as `train/<name>` beside the loss terms; objectives fill it.
+        autocast: Returns the context of the precision of training steps.
+        mean: Averages a scalar over all processes, with gradients.
+        curve: Name of an additional metric for the error per predictor; None for none.
+        metrics: Metrics to log as `train/<name>` in addition to the loss terms; objectives fill it.
     """
 
     representation: Representation
@@ -94,9 +94,9 @@ class Step:
 class Objective(WithConstants, ABC):
     """Maps a training step to weighted loss terms by name; their sum is minimized."""
 
-    #: Whether steps look at images.
+    #: Whether the objective uses the batch's images.
     needs_images: bool = False
-    #: The network whose answers are learned, where it is another one than the original.
+    #: The teacher; None if it is the original.
     teacher: Original | None = None
 
     @abstractmethod
@@ -104,19 +104,19 @@ class Objective(WithConstants, ABC):
         """The loss terms of a step, each a scalar that is logged as `train/<name>`."""
 
     def reset(self) -> None:
-        """Forget what belongs to a device or to the data of an earlier run. Nothing by default."""
+        """Drop cached tensors of an earlier run's device or data; by default there are none."""
 
 
 @final
 class Reconstruction(Objective):
-    """The error of the kernels that a step samples, in units of the representation's scale.
+    """The reconstruction error of the sampled kernels, in units of the representation's scale.
 
-    With several predictors (`Step.ensemble`) it is the sum of their errors, so that each has the gradient that it
-    would have alone. One whose error is not finite is left out, unless none is finite.
+    With several predictors (`Step.ensemble`) it is the sum of their errors, so that each has the same gradient as if
+    trained alone. A predictor whose error is not finite is excluded, unless no error is finite.
 
     Args:
-        sampling: Which kernels a step looks at; uniform by default.
-        loss: `mse`, or `rmse`, the root that NeRN's code takes.
+        sampling: Chooses the kernels of each step; uniform by default.
+        loss: `mse`, or `rmse` as in NeRN's code.
     """
 
     def __init__(self, sampling: Sampling | None = None, loss: ReconstructionLoss = "mse") -> None:
@@ -125,7 +125,7 @@ class Reconstruction(Objective):
         self.loss = loss
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        # All processes draw the same kernels and share them out.
+        # All processes draw the same sample and divide it among them.
         shares = self.sampling.shares(step.norms, step.seed, step.number, step.world_size)
         joint = torch.cat(shares)
         num_weights = int(step.sizes[joint].sum())
@@ -133,12 +133,12 @@ class Reconstruction(Objective):
         predicted_TSKK = step.kernels(rows)
         scale, mask_SKK = step.representation.scale, step.representation.mask(rows)
         target_SKK = step.target[rows] / scale
-        # The mean over processes is that of all sampled weights, however the shares differ in size.
+        # The mean over processes equals the mean over all sampled weights, even if the shares differ in size.
         share = num_weights / step.world_size
         mse_T = torch.stack(
             [reconstruction_mse(predicted / scale, target_SKK, mask_SKK, share) for predicted in predicted_TSKK]
         )
-        # The root of the error of all processes: the mean of their roots is another number.
+        # The root of the mean over all processes, not the mean of the processes' roots.
         error_T = torch.stack([step.mean(mse).sqrt() for mse in mse_T]) if self.loss == "rmse" else mse_T
         finite_T = error_T.isfinite()
         kept_T = finite_T | ~finite_T.any()
@@ -153,19 +153,19 @@ class Reconstruction(Objective):
 
 @final
 class Distillation(Objective):
-    """What the reconstructed network answers, compared with a teacher, with the original and with the labels.
+    """Losses on the outputs of the reconstructed network: against a teacher's logits, the original's maps, and labels.
 
-    A term whose weight is zero costs nothing.
+    A term with weight 0 is not computed.
 
     Args:
-        original: The representation's original. It is also the student: it runs with predicted weights.
-        teacher: Whose logits are learned: any classifier of the same classes; the original by default.
-        kd_weight: Of the divergence from the teacher.
-        temperature: Of both softmaxes.
+        original: The representation's original. The student is its architecture with predicted weights.
+        teacher: The classifier whose logits are learned, with the same classes; the original by default.
+        kd_weight: Weight of the KL divergence from the teacher.
+        temperature: Softmax temperature of student and teacher.
         kd_inside_log: Added to probabilities inside the divergence's logarithms (NeRN's code adds 1e-4).
-        feature_weight: Of the feature maps' distance to the original's.
-        cross_entropy_weight: Of the cross-entropy with the labels.
-        recon_weight: Of the mean squared error of all predicted weights, in units of the representation's scale.
+        feature_weight: Weight of the feature-map loss between student and original.
+        cross_entropy_weight: Weight of the cross-entropy with the labels.
+        recon_weight: Weight of the mean squared error of all predicted weights, in units of the representation's scale.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
 
     Raises:
@@ -196,7 +196,7 @@ class Distillation(Objective):
             if teacher.num_classes != original.num_classes:
                 raise UsageError(
                     f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the original "
-                    f"{original.name!r} has {original.num_classes}; both must know the same classes."
+                    f"{original.name!r} has {original.num_classes}; both must have the same classes."
                 )
             self.set_constant("teacher", teacher.freeze())
         self.kd_weight, self.temperature, self.kd_inside_log = kd_weight, temperature, kd_inside_log
@@ -214,7 +214,7 @@ class Distillation(Objective):
         return self.terms(step, step.all_weights())
 
     def terms(self, step: Step, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The loss terms of the original with these weights in place of its own."""
+        """The loss terms of the original's architecture with these weights."""
         images_BCHW = step.images()
         student, teacher = self._folded(images_BCHW[:2])
         terms: dict[str, Tensor] = {}
@@ -243,9 +243,10 @@ class Distillation(Objective):
         return terms
 
     def _folded(self, images_BCHW: Tensor) -> tuple[Folded, Folded]:
-        """The student and the teacher, with BatchNorm folded into convolutions at their first use.
+        """The student and the teacher with folded BatchNorm layers; they are built at the first call.
 
-        The images, two are enough, show which normalization follows which convolution.
+        Args:
+            images_BCHW: A small batch, which is used to trace which BatchNorm follows which convolution.
         """
         if self._networks is None:
             read = FeatureTaps(self.original.net, self.taps).taps if self.feature_weight else ()
@@ -262,12 +263,12 @@ def whole_error(representation: Representation, weights: Mapping[str, Tensor], l
 
 
 def _logits(step: Step, cnn: Folded, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Logits (B, C); images are NHWC in memory, which makes convolutions fastest on CPUs and GPUs."""
+    """Logits (B, C); images are converted to channels-last memory format, in which convolutions are fastest."""
     with step.autocast():
         return cnn(images_BCHW.contiguous(memory_format=torch.channels_last), weights)
 
 
 def _labels(batch: tuple[Tensor, Tensor]) -> Tensor:
     if bool((batch[1] < 0).any()):
-        raise UsageError("cross_entropy_weight needs labels, which noise has none of; pass cross_entropy_weight 0.")
+        raise UsageError("cross_entropy_weight needs labels, but noise has none; pass cross_entropy_weight 0.")
     return batch[1]

@@ -1,4 +1,4 @@
-"""Training an original, for users who have no checkpoint."""
+"""Training of an original, for users who do not have a checkpoint."""
 
 from collections.abc import Callable, Iterable
 from typing import final
@@ -16,13 +16,15 @@ from nernlit.training.evaluation import ImageBatch
 
 @final
 class OriginalModule(ClassifierModule):
-    """Cross-entropy on labeled images. Its checkpoints, and what `predict` writes, are an original's `checkpoint`.
+    """Trains a CNN with cross-entropy on labeled images.
+
+    Its checkpoints, and the files that `predict` writes, can be used as an original's `checkpoint`.
 
     Args:
         original: The CNN to train, from random weights or from its checkpoint.
-        optimizer: Makes the optimizer from the CNN's parameters.
-        scheduler: Makes the schedule from the optimizer.
-        label_smoothing: Share of a label's weight that is spread over all classes.
+        optimizer: Creates the optimizer from the CNN's parameters.
+        scheduler: Creates the learning-rate schedule from the optimizer.
+        label_smoothing: Probability mass that is distributed over all classes, at least 0 and below 1.
     """
 
     precisions = ("32-true", "bf16-mixed", "16-mixed")
