@@ -1,18 +1,16 @@
 """The original: a CNN, given by timm name and weights, with the pixel statistics that it was trained with."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self, final
 
-import timm
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from nernlit.coding import NernFile, is_nern, unreadable
-from nernlit.errors import CheckpointError, UsageError
-from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
+from nernlit.errors import UsageError
 from nernlit.originals.checks import pixel_statistics, require_finite_weights, require_plain_weights
+from nernlit.originals.timm_models import image_channels, require_counts, require_name, timm_model
 from nernlit.storage.container import fingerprint
 from nernlit.storage.weights import load_strictly, read_state_dict
 from nernlit.utilities.sharing import places_of_weights
@@ -61,9 +59,7 @@ class Original(nn.Module):
         ema: bool | None = None,
     ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            close = difflib.get_close_matches(name, timm.list_models(), 3) or ["cifar_resnet20", "resnet18"]
-            raise UsageError(f"timm has no model named {name!r}; did you mean {', '.join(close)}?")
+        require_name(name)
         if checkpoint is not None and pretrained:
             raise UsageError(f"both checkpoint={checkpoint!r} and pretrained=true are given; keep one of them.")
         if ema is not None and checkpoint is None:
@@ -79,7 +75,7 @@ class Original(nn.Module):
                 in_chans = (file.header["network"] or {}).get("in_chans") if in_chans is None else in_chans
                 mean = file.header["mean"] if mean is None else mean
                 std = file.header["std"] if std is None else std
-        net = _timm_model(name, pretrained, num_classes, in_chans)
+        net = timm_model(name, pretrained, num_classes, in_chans)
         if checkpoint is not None:
             state = read_state_dict(checkpoint, net, ema) if file is None else file.state_dict()
             load_strictly(net, state, checkpoint)
@@ -118,10 +114,10 @@ class Original(nn.Module):
             UsageError: If the weights are not plain float32 parameters, or an argument is invalid.
             CheckpointError: If a weight is not finite.
         """
-        _require_counts(type(net).__name__, num_classes, in_chans)
+        require_counts(type(net).__name__, num_classes, in_chans)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        channels = in_chans or _image_channels(net) or len(mean)
+        channels = in_chans or image_channels(net) or len(mean)
         self._set_up(net, type(net).__name__, "memory", num_classes, channels, mean, std)
         return self
 
@@ -219,38 +215,3 @@ class Original(nn.Module):
         self.weights_from = str(file.path)
         self.class_names = tuple(str(name) for name in file.header["class_names"])
         self._stated_fingerprints = {fingerprint(self.net.state_dict()): str(file.header["reconstructed"]["sha256"])}
-
-
-def _timm_model(name: str, pretrained: bool, num_classes: int | None, in_chans: int | None) -> Any:
-    _require_counts(name, num_classes, in_chans)
-    shape = {k: v for k, v in (("num_classes", num_classes), ("in_chans", in_chans)) if v is not None}
-    try:
-        return timm.create_model(name, pretrained=pretrained, **shape)
-    except Exception as error:  # timm's models and download backends raise many types
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if pretrained:
-            raise CheckpointError(
-                f"the pretrained weights of {name!r} could not be loaded: {reason} "
-                "Without an internet connection, pass checkpoint=FILE instead of pretrained=true."
-            ) from error
-        raise UsageError(f"timm cannot create {name!r} with {shape or 'its own options'}: {reason}") from error
-
-
-def _require_counts(name: str, num_classes: int | None, in_chans: int | None) -> None:
-    for what, count, least in (("num_classes", num_classes, 2), ("in_chans", in_chans, 1)):
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
-            raise UsageError(f"{what}={count!r} for {name!r}; expected a whole number of at least {least}.")
-
-
-def _image_channels(net: nn.Module) -> int | None:
-    """The number of image channels; the network may reshape images before its first convolution."""
-    stated = getattr(net, "in_chans", None)
-    if isinstance(stated, int) and stated > 0:
-        return stated
-    channels = [module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)][:1]
-    config = getattr(net, "pretrained_cfg", None) or getattr(net, "default_cfg", None)
-    if isinstance(config, Mapping) and config.get("input_size"):
-        # The smaller one: a stem that rearranges pixels has more input channels, and timm's configuration states 3 even
-        # for a network created with `in_chans=1`.
-        channels.append(int(config["input_size"][0]))
-    return min(channels, default=None)
