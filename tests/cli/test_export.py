@@ -109,7 +109,7 @@ def _weights_of(representation: nernlit.Representation) -> torch.Tensor:
 
 def test_a_fit_with_its_own_representation_needs_the_file_at_its_start_only(fitted: Path) -> None:
     main(["export", str(fitted), "-o", "start.nern"])
-    distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[2:], "--model.recon_steps=0"]
+    distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[2:], "--model.reconstruction.steps=0"]
     run(["fit", *distill, "--model.init_from=start.nern", "--trainer.max_epochs=1"])
     Path("start.nern").unlink()
     resumed = run(["fit", *distill, "--ckpt_path=last"]).model
