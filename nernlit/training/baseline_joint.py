@@ -1,4 +1,4 @@
-"""Baseline-joint (NeRN, arXiv 2212.13554; arXiv 2407.00356, eq. 1): reconstruction and distillation at once.
+"""Baseline-joint (NeRN, arXiv 2212.13554; arXiv 2407.00356, eq. 1): reconstruction and distillation in every step.
 
 L = L_recon + alpha * L_FMD + beta * L_KD, with alpha = `feature_weight` and beta = `kd_weight`. Every option's default
 is NeRN's for CIFAR-10.
@@ -28,11 +28,11 @@ class JointObjective(Objective):
     """All terms of eq. 1 in one step, L_recon in weight units.
 
     Args:
-        reconstruction: The only term during the warm-up; its sampling says which kernels carry gradients.
+        reconstruction: The only term during the warm-up; its sampling chooses the kernels that gradients flow to.
         distillation: L_FMD and L_KD.
-        recon_weight: Of L_recon, a root mean squared error.
-        warmup_steps: Optimizer steps of reconstruction before images are looked at.
-        gradients: `sampled`: only the sampled kernels carry gradients, from all terms; `all`: every kernel does.
+        recon_weight: Weight of L_recon, a root-mean-square error.
+        warmup_steps: Optimizer steps of reconstruction before images are used.
+        gradients: `sampled`: gradients of all terms flow to the sampled kernels only; `all`: to all kernels.
     """
 
     needs_images = True
@@ -68,13 +68,13 @@ class JointObjective(Objective):
         return terms
 
     def _weights(self, step: Step) -> dict[str, Tensor]:
-        """All predicted weights, those of the kernels that this step samples with gradients."""
+        """All predicted weights; gradients flow to the kernels that this step samples."""
         if self.gradients == "all":
             return step.all_weights()
-        # Two contexts: one remembers the parameters as it converted them, here without gradients.
+        # Two autocast contexts: each caches converted parameters, here without gradients.
         with torch.no_grad():
             weights = step.all_weights()
-        # The same kernels on all processes; drawn twice, a kernel still is one.
+        # The same kernels on all processes; a kernel that is drawn twice counts once.
         drawn = self.reconstruction.sampling.indices(step.norms, step.seed, step.number)
         rows = drawn.unique().to(step.target.device)
         (sampled_SKK,) = step.kernels(rows)
@@ -86,20 +86,20 @@ class BaselineJoint(Scheme):
     """One stage with two objectives. Several processes share the kernels of a step and split its images.
 
     Args:
-        representation: What is trained.
-        optimizer: Makes the optimizer from the predictor's parameters.
-        scheduler: Makes the schedule from the optimizer.
-        sampling: Which kernels carry gradients.
-        gradients: `sampled` (NeRN's), or `all` (ours): every kernel carries gradients.
-        warmup_steps: Steps of Recon-only before images are looked at.
-        recon_weight: Of the root mean squared reconstruction error.
-        feature_weight: alpha, of the feature maps' distance to the original's.
-        kd_weight: beta, of the divergence from the teacher.
-        kd_inside_log: Added to probabilities inside that divergence's logarithms.
-        temperature: Of both softmaxes.
-        teacher: Whose logits are learned: any classifier of the same classes; the original by default.
+        representation: The representation to train.
+        optimizer: Creates the optimizer from the predictor's parameters.
+        scheduler: Creates the learning-rate schedule from the optimizer.
+        sampling: Chooses the kernels that gradients flow to in each step.
+        gradients: `sampled` (as in NeRN): gradients flow to the sampled kernels only; `all`: to all kernels.
+        warmup_steps: Steps of Recon-only before images are used.
+        recon_weight: Weight of the root-mean-square reconstruction error.
+        feature_weight: alpha, the weight of the feature-map loss against the original.
+        kd_weight: beta, the weight of the KL divergence from the teacher.
+        kd_inside_log: Added to the probabilities inside the divergence's logarithms.
+        temperature: Softmax temperature of student and teacher.
+        teacher: The classifier whose logits are learned, with the same classes; the original by default.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
-        precision: Of the predictor and the CNNs in training steps, `bf16` or `fp32`.
+        precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class BaselineJoint(Scheme):
         if not recon_weight and (not (kd_weight or feature_weight) or warmup_steps):
             raise UsageError(
                 f"recon_weight=0, feature_weight={feature_weight}, kd_weight={kd_weight}, warmup_steps={warmup_steps}: "
-                "some step has nothing to learn; give a term of it a weight."
+                "some steps have nothing to learn; set one of the weights above 0."
             )
         reconstruction = Reconstruction(sampling or MagnitudeMix(), "rmse")
         objective = JointObjective(reconstruction, distillation, recon_weight, warmup_steps, gradients)
@@ -144,6 +144,6 @@ class BaselineJoint(Scheme):
         if (options.feature_weight or options.kd_weight) and options.warmup_steps >= plan.most_steps:
             raise UsageError(
                 f"the run ends after {plan.most_steps:.0f} steps, within the loss warm-up (warmup_steps="
-                f"{options.warmup_steps}), and would never look at an image; make it longer (--trainer.max_epochs) or "
-                "the warm-up shorter."
+                f"{options.warmup_steps}), and would never use an image; pass a larger --trainer.max_epochs or "
+                "fewer --model.warmup_steps."
             )

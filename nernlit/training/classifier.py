@@ -1,4 +1,4 @@
-"""The base of every LightningModule here: the hooks for training, evaluation and the optimizer's set-up.
+"""The base class of all LightningModules here: hooks for training, evaluation and the optimizer.
 
 Metrics are `stage/quantity[_condition]`.
 """
@@ -25,37 +25,37 @@ from nernlit.training.plan import Plan
 
 
 class ClassifierModule(L.LightningModule, ABC):
-    """Accuracy of one or more classifiers on the same images, and the optimizer's set-up.
+    """Measures the accuracy of one or more classifiers, and sets up the optimizer.
 
     Args:
-        original: Says how many classes and image channels there are.
+        original: The original; its numbers of classes and image channels are used.
     """
 
     def __init__(self, original: Original) -> None:
         super().__init__()
         self.num_classes, self.in_chans = original.num_classes, original.in_chans
         self.fitted_steps = 0  # of the checkpoint that was loaded
-        #: Hyperparameters that checkpoints hold in place of the given ones.
+        #: Hyperparameters that are written to checkpoints instead of the given ones.
         self.replaced_hyperparameters: dict[str, Any] = {}
 
     @abstractmethod
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """The scheme: its weighted loss terms by name. The step minimizes their sum."""
+        """The weighted loss terms of a step by name; their sum is minimized."""
 
     @abstractmethod
     def trained_parameters(self) -> Iterable[Parameter]:
-        """What the optimizer moves."""
+        """The parameters that the optimizer updates."""
 
     @abstractmethod
     def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
-        """What makes the optimizer and its schedule, which is stepped once per optimizer step."""
+        """Functions that create the optimizer and its schedule, which is stepped after each optimizer step."""
 
     @abstractmethod
     def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
-        """What `val` or `test` measures: the suffix of its metrics' names -> pixels to logits."""
+        """The classifiers that `val` or `test` measures: suffix of the metrics' names -> classifier."""
 
     def finite_weights(self) -> dict[str, Tensor]:
-        """Whether the weights of the classifiers are finite, of those whose weights are predicted."""
+        """Suffix -> whether the predicted weights of that classifier are finite."""
         return {}
 
     @property
@@ -65,10 +65,10 @@ class ClassifierModule(L.LightningModule, ABC):
 
     @abstractmethod
     def network(self) -> tuple[str, dict[str, Tensor]]:
-        """The network that the module stands for: its timm name and its state dict."""
+        """The module's network: its timm name and its state dict."""
 
     def needs_images(self, stage: str) -> bool:
-        """Whether `fit`, `validate`, `test` or `predict` cannot do without images."""
+        """Whether `fit`, `validate`, `test` or `predict` needs images."""
         return False
 
     def setup(self, stage: str) -> None:
@@ -84,18 +84,18 @@ class ClassifierModule(L.LightningModule, ABC):
 
     @classmethod
     def check_plan(cls, plan: Plan, options: Any) -> None:
-        """Refuse a fit whose length does not suit the scheme. Nothing by default.
+        """Check that the length of a fit suits the scheme. By default any length does.
 
         Args:
             plan: The fit's length, as far as it is known.
             options: The module, or the options that it would be built from; read by attribute.
 
         Raises:
-            UsageError: If the scheme cannot do what it is for in this length.
+            UsageError: If the scheme cannot work with this length.
         """
 
     def configure_callbacks(self) -> Any:
-        """Lightning's first hook of a run: what cannot work is refused before any data is read."""
+        """Lightning's first hook of a run; used to check precision and length before any data is read."""
         precision = self.trainer.precision
         if precision not in self.precisions:
             half = "; --model.precision bf16 runs training steps in it" if "bf16" in precision else ""
@@ -107,7 +107,7 @@ class ClassifierModule(L.LightningModule, ABC):
         return super().configure_callbacks()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """A fit ends with a validation, whatever ends it: max_epochs, max_steps, max_time or a callback."""
+        """Ensure a validation at the end of a fit, also if max_steps, max_time or a callback ends it."""
         trainer = self.trainer
         over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         if over or trainer.global_step == trainer.max_steps:
@@ -121,7 +121,7 @@ class ClassifierModule(L.LightningModule, ABC):
         self._losses = LossWatch(at_once, self.joined_flags)
 
     def joined_flags(self, flags: Tensor) -> Tensor:
-        """Flags (0 or 1) that are 1 where they are on all processes."""
+        """Logical and of flags (0 or 1) over all processes."""
         if self.trainer.world_size == 1:
             return flags
         gathered = self.all_gather(flags)
@@ -142,12 +142,12 @@ class ClassifierModule(L.LightningModule, ABC):
             )
 
     def diverged(self, state: Mapping[str, Any]) -> list[str]:
-        """The names of the entries of the module's state that are not finite, and ought to be."""
+        """The names of the entries of the module's state that should be finite but are not."""
         return not_finite(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.state.fn == "fit":
-            self.refuse_divergence()  # a checkpoint that is of no use must not take the place of a good one
+            self.refuse_divergence()  # a useless checkpoint must not replace a good one
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.fitted_steps = int(checkpoint.get("global_step", 0))
@@ -210,8 +210,8 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def _report(self, stage: str) -> None:
         evaluation = self._evaluation
-        suffixes = list(evaluation.classifiers or self._finite)  # without images, the weights alone
-        unseen = torch.ones((), dtype=torch.bool, device=self.device)  # a process may have got no image
+        suffixes = list(evaluation.classifiers or self._finite)  # without images only the weights are checked
+        unseen = torch.ones((), dtype=torch.bool, device=self.device)  # a process may have no images
         flags_S2 = torch.stack(
             [
                 torch.stack([found.get(suffix, unseen).int() for found in (self._finite, evaluation.answered)])
@@ -220,13 +220,13 @@ class ClassifierModule(L.LightningModule, ABC):
         )
         flags = dict(zip(suffixes, self.joined_flags(flags_S2).tolist(), strict=True))
         unusable = [suffix for suffix, (finite, answered) in flags.items() if not (finite and answered)]
-        # A network may overflow on its way to a good one; what a fit ends with, and what is measured alone, may not.
+        # Overflowing logits are accepted during a fit, but not at its end or in a separate evaluation.
         on_the_way = self.trainer.state.fn == "fit" and not self.trainer.should_stop
         self.refuse_unusable(stage, [s for s in unusable if not (on_the_way and flags[s][0])])
         self.log_results(stage, evaluation.results(self.measured(evaluation.classifiers, unusable)))
 
     def measured(self, suffixes: Iterable[str], unusable: Sequence[str]) -> list[str]:
-        """The classifiers whose figures are reported; some are unusable: they gave numbers that are not finite."""
+        """The suffixes whose metrics are reported; `unusable` are those with values that are not finite."""
         if unusable and not self.trainer.sanity_checking:
             rank_zero_warn(
                 f"After step {self.trainer.global_step - 1} the network's logits are not finite for some validation "
@@ -235,7 +235,7 @@ class ClassifierModule(L.LightningModule, ABC):
         return list(suffixes)
 
     def refuse_unusable(self, stage: str, suffixes: Sequence[str]) -> None:
-        """Refuse an evaluation in which the classifiers of these suffixes gave numbers that are not finite.
+        """Refuse an evaluation in which the classifiers with these suffixes have values that are not finite.
 
         Raises:
             DivergenceError: If there is one.
@@ -250,7 +250,7 @@ class ClassifierModule(L.LightningModule, ABC):
             )
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
-        """Log an evaluation's figures; equal on all processes already.
+        """Log the metrics of an evaluation, which are equal on all processes.
 
         A loaded checkpoint's are those of its step. The fit has logged them where it validated: `validate` reports them
         without another point in the curves.
@@ -274,7 +274,7 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         plan = Plan.of(self.trainer, self._data)
-        # Its data is there by now, and with it the number of steps.
+        # By now the data is set up, and the number of steps known.
         self.check_plan(replace(plan, most_steps=self.trainer.estimated_stepping_batches), self)
         make_optimizer, make_scheduler = self.makers()
         optimizer = built_optimizer(make_optimizer, self.trained_parameters())

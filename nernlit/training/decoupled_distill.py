@@ -1,4 +1,4 @@
-"""Decoupled-distill (arXiv 2407.00356, section 3.3): reconstruction first, then distillation alone.
+"""Decoupled-distill (arXiv 2407.00356, section 3.2): reconstruction first, then distillation alone.
 
 Phase 1 is Recon-only. Phase 2 starts from its predictor and matches the reconstructed CNN's logits to a teacher's; the
 gradient flows through every predicted kernel, and the original's weights no longer appear in the loss.
@@ -25,10 +25,10 @@ class ReconstructionPhase:
     """Phase 1: Recon-only, with its options.
 
     Args:
-        steps: Optimizer steps; 0 leaves the phase out.
-        optimizer: Makes its optimizer from the predictor's parameters; phase 2's by default.
-        scheduler: Makes its schedule from the optimizer.
-        sampling: Which kernels a step looks at; uniform by default.
+        steps: Optimizer steps; 0 skips the phase.
+        optimizer: Creates its optimizer from the predictor's parameters; phase 2's by default.
+        scheduler: Creates its learning-rate schedule from the optimizer.
+        sampling: Chooses the kernels of each step; uniform by default.
         loss: `mse` or `rmse`.
     """
 
@@ -44,20 +44,21 @@ class DecoupledDistill(Scheme):
     """Two stages: reconstruction (or `init_from`), then distillation to the end of the run.
 
     Args:
-        representation: What is trained. None takes the one of `init_from` as it is.
-        optimizer: Makes phase 2's optimizer from the predictor's parameters.
-        scheduler: Makes phase 2's schedule from its optimizer.
+        representation: The representation to train; None for the one in `init_from`.
+        optimizer: Creates phase 2's optimizer from the predictor's parameters.
+        scheduler: Creates phase 2's learning-rate schedule from its optimizer.
         reconstruction: Phase 1.
-        init_from: A file of an earlier fit whose predictor phase 1, or phase 2, starts from. Where a representation is
-            given too, the file must fit it.
-        teacher: Whose logits are learned: any classifier of the same classes; the original by default.
-        kd_weight: Of the divergence from the teacher.
-        temperature: Of both softmaxes.
-        cross_entropy_weight: Of the cross-entropy with the labels.
-        recon_weight: Of the mean squared reconstruction error in phase 2, in units of the representation's scale.
-        feature_weight: Of the feature maps' distance to the original's.
+        init_from: A file of an earlier fit; the first phase starts from its predictor. If a representation is also
+            given, the file must match it.
+        teacher: The classifier whose logits are learned, with the same classes; the original by default.
+        kd_weight: Weight of the KL divergence from the teacher.
+        temperature: Softmax temperature of student and teacher.
+        cross_entropy_weight: Weight of the cross-entropy with the labels.
+        recon_weight: Weight of the mean squared reconstruction error in phase 2, in units of the representation's
+            scale.
+        feature_weight: Weight of the feature-map loss against the original.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
-        precision: Of the predictor and the CNNs in training steps, `bf16` or `fp32`.
+        precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class DecoupledDistill(Scheme):
             taps=taps,
         )
         if not kd_weight and not cross_entropy_weight and not feature_weight:
-            raise UsageError("kd_weight, cross_entropy_weight and feature_weight are all 0; nothing is left to learn.")
+            raise UsageError(
+                "kd_weight, cross_entropy_weight and feature_weight are all 0; set at least one of them above 0."
+            )
         phase_1 = Stage(
             Reconstruction(reconstruction.sampling, reconstruction.loss),
             reconstruction.optimizer or optimizer,

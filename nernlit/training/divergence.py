@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a fit that meets one has diverged, and a network that gives one has no accuracy."""
+"""Checks for values that are not finite: in a fit they mean divergence, in an evaluation there is no accuracy."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nernlit.errors import DivergenceError
 
-#: Steps that are checked together where a check costs something: an accelerator, or several processes.
+#: Steps that are checked together on an accelerator or with several processes, where each check takes time.
 _TOGETHER = 50
 
 ADVICE = "lower the learning rate (the optimizer's lr); checkpoints from before are kept"
@@ -22,17 +22,17 @@ def all_finite(tensors: Iterable[Any]) -> Tensor:
 
 
 def not_finite(named: Mapping[str, Any]) -> list[str]:
-    """The names of those tensors that hold a number that is not finite."""
+    """The names of the tensors with a value that is not finite."""
     if bool(all_finite(named.values())):  # reads one number from the device, and not one per tensor
         return []
     return [name for name, value in named.items() if not bool(all_finite([value]))]
 
 
 class LossWatch:
-    """Raises for the first step of a fit whose loss terms are not finite.
+    """Raises an error for the first step of a fit whose loss terms are not finite.
 
-    On a CPU it does so in that step. Elsewhere reading a number would make every step wait: there some steps are
-    checked together, and always those before a validation or a checkpoint.
+    On a CPU every step is checked at once. Elsewhere each check would make the step wait for the device, so several
+    steps are checked together, and always before a validation or a checkpoint.
 
     Args:
         at_once: Whether each step is checked by itself.
@@ -45,7 +45,7 @@ class LossWatch:
         self._noted: list[tuple[int, Any, Mapping[str, Tensor]]] = []
 
     def note(self, step: int, learning_rate: Any, terms: Mapping[str, Tensor]) -> None:
-        """Take down a step's loss terms."""
+        """Record a step's loss terms."""
         self._noted.append((step, learning_rate, {name: term.detach() for name, term in terms.items()}))
         if len(self._noted) >= self._together:
             self.check()

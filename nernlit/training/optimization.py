@@ -1,4 +1,4 @@
-"""From what the options name to an optimizer and a schedule, as Lightning takes them."""
+"""Creates the optimizer and the schedule that the options name, in the form that Lightning expects."""
 
 import math
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ def built_optimizer(make: OptimizerCallable, parameters: Iterable[Parameter]) ->
     """The optimizer of these parameters.
 
     Raises:
-        UsageError: If it refuses its options or the parameters, or cannot learn with them.
+        UsageError: If it does not accept the options or the parameters, or the learning rate is not above 0.
     """
     parameters = list(parameters)
     try:

@@ -1,4 +1,4 @@
-"""How long a fit is meant to be, as far as its options say so before any data is read."""
+"""The planned length of a fit, as far as it is known from the options before any data is read."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Progressive (arXiv 2407.00356, section 3.2): every round fits what the round before reconstructed.
+"""Progressive (arXiv 2407.00356, section 3.1): each round fits the weights that the previous round reconstructed.
 
 A round runs several trials that differ by seed only; the one with the best validation accuracy is the round's winner,
 and its kernels are the next round's target. All rounds are stages of one fit.
@@ -30,7 +30,7 @@ from nernlit.training.stages import Stage
 
 @dataclass(frozen=True)
 class Round:
-    """How a round ended.
+    """The result of a round.
 
     Attributes:
         round: Its number, from 1.
@@ -39,7 +39,7 @@ class Round:
         val_acc_trials: The validation accuracy of every trial; None for one that has diverged.
         recon_rmse: The winner's distance from the original, in weight units.
         round_rmse: Its distance from the round's own target.
-        improved: Whether it is better than the round before by `min_delta`.
+        improved: Whether the accuracy gained at least `min_delta` over the previous round.
     """
 
     round: int
@@ -53,25 +53,26 @@ class Round:
 
 @final
 class Progressive(Scheme):
-    """One stage per round: reconstruction of the winner of the round before, by several trials at once.
+    """One stage per round: several trials reconstruct the weights of the previous round's winner.
 
-    The representation always has the predictor of the leading trial.
+    The representation always has the predictor of the best trial so far.
 
     A round has `max_epochs / rounds` epochs and ends with a validation.
 
     Args:
-        representation: What is trained; its predictor is the form of all trials. None takes the one of `init_from`.
-        optimizer: Makes each round's optimizer from the parameters of all trials.
-        scheduler: Makes each round's schedule.
-        init_from: Checkpoint of an earlier fit whose reconstructed kernels are round 1's target; the original's by
-            default.
-        rounds: Rounds at most.
-        trials: Trials a round.
-        min_delta: What a round's validation accuracy must gain on the round before; the chain ends with the first
-            round that does not. None never ends it early.
-        sampling: Which kernels a step looks at, the same ones for all trials.
-        loss: `mse` (ours) or `rmse` (NeRN's).
-        precision: Of the predictors in training steps, `bf16` or `fp32`.
+        representation: The representation to train; all trials have its predictor's architecture. None for the one in
+            `init_from`.
+        optimizer: Creates each round's optimizer from the parameters of all trials.
+        scheduler: Creates each round's learning-rate schedule.
+        init_from: File of an earlier fit whose reconstructed kernels are round 1's target; by default the original's
+            kernels are.
+        rounds: Largest number of rounds.
+        trials: Trials per round.
+        min_delta: Least gain of validation accuracy over the previous round; the fit ends after the first round with a
+            smaller gain. None: all rounds are run.
+        sampling: Chooses the kernels of each step, the same ones for all trials.
+        loss: `mse`, or `rmse` as in NeRN's code.
+        precision: Precision of the predictors in training steps, `bf16` or `fp32`.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Progressive(Scheme):
 
     @property
     def round(self) -> int:
-        """The running round, from 1."""
+        """Number of the current round, from 1."""
         return self.stage + 1
 
     @property
@@ -150,7 +151,7 @@ class Progressive(Scheme):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        # Copied from the leading trial and not trained itself: DDP would wait for its gradients.
+        # It is copied from the best trial and not trained itself; DDP would wait for its gradients.
         self.representation.predictor.requires_grad_(stage != "fit")
         if stage == "fit" and self.trainer.limit_val_batches == 0:
             raise UsageError("limit_val_batches=0: Progressive chooses a round's winner on validation images.")
@@ -159,7 +160,7 @@ class Progressive(Scheme):
         if stage == "fit" and averaging:
             raise UsageError(
                 f"{type(averaging[0]).__name__} would average the representation over trials and rounds; Progressive "
-                "takes each round's winner as it is. Leave the callback out."
+                "uses each round's winner unchanged. Remove the callback."
             )
 
     def teardown(self, stage: str) -> None:
@@ -181,7 +182,7 @@ class Progressive(Scheme):
 
     @torch.no_grad()
     def _reconstructed(self) -> Tensor:
-        """The table (N, K, K) of the representation's weights, as a target has it: zero outside smaller kernels."""
+        """The table (N, K, K) of the representation's weights; zero outside the crop of smaller kernels."""
         representation = self.representation
         return representation.layout.table(representation.weights(), representation.predictor.kernel_size)
 
@@ -191,7 +192,7 @@ class Progressive(Scheme):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Every trial is clipped as it would be alone."""
+        """Clip the gradients of each trial separately, as if it were trained alone."""
         if gradient_clip_val is None:
             return
         clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
@@ -243,7 +244,7 @@ class Progressive(Scheme):
             before = self.ended[self.round - 2].val_acc if self.round > 1 else float("-inf")
             improved = self.min_delta is None or accs[leader] > before + self.min_delta
             distance = float(reconstruction_rmse(networks[leader], original))
-            # Every validation replaces the running round's record; its last one stays.
+            # Each validation replaces the record of the current round; the last one is kept.
             of_trials = [accs.get(trial) for trial in range(self.trials)]
             record = Round(self.round, leader, accs[leader], of_trials, distance, rmses[leader], improved)
             self.ended[self.round - 1 :] = [record]

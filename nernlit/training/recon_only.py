@@ -1,6 +1,6 @@
-"""Recon-only (arXiv 2407.00356, section 3.1): the predictor learns the original's kernels and sees no image.
+"""Recon-only (arXiv 2407.00356, section 3.1): the predictor learns the original's kernels, without images.
 
-A step predicts only the kernels that it sampled, so its cost does not depend on the network's size.
+A step predicts only the sampled kernels, so its cost does not depend on the size of the network.
 """
 
 from typing import final
@@ -19,12 +19,12 @@ class ReconOnly(Scheme):
     """One stage: reconstruction.
 
     Args:
-        representation: What is trained.
-        optimizer: Makes the optimizer from the predictor's parameters.
-        scheduler: Makes the schedule from the optimizer.
-        sampling: Which kernels a step looks at; ours is uniform, NeRN's the `MagnitudeMix`.
-        loss: `mse` (ours), or `rmse`, the root that NeRN's code takes.
-        precision: Of the predictor in training steps, `bf16` or `fp32`.
+        representation: The representation to train.
+        optimizer: Creates the optimizer from the predictor's parameters.
+        scheduler: Creates the learning-rate schedule from the optimizer.
+        sampling: Chooses the kernels of each step; uniform by default, `MagnitudeMix` for NeRN's.
+        loss: `mse`, or `rmse` as in NeRN's code.
+        precision: Precision of the predictor in training steps, `bf16` or `fp32`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The contract of every scheme: stages, each with an objective, that train a representation."""
+"""The base class of schemes: stages, each with an objective, that train a representation."""
 
 from abc import ABC
 from bisect import bisect_right
@@ -29,17 +29,17 @@ Precision = Literal["fp32", "bf16"]
 class Scheme(ClassifierModule, WithConstants, ABC):
     """A module that trains a representation in one or more stages.
 
-    Which stage a step belongs to is a function of its number, and checkpoints say which stage's optimizer they hold: a
+    The stage is a function of the step's number, and checkpoints record the stage whose optimizer state they hold, so a
     fit can be resumed in any stage.
 
     Validation predicts all weights once and runs the original with them; the original itself is measured once per
     process and logged beside it.
 
     Args:
-        representation: What is trained.
-        stages: In order; all but the last have a number of steps.
-        precision: Of the predictor, and of the CNNs, in training steps: `bf16` runs them under autocast. Parameters,
-            losses and every evaluation stay in fp32.
+        representation: The representation to train.
+        stages: The stages in order; all but the last have a number of steps.
+        precision: Precision of the predictor and the CNNs in training steps: `bf16` runs them under autocast.
+            Parameters, losses and evaluations are always fp32.
         rebuilt: Hyperparameters that checkpoints hold in place of the given ones, so that a representation that came
             out of a file can be built again; see `load_representation`.
     """
@@ -62,22 +62,22 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.seed = torch.initial_seed()
         self.sizes_N = representation.layer_masks.sum((1, 2), dtype=torch.int16)[representation.addresses[:, 0]].cpu()
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
-        #: The step and the stages' ends of the checkpoint that a fit goes on from.
+        #: The step and the stages' ends of the checkpoint that a fit is resumed from.
         self._resumed: tuple[int, list[float]] | None = None
 
     @property
     def target(self) -> Tensor:
-        """The kernels (N, K, K) that the running stage reconstructs; `norms_N` are theirs."""
+        """The kernels (N, K, K) that the current stage reconstructs; `norms_N` holds their norms."""
         return self.representation.target
 
     @property
     def ensemble(self) -> PredictorEnsemble | None:
-        """Predictors that are trained in place of the representation's own."""
+        """Predictors that are trained instead of the representation's own, or None."""
         return None
 
     @property
     def curve(self) -> str | None:
-        """Name of a curve of its own for the running stage's error."""
+        """Name of an additional metric for the current stage's error, or None."""
         return None
 
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return terms
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of training steps."""
+        """The autocast context of training steps."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
@@ -133,7 +133,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     @property
     def teacher(self) -> Original | None:
-        """The teacher, where it is another network than the original."""
+        """The teacher; None if it is the original."""
         teachers = [stage.objective.teacher for stage in self.stages]
         return next((teacher for teacher in teachers if teacher is not None), None)
 
@@ -144,10 +144,10 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return starts_of(self.stages)
 
     def start_stage(self) -> None:
-        """Prepare for `self.stage`, before its optimizer is made. Nothing by default."""
+        """Called at the start of `self.stage`, before its optimizer is created. Does nothing by default."""
 
     def planned_steps(self) -> int:
-        """Steps of the stage."""
+        """Number of steps of the current stage."""
         total = super().planned_steps()
         starts = [0, *self.stage_starts()]
         ends = [*starts[1:], max(total, starts[-1] + 1)]
@@ -182,7 +182,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     @property
     def trains_on_images(self) -> bool:
-        """Whether steps of some stage look at images."""
+        """Whether any stage uses images."""
         return any(stage.objective.needs_images for stage in self.stages)
 
     def setup(self, stage: str) -> None:
@@ -212,7 +212,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         """Take over the checkpoint's stage and seed.
 
         Raises:
-            CheckpointError: If a fit goes on with another teacher; an evaluation asks none.
+            CheckpointError: If a fit is resumed with another teacher.
         """
         super().on_load_checkpoint(checkpoint)
         self.seed, self.stage = checkpoint["sampling_seed"], checkpoint.get("stage", 0)
@@ -221,7 +221,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         fitted, own = checkpoint.get("teacher"), None if self.teacher is None else self.teacher.fingerprint()
         if self.trainer.state.fn == "fit" and fitted != own:
             raise CheckpointError(
-                f"the fit had {_shown(fitted)}, and this one has {_shown(own)}; pass the teacher that it had "
+                f"the checkpoint's fit had {_shown(fitted)}, this one has {_shown(own)}; pass the same teacher "
                 "(--model.teacher), or start a new fit with --model.init_from."
             )
 
@@ -236,7 +236,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     # Evaluations.
 
     def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
-        """What an evaluation measures: the suffix of its metrics' names -> predicted weights."""
+        """The networks that an evaluation measures: suffix of the metrics' names -> predicted weights."""
         return {"": self.representation.weights()}
 
     def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -254,7 +254,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         everything = dict(results)
         of_original = {name: value for name, value in results.items() if name.endswith("_original")}
-        # The sanity check before training sees a few images only: not a measurement to keep.
+        # The sanity check before training uses a few images only, so its results are not kept.
         if of_original and not self.trainer.sanity_checking:
             self._original_results[stage] = of_original
         everything |= self._original_results.get(stage, {})
@@ -267,4 +267,4 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
 
 def _shown(fingerprint: str | None) -> str:
-    return "no teacher of its own" if fingerprint is None else f"a teacher of SHA-256 {fingerprint[:12]}..."
+    return "no separate teacher" if fingerprint is None else f"a teacher of SHA-256 {fingerprint[:12]}..."

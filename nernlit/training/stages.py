@@ -1,4 +1,4 @@
-"""Stages of a fit: which one a step belongs to, and which lengths a resumed fit may have."""
+"""Stages of a fit: where they begin, and a check of their lengths when a fit is resumed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from nernlit.training.objectives import Objective
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a fit with an optimizer of its own.
+    """A part of a fit with its own optimizer.
 
     Attributes:
-        objective: What its steps minimize.
-        optimizer: Makes its optimizer from the trained parameters.
-        scheduler: Makes its schedule from the optimizer.
-        steps: Optimizer steps; None for those that are left of the fit.
+        objective: The objective that its steps minimize.
+        optimizer: Creates its optimizer from the trained parameters.
+        scheduler: Creates its learning-rate schedule from the optimizer.
+        steps: Optimizer steps; None for the rest of the fit.
     """
 
     objective: Objective
@@ -39,11 +39,11 @@ def refuse_other_lengths(scheme: str, stage: int, step: int, before: Sequence[fl
         scheme: Name of the scheme's class.
         stage: Number of the running stage.
         step: Optimizer steps that the fit has made.
-        before: The step at which each stage ended, by the options that the fit began with.
-        now: The same, by the options that it is resumed with.
+        before: The step at which each stage ends, by the options of the fit's start.
+        now: The same, by the options it is resumed with.
 
     Raises:
-        UsageError: With both lists.
+        UsageError: If so; the message shows both lists.
     """
     is_same = len(now) > stage and now[:stage] == before[:stage]
     if is_same and (now[stage] == before[stage] or now[stage] > step):
@@ -51,5 +51,5 @@ def refuse_other_lengths(scheme: str, stage: int, step: int, before: Sequence[fl
     raise UsageError(
         f"the checkpoint is from step {step} of a fit whose stages end after the steps {before}; with the options of "
         f"this one they end after {now}. Resume with the lengths that it was fitted with (--trainer.max_epochs and "
-        f"those of {scheme}), or start anew from its weights (--model.init_from)."
+        f"those of {scheme}), or start a new fit from its weights (--model.init_from)."
     )

@@ -107,7 +107,7 @@ def test_a_teacher_may_move_but_not_change() -> None:
         run(["fit", *more, f"--model.teacher={json.dumps({**moved, 'name': 'cifar_resnet20'})}"])
     weights = load_file("moved.safetensors")
     save_file({key: value + (key == "linear.bias") for key, value in weights.items()}, "moved.safetensors")
-    with pytest.raises(CheckpointError, match=r"the fit had a teacher of SHA-256 \w+\.\.\., and this one has"):
+    with pytest.raises(CheckpointError, match=r"the checkpoint's fit had a teacher of SHA-256 \w+\.\.\., this one has"):
         run(["fit", *DECOUPLED, "--trainer.max_epochs=3", "--ckpt_path=last", f"--model.teacher={json.dumps(moved)}"])
     Path("moved.safetensors").unlink()
     assert float(run(["test", *DECOUPLED, "--ckpt_path=best"]).trainer.callback_metrics["test/acc"]) >= 0

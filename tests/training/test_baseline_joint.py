@@ -143,7 +143,7 @@ def test_the_warm_up_is_recon_only_in_weight_units() -> None:
 
 def test_a_step_with_nothing_to_learn_is_refused() -> None:
     for options in ({"feature_weight": 0.0, "kd_weight": 0.0}, {"warmup_steps": 10}):
-        with pytest.raises(UsageError, match="some step has nothing to learn"):
+        with pytest.raises(UsageError, match="some steps have nothing to learn"):
             BaselineJoint(_representation(), _adam, recon_weight=0.0, **options)  # type: ignore[arg-type]
 
 

@@ -135,7 +135,7 @@ def test_there_must_be_a_phase_1_and_something_to_learn() -> None:
             DecoupledDistill(digits_representation(), optimizer=_adam, reconstruction=ReconstructionPhase(4)),
             datamodule=DigitsDataModule(),
         )
-    with pytest.raises(UsageError, match="are all 0; nothing is left to learn"):
+    with pytest.raises(UsageError, match="are all 0; set at least one of them above 0"):
         DecoupledDistill(digits_representation(), optimizer=_adam, reconstruction=ReconstructionPhase(1), kd_weight=0.0)
     with pytest.raises(UsageError, match="neither a representation nor a checkpoint"):
         DecoupledDistill(optimizer=_adam, reconstruction=ReconstructionPhase(1))
