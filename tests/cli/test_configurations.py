@@ -13,9 +13,10 @@ import torch
 import yaml
 from timm.data import ImageNetInfo
 
+from nernlit.callbacks import RepresentationFigures
 from nernlit.cli.configs import config_parts, expand_bases
 from nernlit.cli.main import NernlitCLI, run
-from nernlit.cli.shipped import merged_options
+from nernlit.cli.shipped import merged_options, self_contained
 from nernlit.errors import UsageError
 from tests.fakes import CONFIGS, write_image_folder, write_stl10, write_weights
 
@@ -43,6 +44,12 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             write_image_folder(folder, classes, 2, ("train", "val" if imagenet else "test"), names)
         write_weights(name, folder / "original.safetensors", num_classes=classes)
     return places
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take a third of the time of a step, and are tested with their callback."""
+    monkeypatch.setattr(RepresentationFigures, "on_train_end", lambda *_: None)
 
 
 def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
@@ -146,20 +153,38 @@ def parse() -> Callable[..., dict[str, Any]]:
 def test_every_shipped_configuration_is_valid_under_both_schedules(
     config: Path, parse: Callable[..., dict[str, Any]]
 ) -> None:
-    fast = parse("-c", config.stem)
-    assert fast["trainer"]["logger"]["init_args"]["name"] == config.stem
     if config.stem.endswith("_original"):
+        options = parse("-c", config.stem)
         with pytest.raises(UsageError, match="none of the given configurations has a section `paper:`"):
-            parse("-c", config.stem, "--schedule=paper")
-        return
-    paper = parse("-c", config.stem, "--schedule=paper")
-    precisions = [options["model"]["init_args"]["precision"] for options in (fast, paper)]
-    assert precisions == ["bf16", "fp32"]
-    for options in (fast, paper):
+            expand_bases(["fit", "-c", config.stem, "--schedule=paper"])
+    else:
+        # The parser checks every part of the files in turn, so that this checks those of the other schedule too.
+        options = parse("-c", config.stem, "--schedule=paper")
+        assert options["model"]["init_args"]["precision"] == "fp32"
         representation = options["model"]["init_args"].get("representation")
-        width = re.search(r"_h(\d+)", config.stem)
-        if representation is not None and width is not None:
-            assert representation["predictor"]["init_args"]["hidden"] == int(width[1])
+        if representation is not None:
+            assert representation["predictor"]["init_args"]["hidden"] == int(config.stem.split("_")[1][1:])
+    assert options["trainer"]["logger"]["init_args"]["name"] == config.stem
+
+
+def _scheme_and_optimizer(config: Path) -> tuple[str, str]:
+    model = merged_options(config_parts(expand_bases(["-c", str(config)])))["model"]
+    return model["class_path"], model["init_args"]["optimizer"]["class_path"]
+
+
+#: One configuration of every scheme with every optimizer; the last one, so that several datasets are among them.
+COPIED = sorted({_scheme_and_optimizer(config): config for config in KINDS}.values())
+
+
+@pytest.mark.parametrize("config", COPIED, ids=lambda path: path.stem)
+def test_a_copy_of_a_shipped_configuration_has_the_same_options(
+    config: Path, parse: Callable[..., dict[str, Any]]
+) -> None:
+    Path("copy.yaml").write_text(self_contained(config.stem), encoding="utf-8")
+    assert [part.file for part in config_parts(expand_bases(["-c", "copy.yaml"]))] == [Path("copy.yaml")]
+    for schedule in ["fast"] if config.stem.endswith("_original") else ["fast", "paper"]:
+        copied = parse("-c", "copy.yaml", "--schedule", schedule)
+        assert copied == parse("-c", config.stem, "--schedule", schedule)
 
 
 @pytest.mark.parametrize("scheme", ["h140", "h140_baseline", "h140_decoupled", "h140_teacher", "h140_noise", "h300"])

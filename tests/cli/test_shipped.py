@@ -2,21 +2,17 @@
 
 import re
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from nernlit.cli.configs import config_parts, expand_bases, find_config
 from nernlit.cli.main import main, run
-from nernlit.cli.shipped import listing, self_contained
+from nernlit.cli.shipped import listing
 from nernlit.errors import UsageError
-from tests.cli.test_configurations import KINDS, SHIPPED, parse
 from tests.fakes import CONFIGS, QUICK
 
-__all__ = ["parse"]  # a fixture
 ROOT = CONFIGS.parent
 
 
@@ -78,16 +74,6 @@ def test_the_list_says_what_every_configuration_is_in_80_columns(capsys: pytest.
     assert names.index("imagenet_h700") < names.index("imagenet_h1024")
 
 
-@pytest.mark.parametrize("config", KINDS, ids=lambda path: path.stem)
-def test_a_copy_has_the_same_options(config: Path, parse: Callable[..., dict[str, Any]]) -> None:
-    Path("copy.yaml").write_text(self_contained(config.stem), encoding="utf-8")
-    assert _files("-c", "copy.yaml") == [Path("copy.yaml").resolve()]
-    assert parse("-c", "copy.yaml") == parse("-c", config.stem)
-    if not config.stem.endswith("_original"):
-        paper = ["--schedule", "paper"]
-        assert parse("-c", "copy.yaml", *paper) == parse("-c", config.stem, *paper)
-
-
 def test_a_copy_is_written_once_with_the_comment_of_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     main(["configs", "copy", "digits_h96"])
     assert capsys.readouterr().out == "written: digits_h96.yaml (run it with: nernlit fit -c digits_h96.yaml)\n"
@@ -126,4 +112,4 @@ def test_the_package_is_installed_whole_and_with_its_configurations() -> None:
     assert set(setuptools["packages"]) == found | {"nernlit.configs"}
     assert setuptools["package-dir"] == {"nernlit.configs": "configs"}
     patterns = setuptools["package-data"]["nernlit.configs"]
-    assert {file for pattern in patterns for file in CONFIGS.glob(pattern)} == {*SHIPPED, *CONFIGS.glob("base/*.yaml")}
+    assert {file for pattern in patterns for file in CONFIGS.glob(pattern)} == set(CONFIGS.rglob("*.yaml"))
