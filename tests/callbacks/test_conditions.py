@@ -126,7 +126,11 @@ def test_modules_without_a_representation_are_left_alone() -> None:
 
     callbacks = [AdversarialAccuracy(), LowFrequencyEnergy()]
     module = OriginalModule(tiny_original(), optimizer=torch.optim.Adam)
-    quiet_trainer(callbacks=callbacks).test(module, DigitsDataModule(), verbose=False)
+    trainer = quiet_trainer(callbacks=callbacks)
+    trainer.test(module, DigitsDataModule(), verbose=False)
+    assert "test/acc" in trainer.callback_metrics
+    assert not [name for name in trainer.callback_metrics if "fgsm" in name]
+    assert not list(Path().rglob("low_frequency_energy.csv"))
 
 
 def test_a_test_after_an_aborted_one_attacks_its_own_networks() -> None:
