@@ -1,4 +1,4 @@
-"""Options of the commands that look at finished fits or make many: `sweep`, `analyze`, `report`."""
+"""Parsing the options of the commands that do not use LightningCLI: `sweep`, `analyze`, `report`, `export`, ..."""
 
 import argparse
 import math
@@ -70,7 +70,7 @@ def finite(text: str) -> float:
 
 
 def require_writable(folder: Path, option: str) -> None:
-    """Find out, before work that takes long, that files can be written into a folder; it need not exist yet.
+    """Check before long work that files can be written into a folder, which need not exist yet.
 
     Raises:
         UsageError: If they cannot.

@@ -1,4 +1,4 @@
-"""Options given beside `--ckpt_path`: the checkpoint says how its module is built, so they must agree with it."""
+"""Options given together with `--ckpt_path`: they must agree with the options that the checkpoint was fitted with."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from nernlit.coding import is_nern
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.representation.specification import options
 
-#: Where weights lie today. They may have moved since the fit: the original's are compared by their content.
+#: Networks whose weights may have moved to another path since the fit. The original's are compared by content.
 _MOVABLE = ("representation.original", "teacher")
 _SHOWN = 3
 
@@ -60,7 +60,7 @@ def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command:
         CheckpointError: If the weights that the checkpoint was fitted with are gone and no others were given.
     """
     if command != "fit" and "teacher" in arguments:
-        arguments["teacher"] = None  # evaluations ask no teacher
+        arguments["teacher"] = None  # evaluations do not use a teacher
     trained = arguments.get("original")  # of an OriginalModule: the checkpoint holds its weights
     if trained is not None and trained.get("checkpoint") and not Path(trained["checkpoint"]).exists():
         trained["checkpoint"] = None

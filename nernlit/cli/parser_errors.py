@@ -1,4 +1,4 @@
-"""The option parser's messages, retold in one line: the option, the value, what was expected, close matches."""
+"""One-line versions of the option parser's messages: the option, its value, what was expected, close matches."""
 
 import difflib
 import inspect
@@ -25,7 +25,7 @@ _NOISE = re.compile(
 
 
 def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -> str:
-    """One line that a stranger understands.
+    """The parser's message in one line, with the option's name as a user writes it.
 
     Args:
         text: jsonargparse's message.
@@ -196,7 +196,7 @@ def _imported(class_path: str) -> Any:
 
 
 def _condensed(text: str) -> str:
-    """The parser's tree of alternatives in one line, without those that nobody meant."""
+    """The parser's tree of alternatives in one line, without those that do not apply."""
     lines = [line.strip(" -") for line in text.splitlines()]
     kept = [line for line in lines if line and not _NOISE.match(line)]
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(kept)) + " (--print_config shows every option)"

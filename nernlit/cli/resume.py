@@ -1,4 +1,4 @@
-"""Which checkpoint a command goes on with: checked before anything is built from it."""
+"""The checkpoint that a command uses: found, and checked before anything is built from it."""
 
 import sys
 from pathlib import Path
@@ -6,12 +6,64 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from nernlit.cli.runs import Run
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.storage.checkpoint import newest_whole_checkpoint, read_checkpoint
 
 
-def whole_last_checkpoint(path: Path) -> Path:
-    """`last.ckpt` itself, or the newest whole checkpoint beside it where it is damaged; says so on stderr.
+def find_checkpoint(config: Any, command: str) -> Path | None:
+    """The file that `--ckpt_path` names; None where it is not given, and for the first fit with `last` or `best`.
+
+    A fit that resumes a run's checkpoint logs into that run's folder, so that TensorBoard draws one curve.
+
+    Args:
+        config: The command's options. The logger's version is changed in place.
+        command: `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        CheckpointError: If there is no such file, or no whole one.
+        UsageError: If `last` or `best` is given and the logger's options do not tell the run's folder.
+    """
+    given = config.get("ckpt_path")
+    if given in ("last", "best"):
+        folder = _run_folder(config)
+        found = max(folder.glob(f"version_*/checkpoints/{given}.ckpt"), key=_time_of, default=None)
+        if found is None:
+            missing = f"--ckpt_path {given}: no {given}.ckpt in {folder}/version_*/checkpoints"
+            if command != "fit":
+                raise CheckpointError(
+                    f"{missing}; run `lightning fit` with the same configuration first, or pass the file."
+                )
+            say(f"nernlit: {missing} yet; starting a new fit")
+            return None
+        config["trainer"]["logger"]["init_args"]["version"] = found.parent.parent.name
+        return _whole(found) if given == "last" else found
+    if not given:
+        return None
+    if Path(given).is_dir():
+        return Run.open(given, "last" if command == "fit" else "best").checkpoint
+    if not Path(given).is_file():
+        raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, a run's folder, `last` or `best`.")
+    return Path(given)
+
+
+def _run_folder(config: Any) -> Path:
+    logger = config["trainer"].get("logger")
+    arguments = logger.get("init_args") if hasattr(logger, "get") else None
+    if arguments is None or not arguments.get("name"):
+        raise UsageError(
+            "--ckpt_path last|best needs a logger with save_dir and name (as in the shipped configurations); "
+            "pass the checkpoint's file instead."
+        )
+    return Path(str(arguments["save_dir"]), str(arguments["name"]))
+
+
+def _time_of(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _whole(path: Path) -> Path:
+    """The checkpoint itself, or the newest whole one beside it where it is damaged; reported on stderr.
 
     Raises:
         CheckpointError: If no checkpoint of the folder is whole.

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one process, written by one fit at a time, and removed where a start fails."""
+"""The folder of a run: created by one process, written by one fit at a time, removed if the fit fails to start."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ _OF_A_START = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
 
 @contextmanager
 def claimed_folder(logger: object, numbered: bool, fits: bool) -> Iterator[None]:
-    """Hold a logger's folder for as long as a command runs. The first process does, others are told its name.
+    """Create and lock a logger's folder while a command runs. Only the first process does; the others get its name.
 
     Args:
         logger: Another one than TensorBoard's chooses its folder itself, and nothing is done.
@@ -61,7 +61,7 @@ def _make(logger: TensorBoardLogger, numbered: bool) -> tuple[Path, bool]:
                 return folder, False
             if not numbered or not folder.parent.is_dir():
                 raise StorageError(f"cannot make {folder}: there is a file of that name.") from None
-            # Another run took the number after the logger had looked; there is no public way to give it the next one.
+            # Another run took this version number after the logger chose it; the logger has no public way to change it.
             logger._version = int(logger.version) + 1
         except OSError as error:
             raise StorageError(
@@ -72,7 +72,7 @@ def _make(logger: TensorBoardLogger, numbered: bool) -> tuple[Path, bool]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    """Refuse a second fit. The system gives the lock back when the process ends, however it ends."""
+    """Refuse a second fit. The operating system releases the lock when the process ends for any reason."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
