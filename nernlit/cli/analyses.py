@@ -1,4 +1,4 @@
-"""What `nernlit analyze` can do with finished fits: one function a kind, from runs and options to rows and a figure.
+"""The analyses of `nernlit analyze`: one function per kind, from runs and options to the rows of a table and a figure.
 
 All take the runs by name and the command's options, and raise `UsageError` for runs that they cannot analyze.
 """
@@ -35,7 +35,8 @@ from nernlit.analysis.landscape import (
 from nernlit.analysis.landscape import (
     interpolate as interpolate_weights,
 )
-from nernlit.cli.runs import Batches, Run, read_round
+from nernlit.cli.rounds import read_round
+from nernlit.cli.runs import Batches, Run
 from nernlit.errors import UsageError
 from nernlit.representation import Representation
 from nernlit.utilities.progress import progress
@@ -46,6 +47,11 @@ Outcome = tuple[Rows, Figure | None]
 
 #: Training images for statistics that are measured anew.
 REESTIMATED_ON = 2_000
+
+
+def _require_originals(runs: Runs, options: argparse.Namespace) -> None:
+    for run in runs.values():
+        run.require_original(f"`analyze {options.kind}`")
 
 
 def _representations(runs: Runs) -> dict[str, Representation]:
@@ -59,21 +65,24 @@ def _representations(runs: Runs) -> dict[str, Representation]:
 
 
 def spectrum(runs: Runs, options: argparse.Namespace) -> Outcome:
-    """Fig. 2 and 8."""
+    """Low-frequency energy of every layer, in the original and reconstructed (Fig. 2 and 8)."""
+    _require_originals(runs, options)
     energies = {name: layer_energies(representation) for name, representation in _representations(runs).items()}
     rows = [{"run": name, **vars(e), "difference": e.difference} for name, own in energies.items() for e in own]
     return rows, energy_figure(energies)
 
 
 def layers(runs: Runs, options: argparse.Namespace) -> Outcome:
-    """Fig. 4."""
+    """Reconstruction error of every layer (Fig. 4)."""
+    _require_originals(runs, options)
     errors = {name: layer_errors(representation) for name, representation in _representations(runs).items()}
     rows = [{"run": name, **vars(error)} for name, own in errors.items() for error in own]
     return rows, layer_error_figure(errors)
 
 
 def interpolate(runs: Runs, options: argparse.Namespace) -> Outcome:
-    """Fig. 9."""
+    """Loss and accuracy on the line from the original's weights to the reconstructed ones (Fig. 9)."""
+    _require_originals(runs, options)
     (run,) = runs.values()
     representation = run.representation()
     start = representation.original_weights()
@@ -91,7 +100,9 @@ def interpolate(runs: Runs, options: argparse.Namespace) -> Outcome:
 
 
 def landscape(runs: Runs, options: argparse.Namespace) -> Outcome:
-    """Fig. 6 and 7."""
+    """Loss and accuracy on a plane through weight space (Fig. 6 and 7)."""
+    if len(runs) == 2:
+        _require_originals(runs, options)
     if options.points < 2:
         raise UsageError(f"--points {options.points}: a plane needs at least 2 points a side.")
     representations, run = _representations(runs), next(iter(runs.values()))
@@ -132,7 +143,7 @@ def _around(values: Sequence[float], points: int) -> list[float]:
 
 
 def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
-    """Fig. 3."""
+    """Accuracy and reconstruction error of every round of a Progressive fit (Fig. 3)."""
     (run,) = runs.values()
     ended = run.rounds()
     representation, batches = run.representation(), _batches(run, options)
@@ -150,7 +161,8 @@ def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
 
 
 def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
-    """The paper's open question: does smoothing without a predictor do as well?"""
+    """Accuracy of the original after smoothing its weights without a predictor, beside the reconstructed network's."""
+    _require_originals(runs, options)
     (run,) = runs.values()
     representation, batches = run.representation(), _batches(run, options)
     original = representation.original_weights()
@@ -164,7 +176,7 @@ def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
     for sigma in (0.2, 0.25, 0.3, 0.4):
         table = smoothing.gaussian_smooth(representation.target, order, sigma)
         candidates[f"Gaussian, sigma {sigma:g}"] = representation.layout.weights(table)
-    if (run.folder / "rounds" / "rounds.json").is_file():
+    if run.has_rounds:
         ended = run.rounds()
         states = [read_round(each, original) for each in ended]
         candidates[f"mean of {len(ended)} rounds"] = smoothing.average(states)

@@ -1,4 +1,4 @@
-"""`nernlit analyze KIND RUN`: a table, a figure and JSON of a finished fit.
+"""`nernlit analyze KIND RUN`: a table, a figure and a JSON file about a finished fit or a .nern file.
 
 Kinds: `spectrum` (low-frequency energy of every layer) and `layers` (distance of every layer) of one run or several,
 `interpolate` (from the original to the reconstructed network and beyond), `landscape` (the plane of the original and
@@ -25,7 +25,7 @@ from nernlit.storage.files import write_atomically, write_figure
 from nernlit.utilities.tables import print_table
 
 _IMAGES = ("split", "images")
-#: What is done, with how many runs at most, and by which options.
+#: Kind -> its function, the largest number of runs (None: any), and its options.
 KINDS: dict[str, tuple[Callable[[Runs, argparse.Namespace], Outcome], int | None, Sequence[str]]] = {
     "spectrum": (analyses.spectrum, None, ()),
     "layers": (analyses.layers, None, ()),
@@ -43,7 +43,7 @@ def main(args: Sequence[str]) -> None:
     parser = CommandParser("analyze", __doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a fit (runs/<name>/version_N) or a checkpoint"
+        "runs", nargs="+", metavar="RUN", help="folder of a fit (runs/<name>/version_N), a checkpoint or a .nern file"
     )
     parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="images to measure on")
@@ -54,11 +54,23 @@ def main(args: Sequence[str]) -> None:
         default="stored",
         help=f"in interpolate and landscape: the original's, or anew on {analyses.REESTIMATED_ON} training images",
     )
-    parser.add_argument("--points", type=count, default=9, help="of a line, or of a plane's side")
-    parser.add_argument("--low", type=finite, default=-0.5, help="where interpolation begins; the original is at 0")
-    parser.add_argument("--high", type=finite, default=1.5, help="where it ends; the reconstructed network is at 1")
-    parser.add_argument("--out", type=Path, help="folder of the figure and the JSON (default: RUN/analysis)")
-    parser.add_argument("--original", type=Path, help="the original's weights, where their file has moved")
+    parser.add_argument(
+        "--points", type=count, default=9, help="number of points of a line, or of each side of a plane"
+    )
+    parser.add_argument("--low", type=finite, default=-0.5, help="start of the interpolation; the original is at 0")
+    parser.add_argument(
+        "--high", type=finite, default=1.5, help="end of the interpolation; the reconstructed network is at 1"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the figure and the JSON file (default: `analysis` beside the first run's files)",
+    )
+    parser.add_argument(
+        "--original",
+        type=Path,
+        help="file of the original's weights: if it has moved since the fit, or for a .nern file",
+    )
     own_args, data = take_data_options(args)
     options = parser.parse_args(own_args)
     options.data = data
@@ -102,7 +114,7 @@ def _stem(options: argparse.Namespace, runs: Runs, changed: Sequence[str]) -> st
     """The kind, the runs where the folder does not say which, and every option that is not the default."""
     if options.out is None and len(runs) == 1:
         (run,) = runs.values()
-        named = [] if run.checkpoint.stem == "best" else [run.checkpoint.stem]
+        named = [run.name] if run.is_file else [] if run.checkpoint.stem == "best" else [run.checkpoint.stem]
     else:
         last = {name for name, run in runs.items() if run.checkpoint.stem == "last" and not name.endswith("/last")}
         named = [f"{name}-last" if name in last else name for name in runs]

@@ -1,8 +1,7 @@
-"""Finished fits, as their folders hold them: `runs/<name>/version_N`."""
+"""Inputs of commands: folders of fits (`runs/<name>/version_N`), checkpoints and .nern files."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any, Literal, Self, final
 
 import torch
 from jsonargparse import ArgumentParser
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from nernlit.cli.rounds import EndedRound, read_rounds, rounds_record
 from nernlit.cli.yaml_files import read_config
+from nernlit.coding import is_nern
 from nernlit.data import ImageDataModule
-from nernlit.errors import CheckpointError, UsageError
+from nernlit.errors import UsageError
 from nernlit.representation import Representation, load_representation
 from nernlit.storage.file_kinds import describe_file
 from nernlit.utilities.progress import progress
@@ -26,12 +25,12 @@ Batches = list[tuple[Tensor, Tensor]]
 
 
 def distinct_names(runs: Sequence["Run"]) -> list[str]:
-    """Each run's name, with more of its path where two would have the same.
+    """Each run's name, with more of its path if two runs have the same name.
 
     Raises:
-        UsageError: If a checkpoint is given twice.
+        UsageError: If a file is given twice.
     """
-    paths = [(*run.folder.resolve().parts, run.checkpoint.stem) for run in runs]
+    paths = [(*run.folder.resolve().parts, run.checkpoint.name if run.is_file else run.checkpoint.stem) for run in runs]
     for number, path in enumerate(paths):
         if path in paths[:number]:
             raise UsageError(f"{runs[number].checkpoint} is given twice; name every run once.")
@@ -44,29 +43,15 @@ def distinct_names(runs: Sequence["Run"]) -> list[str]:
 
 @final
 @dataclass(frozen=True)
-class EndedRound:
-    """A round of a Progressive fit.
-
-    Attributes:
-        number: From 1.
-        recon_rmse: The winner's distance from the original, in weight units.
-        weights: File of its reconstructed network.
-    """
-
-    number: int
-    recon_rmse: float
-    weights: Path
-
-
-@final
-@dataclass(frozen=True)
 class Run:
-    """A fit's folder and one of its checkpoints.
+    """A trained representation: one checkpoint of a fit, or a .nern file.
 
     Attributes:
-        folder: With `config.yaml`, TensorBoard's files and `checkpoints/` in it.
-        checkpoint: What is looked at.
-        original: File of the original's weights, where it is no longer where the checkpoint says.
+        folder: The fit's folder, with `config.yaml`, TensorBoard's files and `checkpoints/`; of a .nern file, the
+            folder that it is in.
+        checkpoint: The checkpoint, or the .nern file.
+        original: File of the original's weights: for a checkpoint, if that file has moved since the fit; for a .nern
+            file, which does not hold the original, if something is compared with it.
     """
 
     folder: Path
@@ -77,17 +62,21 @@ class Run:
     def open(
         cls, path: str | Path, select: Literal["best", "last"] | None = None, original: Path | None = None
     ) -> Self:
-        """A run by its folder, by the folder above it (the newest version), or by a checkpoint inside it.
+        """Find a run.
 
         Args:
-            path: Which.
-            select: Of a folder's checkpoints; the best by default.
+            path: The folder of a fit, the folder above it (for the newest version), a checkpoint, or a .nern file.
+            select: Which checkpoint of a folder; the best by default.
             original: See `Run`.
 
         Raises:
             UsageError: If there is no such run, or a file is given and `select` too.
         """
         path = Path(path)
+        if is_nern(path):
+            if select is not None:
+                raise UsageError(f"--select {select}: {path} holds one representation; leave --select out.")
+            return cls(path.parent, path, original)
         if path.suffix == ".ckpt" and path.is_file():
             if select is not None:
                 raise UsageError(f"--select {select}: {path} is a checkpoint already; leave one of them out.")
@@ -104,31 +93,57 @@ class Run:
             what = f"it is {describe_file(path)}" if path.is_file() else f"no checkpoints/{name} in it"
             raise UsageError(
                 f"{path} is no run: {what}{'' if path.is_file() else f' or in a version_* below{hint}'}; "
-                "pass a folder that `nernlit fit` wrote (runs/<name>/version_N), or a .ckpt."
+                "pass a folder that `nernlit fit` wrote (runs/<name>/version_N), a .ckpt or a .nern file."
             )
         folder = max(runs, key=lambda folder: (folder / "checkpoints" / name).stat().st_mtime)
         return cls(folder, folder / "checkpoints" / name, original)
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is a .nern file: without configuration, logged metrics, rounds and original."""
+        return is_nern(self.checkpoint)
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the original that was represented is known; that of a bare .nern file is the reconstructed one."""
+        return not self.is_file or self.original is not None
+
+    def require_original(self, command: str) -> None:
+        """Refuse a .nern file without its original, for a command that compares with the original.
+
+        Raises:
+            UsageError: With the option that is missing.
+        """
+        if not self.has_original:
+            raise UsageError(
+                f"{command} compares with the original, which {self.checkpoint} does not hold; "
+                "pass its weights: --original FILE."
+            )
+
+    @property
     def name(self) -> str:
-        """The configuration's name, the version, and the checkpoint where it is not one that every fit has."""
+        """A fit's name and version, and its checkpoint if that is neither `best` nor `last`; a .nern file's name."""
+        if self.is_file:
+            return self.checkpoint.name
         own = [] if self.checkpoint.stem in ("best", "last") else [self.checkpoint.stem]
         return "/".join([*self.folder.absolute().parts[-2:], *own])
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration that the run was fitted with.
+        """The configuration that the run was fitted with; empty for a .nern file.
 
         Raises:
             UsageError: If the folder has none, or it cannot be read.
         """
+        if self.is_file:
+            return {}
         file = self.folder / "config.yaml"
         if not file.is_file():
             raise UsageError(f"{self.folder} has no config.yaml, which says what data the run was fitted with.")
         return read_config(file)
 
     def representation(self) -> Representation:
-        """The checkpoint's representation, on the CPU."""
+        """The representation in the checkpoint or .nern file, on the CPU."""
         return self._representation
 
     @cached_property
@@ -141,32 +156,25 @@ class Run:
         Raises:
             UsageError: If it is no such fit, or its record is damaged.
         """
-        record = self.folder / "rounds" / "rounds.json"
-        if not record.is_file():
-            raise UsageError(f"{self.folder} has no rounds/rounds.json: it is no run of Progressive.")
-        damaged = f"{record} is damaged: expected a list of rounds 1, 2, ... with a finite `recon_rmse` each"
-        try:
-            content = json.loads(record.read_text(encoding="utf-8"))
-            found = [(entry["round"], float(entry["recon_rmse"])) for entry in content]
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise UsageError(f"{damaged}; run the fit again.") from error
-        if not found or [number for number, _ in found] != list(range(1, len(found) + 1)):
-            raise UsageError(f"{damaged}; it has {len(found)}. Run the fit again.")
-        if not all(math.isfinite(rmse) and rmse >= 0 for _, rmse in found):
-            raise UsageError(f"{damaged}; run the fit again.")
-        return [EndedRound(number, rmse, record.with_name(f"round-{number:02d}.safetensors")) for number, rmse in found]
+        if self.is_file:
+            raise UsageError(f"{self.checkpoint} is a .nern file, which holds no rounds; pass the folder of the fit.")
+        return read_rounds(self.folder)
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether it is a Progressive fit."""
+        return not self.is_file and rounds_record(self.folder).is_file()
 
     def data(self, overrides: Sequence[str] = ()) -> ImageDataModule:
         """The run's data, with overrides as on the command line (`--data.root=DIR`).
 
         Raises:
-            UsageError: If the run was fitted without data and the overrides name none.
+            UsageError: If the run has no data of its own and the overrides name none.
         """
         own = self.config.get("data")
-        if own is None and not overrides:
-            raise UsageError(
-                f"{self.folder} was fitted without data; name it: --data=CIFAR10DataModule --data.root=DIR."
-            )
+        if own is None and not any(option.startswith("--data=") for option in overrides):
+            reason = f"{self.checkpoint} names no data" if self.is_file else f"{self.folder} was fitted without data"
+            raise UsageError(f"{reason}; name it: --data=CIFAR10DataModule --data.root=DIR.")
         parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
         parser.add_subclass_arguments(ImageDataModule, "data")
         given = parser.parse_args([*(["--data", json.dumps(own, default=str)] if own is not None else []), *overrides])
@@ -180,16 +188,17 @@ class Run:
 
         Args:
             split: Which.
-            images: How many, drawn with a fixed seed; all by default.
-            overrides: Of the data's configuration.
-            at_most: As `images`, but all where the split has fewer.
+            images: Number of images, drawn with a fixed seed; all by default.
+            overrides: Options that replace those of the run's data.
+            at_most: As `images`, but a split with fewer images is used whole.
 
         Raises:
             UsageError: If the split has fewer than `images`.
         """
         data = self.data(overrides)
         if not data.has_images:
-            raise UsageError(f"{self.folder} was fitted without images; name some (--data CLASS and its options).")
+            reason = "--data has no images" if self.is_file else f"{self.folder} was fitted without images"
+            raise UsageError(f"{reason}; name a dataset (--data CLASS and its options).")
         data.train_on, data.network = "images", self.representation().original
         data.eval_sets = []  # of the split itself
         data.prepare_data()
@@ -205,28 +214,3 @@ class Run:
                 batches.append((pixels.float() / 255, labels))
                 advance(len(part))
         return batches
-
-
-def read_round(ended: EndedRound, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a round's network.
-
-    Args:
-        ended: Which round.
-        like: The weights that are needed, by name, as another network of the same fit has them.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged, or belongs to another network.
-    """
-    file = ended.weights
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing: the network of round {ended.number}; run the fit again.")
-    try:
-        state = load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is {describe_file(file)}; expected the network of a round.") from error
-    for name, weight in like.items():
-        if name not in state or state[name].shape != weight.shape:
-            raise CheckpointError(f"{file} belongs to another network: {name} is missing or has another shape.")
-        if not state[name].isfinite().all():
-            raise CheckpointError(f"{file} is damaged: {name} is not finite.")
-    return {name: state[name] for name in like}

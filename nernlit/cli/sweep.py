@@ -258,8 +258,7 @@ def _measure(cli: NernlitCLI, select: str) -> Row:
 
 
 def _hidden(module: Scheme) -> str:
-    arguments = module.hparams["representation"]["predictor"].get("init_args", {})
-    return str(arguments.get("hidden", ""))
+    return str(module.representation.predictor.specification()["init_args"].get("hidden", ""))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
 from nernlit.originals.original import Original
-from nernlit.originals.stored import decoded_original, description
+from nernlit.originals.stored import decoded_original, description, fitted_original
 from nernlit.originals.taps import NERN_TAPS, FeatureTaps
 from nernlit.storage.weights import load_strictly, read_state_dict
 
@@ -15,6 +15,7 @@ __all__ = [
     "Original",
     "decoded_original",
     "description",
+    "fitted_original",
     "load_strictly",
     "read_state_dict",
 ]

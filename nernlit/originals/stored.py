@@ -1,6 +1,7 @@
 """Originals in .nern files: how the header describes one, and the one that a file decodes to."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -9,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nernlit.coding import NernFile, unreadable
-from nernlit.errors import FileFormatError
+from nernlit.errors import CheckpointError, FileFormatError
 from nernlit.originals.original import Original
 from nernlit.storage.container import independent
 from nernlit.storage.matching import misfits
@@ -48,18 +49,11 @@ def decoded_original(file: NernFile, net: nn.Module | None = None) -> Original:
     """
     header, state = file.header, file.state_dict()
     with unreadable(file.path):
-        architecture = header["network"]
         if net is not None:
             original = Original.of(net, header["num_classes"], header["mean"], header["std"], header["in_chans"])
-            original.name, original.architecture = str(header["network_class"]), architecture
-        elif architecture is None:
-            raise FileFormatError(
-                f"{file.path} holds a {str(header['network_class'])[:100]} that timm cannot make; pass a network of "
-                "this architecture: nernlit.load(path, net=...)."
-            )
+            original.name, original.architecture = str(header["network_class"]), header["network"]
         else:
-            _require_architecture(file, architecture, state)
-            original = Original(**architecture, mean=header["mean"], std=header["std"])
+            original = _timm_original(file, state)
         load_strictly(original.net, state, str(file.path))
         names = names_of_weights(original.net)
         for layer in file.layout.layers:
@@ -67,6 +61,44 @@ def decoded_original(file: NernFile, net: nn.Module | None = None) -> Original:
                 raise FileFormatError(f"{file.path} does not fit {original.name}: {layer.key} has other names there.")
         original.set_source(file)
     return original
+
+
+def fitted_original(file: NernFile, weights: str | Path) -> Original:
+    """The original that a .nern file was written from, which the file does not hold.
+
+    Args:
+        file: The file.
+        weights: File of the original's weights.
+
+    Raises:
+        CheckpointError: If the weights cannot be read, or are those of another original.
+        FileFormatError: If timm cannot make the network, or the file does not decode to what it was written from.
+    """
+    state = file.state_dict()
+    with unreadable(file.path):
+        _timm_original(file, state)  # refuses a network that the file does not fit, whatever the weights are
+    header = file.header
+    original = Original(**header["network"], checkpoint=str(weights), mean=header["mean"], std=header["std"])
+    stored, found = header["original"]["sha256"], original.fingerprint()
+    if found != stored:
+        raise CheckpointError(
+            f"{weights} is not the original of {file.path}: the file was fitted to weights with SHA-256 "
+            f"{stored[:12]}..., and these have {found[:12]}...; pass the weights that it was fitted to."
+        )
+    original.class_names = tuple(str(name) for name in header["class_names"])
+    return original
+
+
+def _timm_original(file: NernFile, state: Mapping[str, Tensor]) -> Original:
+    """A network of the file's architecture with random weights."""
+    architecture = file.header["network"]
+    if architecture is None:
+        raise FileFormatError(
+            f"{file.path} holds a {str(file.header['network_class'])[:100]} that timm cannot make; pass a network of "
+            "this architecture: nernlit.load(path, net=...)."
+        )
+    _require_architecture(file, architecture, state)
+    return Original(**architecture, mean=file.header["mean"], std=file.header["std"])
 
 
 def _require_architecture(file: NernFile, architecture: Any, state: Mapping[str, Tensor]) -> None:

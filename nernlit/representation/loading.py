@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nernlit.coding import NernFile, is_nern
 from nernlit.errors import CheckpointError, UsageError
+from nernlit.originals import fitted_original
 from nernlit.predictors import Predictor
 from nernlit.representation.representation import Representation
 from nernlit.storage.checkpoint import read_checkpoint
@@ -56,8 +57,9 @@ def load_representation(
         path: A checkpoint or a .nern file. None returns what is given.
         representation: Filled with the file's predictor instead of building a new representation. The file must have
             been written from one that is built alike, with the same original.
-        original: File of the original's weights (of a fit that started from a .nern file, that file), where it is no
-            longer where the checkpoint says.
+        original: File of the original's weights. For a checkpoint, if that file has moved (of a fit that started from
+            a .nern file, that .nern file). For a .nern file, if the original is to be the network that the file was
+            written from; by default it is the reconstructed network.
 
     Returns:
         The representation, and what the hyper-parameters of a module that goes on with it must say (`representation`,
@@ -80,7 +82,9 @@ def load_representation(
         _fill(representation, state, path)
         return representation, {"init_from": None}
     if is_nern(path):
-        return load(path), {"init_from": str(path)}
+        content = NernFile.read(path)
+        fitted = None if original is None else fitted_original(content, original)
+        return Representation.of_file(content, original=fitted), {"init_from": str(path)}
     rebuilt: dict[str, Any]
     state, hyper_parameters = _fitted_state(path)
     described, source = hyper_parameters.get("representation"), hyper_parameters.get("init_from")

@@ -95,19 +95,18 @@ class Representation(WithConstants, WithPretrained):
         self.set_constant("scale", power.sqrt().float() if standardize else torch.ones(()))
 
     @classmethod
-    def of_file(cls, file: NernFile, net: nn.Module | None = None) -> Self:
+    def of_file(cls, file: NernFile, net: nn.Module | None = None, original: Original | None = None) -> Self:
         """The representation of a .nern file, in evaluation mode.
-
-        Its original, and so the target of training, is the reconstructed network.
 
         Args:
             file: The file.
             net: A network of the file's architecture, for one that timm cannot make. Its weights are replaced.
+            original: The original, and so the target of training; by default the reconstructed network.
 
         Raises:
             FileFormatError: If the file needs a network that is not given, or does not fit its network.
         """
-        self, original = cls.__new__(cls), decoded_original(file, net)
+        self, original = cls.__new__(cls), original or decoded_original(file, net)
         with unreadable(file.path):
             standardize = bool(file.specification["standardize"])
             self._set_up(original.freeze(), file.predictor, file.layout, file.order, standardize, file.addresses)

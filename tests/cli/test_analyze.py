@@ -16,8 +16,11 @@ from nernlit.analysis.landscape import Evaluation
 from nernlit.cli.analyze import main as analyze
 from nernlit.cli.main import main, run
 from nernlit.cli.runs import Run
-from nernlit.errors import CheckpointError, UsageError
+from nernlit.errors import CheckpointError, NernlitError, UsageError
+from nernlit.kernels import LayerFilter
 from nernlit.originals import Original
+from nernlit.predictors import MLP
+from nernlit.representation import Representation
 from tests.fakes import CONFIGS, QUICK
 
 
@@ -321,3 +324,75 @@ def test_what_is_no_run_is_refused(fits: list[str], capsys: pytest.CaptureFixtur
     assert "has no rounds/rounds.json: it is no run of Progressive" in capsys.readouterr().err
     assert Run.open(Path(fits[0]).parent).folder == Run.open(fits[0]).folder
     assert Run.open(Run.open(fits[0]).checkpoint) == Run.open(fits[0])
+
+
+@pytest.fixture
+def nern(fits: list[str]) -> str:
+    """The .nern file of the first fit, and its original's weights, in the working directory."""
+    Run.open(fits[0]).representation().save("net.nern")
+    save_file(Original("digits_resnet8", pretrained=True).net.state_dict(), "original.safetensors")
+    return "net.nern"
+
+
+WITH_ORIGINAL = ("--original", "original.safetensors")
+WITH_DATA = ("--data", "DigitsDataModule")
+
+
+def test_an_analysis_of_a_file_with_its_original_is_that_of_the_fit(fits: list[str], nern: str) -> None:
+    for kind, data in {"spectrum": (), "layers": (), "smooth": WITH_DATA}.items():
+        options = ("--out", "out", *(("--images", "50") if data else ()))
+        of_fit = _analysed(kind, fits[0], *options)
+        of_file = _analysed(kind, nern, *options, *WITH_ORIGINAL, *data)
+        assert len(of_file) == len(of_fit)
+        for one, other in zip(of_file, of_fit, strict=True):
+            numbers = [{key: value for key, value in row.items() if not isinstance(value, str)} for row in (one, other)]
+            assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-6)
+    beside = [nern, fits[1]]
+    assert {row["run"] for row in _analysed("layers", *beside, "--out", "out", *WITH_ORIGINAL)} == {
+        "net.nern",
+        Run.open(fits[1]).name,
+    }
+    main(["analyze", "layers", nern, *WITH_ORIGINAL])
+    assert Path("analysis/layers_net.nern.png").is_file()
+
+
+def test_a_plane_around_a_file_needs_no_original(nern: str) -> None:
+    rows = _analysed("landscape", nern, *OUT, "--points", "3", *WITH_DATA)
+    (center,) = [row for row in rows if row["x"] == row["y"] == 0]
+    (pixels, labels), *_ = Run.open(nern).batches("test", 100, ["--data=DigitsDataModule"])
+    with torch.no_grad():
+        answers = Run.open(nern).representation()(pixels).argmax(1)
+    assert center["accuracy"] == pytest.approx(float((answers == labels).float().mean()))
+
+
+def test_what_a_file_does_not_hold_is_named(fits: list[str], nern: str) -> None:
+    Path("damaged.nern").write_bytes(Path(nern).read_bytes()[:-9])
+    other = Representation(Original("digits_resnet8", pretrained=True), MLP(8), LayerFilter(exclude=["conv1"]))
+    other.save("other.nern")
+    save_file(Original("digits_resnet8").net.state_dict(), "wrong.safetensors")
+    before = set(Path().iterdir())
+    holds_no = r"compares with the original, which net\.nern does not hold; pass its weights: --original FILE"
+    wrong_data = ("--data", "CIFAR10DataModule", "--data.root", "nowhere")
+    for args, message in {
+        ("spectrum", nern): f"`analyze spectrum` {holds_no}",
+        ("layers", nern, fits[0]): f"`analyze layers` {holds_no}",
+        ("interpolate", nern, *WITH_DATA): f"`analyze interpolate` {holds_no}",
+        ("smooth", nern, *WITH_DATA): f"`analyze smooth` {holds_no}",
+        ("landscape", nern, fits[0], *WITH_DATA): f"`analyze landscape` {holds_no}",
+        ("rounds", nern, *WITH_DATA): r"net\.nern is a \.nern file, which holds no rounds; pass the folder of the fit",
+        ("landscape", nern): r"net\.nern names no data; name it: --data=CIFAR10DataModule",
+        ("landscape", nern, "--data.eval_batch_size", "7"): r"net\.nern names no data; name it",
+        ("landscape", nern, "--data", "NoImages"): "--data has no images; name a dataset",
+        ("landscape", nern, *wrong_data): r"(in_chans|channels|nowhere)",
+        ("layers", nern, "--select", "best"): r"--select best: net\.nern holds one representation; leave --select out",
+        ("layers", "damaged.nern", *WITH_ORIGINAL): r"damaged\.nern is a damaged or truncated safetensors file",
+        ("layers", "gone.nern", *WITH_ORIGINAL): r"gone\.nern is not there",
+        ("layers", nern, "--original", "wrong.safetensors"): r"wrong\.safetensors is not the original of net\.nern",
+        ("layers", nern, "--original", "gone.safetensors"): r"gone\.safetensors",
+        ("layers", nern, nern, *WITH_ORIGINAL): r"net\.nern is given twice; name every run once",
+        ("layers", "other.nern", fits[0], *WITH_ORIGINAL): "represent networks of different layers",
+    }.items():
+        with pytest.raises(NernlitError, match=message) as caught:
+            analyze(args)
+        assert "\n" not in str(caught.value)
+        assert set(Path().iterdir()) == before

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nernlit.cli.main import main, run
 from nernlit.cli.report import page
 from nernlit.cli.runs import Run
+from nernlit.originals import Original
 from nernlit.storage.container import read_container
-from tests.fakes import CONFIGS, QUICK
+from tests.fakes import CONFIGS, QUICK, write_image_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -157,6 +159,54 @@ def test_mistakes_are_one_line(
     assert re.match(f"nernlit: error: .*{message}", said)
     assert said.count("\n") == 1
     assert set(Path().iterdir()) == before
+
+
+def test_a_file_is_reported_beside_a_run(runs: list[Run]) -> None:
+    runs[0].representation().save("net.nern")
+    save_file(Original("digits_resnet8", pretrained=True).net.state_dict(), "original.safetensors")
+    data = ["--data=DigitsDataModule"]
+    for original in (None, Path("original.safetensors")):
+        file = Run.open("net.nern", original=original)
+        text = page([file, runs[0]], data)
+        accuracy, against, *_ = _Tables(text).tables
+        of_file, of_run = (dict(zip(accuracy[0], row, strict=True)) for row in accuracy[1:])
+        assert of_file.pop("run") == "net.nern"
+        assert of_run.pop("run") == runs[0].name
+        if original is None:
+            assert [of_file.pop(name) for name in ("original %", "difference", "from", "to", "p")] == ["-"] * 5
+            of_run = {name: of_run[name] for name in of_file}
+        assert of_file == of_run
+        assert against[1][:2] == [runs[0].name, "0"]
+        assert ("Compared with no original: pass its weights" in text) == (original is None)
+        assert "No curves were logged by net.nern." in text
+        assert "<summary>specification</summary>" in text
+
+
+def test_a_file_takes_nothing_from_the_folder_that_it_is_in(runs: list[Run]) -> None:
+    file = _copied(runs[0], "copy") / "net.nern"
+    runs[0].representation().save(file)
+    main(["report", str(file), "--data", "DigitsDataModule", "--out", "r.html"])
+    assert "No curves were logged by net.nern." in Path("r.html").read_text()
+
+
+def test_data_that_does_not_fit_a_file_is_one_line(runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    runs[0].representation().save("net.nern")
+    write_image_folder(Path("images"), 3, 2)
+    before = set(Path().iterdir())
+    for args, message in {
+        (): "net.nern names no data; name it: --data=CIFAR10DataModule --data.root=DIR",
+        ("--data.root", "images"): "net.nern names no data; name it",
+        ("--data", "NoImages"): "--data has no images; name a dataset",
+        ("--data", "FolderDataModule", "--data.root", "images"): "3 classes",
+        ("--data", "DigitsDataModule", "--select", "last"): "--select last: net.nern holds one representation",
+    }.items():
+        with pytest.raises(SystemExit) as caught:
+            main(["report", "net.nern", *args])
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert "Traceback" not in said
+        assert set(Path().iterdir()) == before
 
 
 @pytest.mark.slow

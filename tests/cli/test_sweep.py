@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import nernlit
 from nernlit.cli import sweep as command
 from nernlit.cli.main import main
+from nernlit.cli.runs import Run
 from nernlit.cli.sweep import main as sweep
 from nernlit.cli.sweep_table import Fit, Row, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
-from tests.fakes import QUICK
+from tests.fakes import CONFIGS, QUICK, digits_representation
 
 REST = QUICK[2:]
 
@@ -78,6 +81,24 @@ def test_an_unforeseen_error_and_an_interrupt(
     assert not outcomes  # the interrupt ended the sweep
     assert [row["seed"] for row in _rows()] == ["0"]
     assert not Path("swept/sweep.png").exists()
+
+
+def test_fits_of_a_sweep_go_on_from_a_file() -> None:
+    digits_representation(12).save("net.nern")
+    rest = [option for option in REST if "representation" not in option]
+    start = ["--model.representation=null", "--model.init_from=net.nern", "--model.reconstruction.steps=0"]
+    sweep(["--configs", str(CONFIGS / "digits_h96_decoupled.yaml"), "--out", "swept", *rest, *start])
+    (row,) = _rows()
+    assert row["hidden"] == "12"
+    stored = nernlit.load("net.nern").sizes()
+    assert float(row["cr_paper"]) == stored.cr_paper
+    assert float(row["cr_file"]) == pytest.approx(stored.cr_file, rel=0.01)  # the fit adds class names
+    stored_file = Run.open("net.nern")  # its network is what the fit started from
+    (pixels, labels), *others = stored_file.batches("test", overrides=["--data=DigitsDataModule"])
+    assert not others
+    with torch.no_grad():
+        answers = stored_file.representation()(pixels).argmax(1)
+    assert float(row["acc_original"]) == pytest.approx(float((answers == labels).float().mean()))
 
 
 @pytest.mark.parametrize(
