@@ -1,12 +1,11 @@
 """Coding: kernels out of a predictor, and the .nern file that holds all that is needed to compute them."""
 
-from nernlit.coding.nern import NernFile, decoded_header, is_nern, part_bytes, unreadable
+from nernlit.coding.nern import NernFile, is_nern, part_bytes, unreadable
 from nernlit.coding.prediction import bind, predicted_kernels, predicted_weights, require_kernel_size
 
 __all__ = [
     "NernFile",
     "bind",
-    "decoded_header",
     "is_nern",
     "part_bytes",
     "predicted_kernels",

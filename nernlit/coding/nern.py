@@ -15,7 +15,7 @@ from typing import Any, Self, final, get_args
 import torch
 from torch import Tensor
 
-from nernlit import predictors
+from nernlit.coding.described import described_layout, described_predictor, require_memory
 from nernlit.coding.prediction import bind, predicted_weights, require_kernel_size
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
 from nernlit.kernels import Layout, OrderName, pack_order, unpack_order
@@ -24,7 +24,6 @@ from nernlit.storage.container import Contents, container_bytes, fingerprint, re
 from nernlit.utilities.progress import progress
 
 _SUFFIX = ".nern"
-_GIB = 2**30
 #: How much a layer's norm may differ from the stored one: machines add numbers in different orders.
 _TOLERANCE = 1e-3
 
@@ -104,22 +103,63 @@ class NernFile:
         header, tensors = read_container(path)
         with unreadable(path):
             specification = header["specification"]
-            layout = _layout(specification)
+            layout = described_layout(specification)
             # While addresses are unpacked, they take three numbers of 8 bytes per kernel.
-            _require_memory(layout.num_weights + 6 * layout.num_kernels, path, limit)
+            require_memory(layout.num_weights + 6 * layout.num_kernels, path, limit)
             order = specification["order"]
             if order not in get_args(OrderName):
                 raise LayoutError(f"it has an unknown order, {order!r}.")
             scale = tensors["scale"]
             if scale.shape != () or scale.dtype != torch.float32 or not bool(scale.isfinite()):
                 raise LayoutError("its scale is no finite number.")
-            predictor = _predictor(specification["predictor"], tensors, predictor_classes)
+            predictor = described_predictor(specification["predictor"], tensors, predictor_classes)
             require_kernel_size(predictor, layout)
-            _require_memory(layout.num_kernels * predictor.kernel_size**2, path, limit)
+            require_memory(layout.num_kernels * predictor.kernel_size**2, path, limit)
             addresses_N3 = unpack_order(layout, tensors["order"], order)
             bind(predictor, addresses_N3)
             kept = {name.removeprefix("kept."): value for name, value in tensors.items() if name.startswith("kept.")}
             return cls(path, header, predictor, layout, addresses_N3, scale, kept)
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        header: Mapping[str, Any],
+        predictor: Predictor,
+        layout: Layout,
+        addresses_N3: Tensor,
+        scale: Tensor,
+        state: Mapping[str, Tensor],
+        names: Mapping[str, Sequence[str]],
+    ) -> Self:
+        """The file of a reconstructed network.
+
+        Args:
+            path: The file; `write` writes it.
+            header: What is known of the original, and the representation's `specification`.
+            predictor: See the class.
+            layout: See the class.
+            addresses_N3: See the class.
+            scale: See the class.
+            state: The reconstructed network's state dict.
+            names: Each of its keys -> all keys of the same tensor.
+
+        Raises:
+            UsageError: If a predicted weight is not finite.
+        """
+        own_norms = norms(layout, state)
+        if wrong := [key for key, norm in own_norms.items() if not math.isfinite(norm)]:
+            raise UsageError(
+                f"the predicted weights of {wrong[0]!r} are not finite; use a checkpoint of a better step."
+            )
+        predicted = {key for layer in layout.layers for key in (layer.key, *layer.aliases)}
+        kept = {key: value for key, value in state.items() if key not in predicted and names[key][0] == key}
+        fixed = {key: f"{norm:.6e}" for key, norm in own_norms.items()}  # equally long for all values of the weights
+        decoded = {
+            "aliases": {key: list(names[key][1:]) for key in kept if len(names[key]) > 1},
+            "reconstructed": {"sha256": fingerprint(state), "norms": fixed},
+        }
+        return cls(path, {**header, **decoded}, predictor, layout, addresses_N3, scale, kept)
 
     @property
     def packed_order(self) -> Tensor:
@@ -186,26 +226,6 @@ class NernFile:
         return Contents(dict(self.header), tensors)
 
 
-def decoded_header(layout: Layout, state: Mapping[str, Tensor], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What the header says of the reconstructed network. As JSON, it is equally long for all values of the weights.
-
-    Args:
-        layout: The predicted weights.
-        state: The reconstructed network's state dict.
-        names: Each of its keys -> all keys of the same tensor.
-
-    Raises:
-        UsageError: If a predicted weight is not finite.
-    """
-    predicted = {layer.key for layer in layout.layers}
-    aliases = {k: list(names[k][1:]) for k in state if names[k][0] == k and len(names[k]) > 1 and k not in predicted}
-    own_norms = norms(layout, state)
-    if wrong := [key for key, norm in own_norms.items() if not math.isfinite(norm)]:
-        raise UsageError(f"the predicted weights of {wrong[0]!r} are not finite; use a checkpoint of a better step.")
-    fixed = {key: f"{norm:.6e}" for key, norm in own_norms.items()}
-    return {"aliases": aliases, "reconstructed": {"sha256": fingerprint(state), "norms": fixed}}
-
-
 def norms(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, float]:
     """The Euclidean norm of each predicted weight."""
     return {layer.key: float(state[layer.key].double().norm()) for layer in layout.layers}
@@ -217,38 +237,3 @@ def part_bytes(contents: Contents) -> dict[str, int]:
     for name, value in contents.tensors.items():
         sizes[name.partition(".")[0]] += value.nbytes
     return sizes
-
-
-def _layout(specification: Mapping[str, Any]) -> Layout:
-    layers = [(key, tuple(shape)) for key, shape in specification["layers"].items()]
-    if any(len(shape) != 4 or any(type(size) is not int or size < 1 for size in shape) for _, shape in layers):
-        raise LayoutError("the shapes of its layers are not four positive whole numbers each.")
-    aliases = {key: tuple(names) for key, names in specification.get("aliases", {}).items()}
-    return Layout(layers, aliases)
-
-
-def _require_memory(numbers: int, path: Path, max_gib: float) -> None:
-    gib = 4 * numbers / _GIB
-    if gib > max_gib:
-        raise FileFormatError(
-            f"decoding {path} needs {gib:.3g} GiB; pass max_gib={math.ceil(gib)} to load it if you trust the file."
-        )
-
-
-def _predictor(
-    described: Mapping[str, Any], tensors: Mapping[str, Tensor], predictor_classes: Sequence[type[Predictor]]
-) -> Predictor:
-    ours = [getattr(predictors, name) for name in predictors.__all__]
-    known = [*predictor_classes, *(cls for cls in ours if isinstance(cls, type) and issubclass(cls, Predictor))]
-    by_path = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in known}
-    path = str(described["class_path"])
-    if path not in by_path:
-        raise FileFormatError(f"the file's predictor is a {path[:100]}; pass the class: predictor_classes=[...].")
-    state = {n.removeprefix("predictor."): v for n, v in tensors.items() if n.startswith("predictor.")}
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in by_path[path](**described["init_args"]).state_dict().items()}
-    if shapes != {name: value.shape for name, value in state.items()}:
-        raise LayoutError("its predictor's tensors are not those of its predictor's description.")
-    predictor: Predictor = by_path[path](**described["init_args"])
-    predictor.load_state_dict(state)
-    return predictor

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from nernlit.coding import (
     NernFile,
     bind,
-    decoded_header,
     predicted_kernels,
     predicted_weights,
     require_kernel_size,
@@ -145,16 +144,9 @@ class Representation(WithConstants, WithPretrained):
 
     def _file(self, path: Path, state: Mapping[str, Tensor]) -> NernFile:
         """The .nern file of a reconstructed network's state dict."""
-        net = self.original.net
-        names = names_of_weights(net)
-        predicted = {key for layer in self.layout.layers for key in (layer.key, *layer.aliases)}
-        kept = {k: v for k, v in net.state_dict().items() if k not in predicted and names[k][0] == k}
-        header = {
-            **description(self.original),
-            "specification": self.specification(),
-            **decoded_header(self.layout, state, names),
-        }
-        return NernFile(path, header, self.predictor, self.layout, self.addresses, self.scale, kept)
+        header = {**description(self.original), "specification": self.specification()}
+        names = names_of_weights(self.original.net)
+        return NernFile.of(path, header, self.predictor, self.layout, self.addresses, self.scale, state, names)
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.

@@ -1,0 +1,72 @@
+"""What the header of a .nern file describes: built without importing anything, in bounded memory."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nernlit import predictors
+from nernlit.errors import FileFormatError, LayoutError
+from nernlit.kernels import Layout
+from nernlit.predictors import Predictor
+
+_GIB = 2**30
+
+
+def described_layout(specification: Mapping[str, Any]) -> Layout:
+    """The layout of a specification's layers.
+
+    Raises:
+        LayoutError: If there are none, or a shape is not four positive whole numbers.
+    """
+    layers = [(key, tuple(shape)) for key, shape in specification["layers"].items()]
+    if any(len(shape) != 4 or any(type(size) is not int or size < 1 for size in shape) for _, shape in layers):
+        raise LayoutError("the shapes of its layers are not four positive whole numbers each.")
+    aliases = {key: tuple(names) for key, names in specification.get("aliases", {}).items()}
+    return Layout(layers, aliases)
+
+
+def require_memory(numbers: int, path: Path, max_gib: float) -> None:
+    """Refuse to decode more than so many GiB of numbers of 4 bytes.
+
+    Raises:
+        FileFormatError: With the memory that is needed.
+    """
+    gib = 4 * numbers / _GIB
+    if gib > max_gib:
+        raise FileFormatError(
+            f"decoding {path} needs {gib:.3g} GiB; pass max_gib={math.ceil(gib)} to load it if you trust the file."
+        )
+
+
+def described_predictor(
+    described: Mapping[str, Any], tensors: Mapping[str, Tensor], predictor_classes: Sequence[type[Predictor]]
+) -> Predictor:
+    """The predictor of a specification, with the file's tensors `predictor.*` as its parameters.
+
+    Args:
+        described: Its class path and arguments.
+        tensors: The file's tensors.
+        predictor_classes: Classes that may be used beside this package's.
+
+    Raises:
+        FileFormatError: If the class is none of them.
+        LayoutError: If the tensors do not have the shapes of the described predictor's.
+    """
+    ours = [getattr(predictors, name) for name in predictors.__all__]
+    known = [*predictor_classes, *(cls for cls in ours if isinstance(cls, type) and issubclass(cls, Predictor))]
+    by_path = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in known}
+    path = str(described["class_path"])
+    if path not in by_path:
+        raise FileFormatError(f"the file's predictor is a {path[:100]}; pass the class: predictor_classes=[...].")
+    state = {n.removeprefix("predictor."): v for n, v in tensors.items() if n.startswith("predictor.")}
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in by_path[path](**described["init_args"]).state_dict().items()}
+    if shapes != {name: value.shape for name, value in state.items()}:
+        raise LayoutError("its predictor's tensors are not those of its predictor's description.")
+    predictor: Predictor = by_path[path](**described["init_args"])
+    predictor.load_state_dict(state)
+    return predictor
