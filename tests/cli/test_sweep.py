@@ -112,6 +112,7 @@ def test_fits_of_a_sweep_go_on_from_a_file() -> None:
         (["--out", "file"], "--out file: file is a file; expected a folder"),
         (["--out", "file/swept"], "--out file/swept: file is a file"),
         (["--configs", "nowhere.yaml"], r"no configuration file nowhere\.yaml"),
+        (["--configs", "digits_h69"], r"no configuration file digits_h69 \(did you mean digits_h96"),
         (["--configs", "a/x.yaml", "b/x.yaml"], "2 files are named x; rename them"),
         (["--seed_everything", "3"], "--seed_everything 3: a sweep sets it itself; pass --seeds"),
         (["--ckpt_path=last"], "--ckpt_path last: a sweep sets it itself; its fits start anew"),
