@@ -1,36 +1,28 @@
 """`nernlit sweep`: fit configurations at several hidden widths and seeds, test each, and tabulate.
 
-A fit that is already in the table is not run again, so that an interrupted sweep goes on where it stopped. It counts as
-the same while its options and the contents of its configuration files are. A fit that fails does not end the others.
-Every fit takes one device.
+A fit that is already in the table is not run again, so an interrupted sweep continues where it stopped. Two fits are the
+same if their options and the contents of their configuration files are. If a fit fails, the others still run. Each fit
+uses one device. To start from a .nern file: `--model.init_from FILE.nern --model.representation null`.
 """
 
-import contextlib
 import hashlib
 import itertools
 import re
-import resource
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from lightning.pytorch.callbacks import Callback, Timer
-from safetensors.torch import save
-from torch import Tensor
-
-from nernlit.analysis import correct_answers, paired_difference, tradeoff_figure, width_figure
+from nernlit.analysis import tradeoff_figure, width_figure
 from nernlit.cli.arguments import CommandParser, count, require_writable, seed
 from nernlit.cli.configs import config_parts, expand_bases, find_config
-from nernlit.cli.main import NernlitCLI, run, user_message
+from nernlit.cli.main import run, user_message
+from nernlit.cli.sweep_fit import forget_peak_memory, measure
 from nernlit.cli.sweep_table import Fit, Row, common_original, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
-from nernlit.storage.files import write_atomically, write_figure, write_table
-from nernlit.training import Scheme
+from nernlit.storage.files import write_figure, write_table
 from nernlit.utilities.progress import duration
 from nernlit.utilities.signals import Interrupted
 
@@ -166,8 +158,8 @@ def _fit(fit: Fit, select: str, out: Path, fit_args: Sequence[str]) -> Row:
     width = [f"--model.init_args.representation.predictor.init_args.hidden={fit.hidden}"] if fit.hidden else []
     name = "_".join([Path(fit.config).stem, *([f"h{fit.hidden}"] if fit.hidden else []), f"seed{fit.seed}"])
     named = [f"--seed_everything={fit.seed}", f"{logger}.save_dir={out}", f"{logger}.name={name}"]
-    _forget_peak_memory()
-    return _measure(run(["fit", "-c", fit.config, "--trainer.devices=1", *fit_args, *width, *named]), select)
+    forget_peak_memory()
+    return measure(run(["fit", "-c", fit.config, "--trainer.devices=1", *fit_args, *width, *named]), select)
 
 
 def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool, options: Sequence[str]) -> None:
@@ -202,78 +194,3 @@ def _fingerprint(config: str, fit_args: Sequence[str]) -> str:
     for part in config_parts(expand_bases(["-c", config, *fit_args])):
         content.update(part.file.read_bytes())
     return content.hexdigest()[:12]
-
-
-def _forget_peak_memory() -> None:
-    with contextlib.suppress(OSError):  # Linux has it
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_mib() -> float:
-    """Of this process since `_forget_peak_memory`; where a system does not know that, of all fits so far."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _measure(cli: NernlitCLI, select: str) -> Row:
-    trainer, module = cli.trainer, cli.model
-    if not cli.datamodule.has_images:
-        raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
-    if not isinstance(module, Scheme):
-        raise UsageError(f"{type(module).__name__} trains no representation; a sweep compares those that do.")
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-    timer = next(callback for callback in callbacks if isinstance(callback, Timer))
-    seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
-    steps = trainer.global_step
-    peak = _peak_memory_mib()
-    folder = Path(str(trainer.log_dir))
-    checkpoint = folder / "checkpoints" / f"{select}.ckpt"
-    if not checkpoint.is_file():
-        raise UsageError(
-            f"the fit wrote no {checkpoint}: there is nothing to test; let it validate and keep checkpoints."
-        )
-    trainer.test(module, cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    answers = _answers(module, cli)
-    write_atomically(folder / "test_correct.safetensors", save(answers))
-    difference = paired_difference(answers["reconstructed"], answers["original"])
-    sizes = module.representation.sizes()
-    return {
-        "hidden": _hidden(module),
-        "folder": str(folder),
-        "cr_paper": sizes.cr_paper,
-        "cr_file": sizes.cr_file,
-        **{name: metrics[f"test/{name}"] for name in ("acc_original", "acc", "recon_rmse", "explained_power")},
-        "difference": difference.difference,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
-        "p_value": difference.p_value,
-        "fit_seconds": seconds,
-        "steps_per_second": steps / max(seconds - validating, 1e-9),
-        "peak_memory_mib": peak,
-    }
-
-
-def _hidden(module: Scheme) -> str:
-    return str(module.representation.predictor.specification()["init_args"].get("hidden", ""))
-
-
-@torch.no_grad()
-def _answers(module: Scheme, cli: NernlitCLI) -> dict[str, Tensor]:
-    """Which test images both networks classify correctly, in the dataset's order: what paired tests need."""
-    representation, data, device = module.representation, cli.datamodule, module.representation.target.device
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in data.test_dataloader()[0]:
-            pixels, labels = data.on_after_batch_transfer(batch, 0)
-            yield pixels.to(device), labels.to(device)
-
-    reconstructed = partial(representation, weights=representation.weights())
-    networks: dict[str, Callable[[Tensor], Tensor]] = {
-        "reconstructed": reconstructed,
-        "original": representation.original,
-    }
-    return {name: correct_answers(classify, batches()).cpu() for name, classify in networks.items()}

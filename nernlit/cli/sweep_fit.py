@@ -1,0 +1,104 @@
+"""What a sweep measures of each of its fits: sizes, accuracy on the test images, time and memory."""
+
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback, Timer
+from safetensors.torch import save
+from torch import Tensor
+
+from nernlit.analysis import correct_answers, paired_difference
+from nernlit.cli.main import NernlitCLI
+from nernlit.cli.sweep_table import Row
+from nernlit.errors import UsageError
+from nernlit.storage.files import write_atomically
+from nernlit.training import Scheme
+
+
+def forget_peak_memory() -> None:
+    """Let the peak of this process's memory begin anew, on systems that can do so."""
+    with contextlib.suppress(OSError):  # Linux has it
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mib() -> float:
+    """The process's peak since `forget_peak_memory`; on systems that do not know it, since the process started."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(cli: NernlitCLI, select: str) -> Row:
+    """Test a checkpoint of a fit that has just ended, and keep which test images it classifies correctly.
+
+    Args:
+        cli: The fit.
+        select: `best` or `last`, the checkpoint.
+
+    Raises:
+        UsageError: If the fit has no test images, no representation or no such checkpoint.
+    """
+    trainer, module = cli.trainer, cli.model
+    if not cli.datamodule.has_images:
+        raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
+    if not isinstance(module, Scheme):
+        raise UsageError(f"{type(module).__name__} trains no representation; a sweep compares those that do.")
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    timer = next(callback for callback in callbacks if isinstance(callback, Timer))
+    seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
+    steps = trainer.global_step
+    peak = _peak_memory_mib()
+    folder = Path(str(trainer.log_dir))
+    checkpoint = folder / "checkpoints" / f"{select}.ckpt"
+    if not checkpoint.is_file():
+        raise UsageError(
+            f"the fit wrote no {checkpoint}: there is nothing to test; let it validate and keep checkpoints."
+        )
+    trainer.test(module, cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    answers = _answers(module, cli)
+    write_atomically(folder / "test_correct.safetensors", save(answers))
+    difference = paired_difference(answers["reconstructed"], answers["original"])
+    sizes = module.representation.sizes()
+    return {
+        "hidden": _hidden(module),
+        "folder": str(folder),
+        "cr_paper": sizes.cr_paper,
+        "cr_file": sizes.cr_file,
+        **{name: metrics[f"test/{name}"] for name in ("acc_original", "acc", "recon_rmse", "explained_power")},
+        "difference": difference.difference,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "p_value": difference.p_value,
+        "fit_seconds": seconds,
+        "steps_per_second": steps / max(seconds - validating, 1e-9),
+        "peak_memory_mib": peak,
+    }
+
+
+def _hidden(module: Scheme) -> str:
+    return str(module.representation.predictor.specification()["init_args"].get("hidden", ""))
+
+
+@torch.no_grad()
+def _answers(module: Scheme, cli: NernlitCLI) -> dict[str, Tensor]:
+    """Which test images both networks classify correctly, in the dataset's order: what paired tests need."""
+    representation, data, device = module.representation, cli.datamodule, module.representation.target.device
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in data.test_dataloader()[0]:
+            pixels, labels = data.on_after_batch_transfer(batch, 0)
+            yield pixels.to(device), labels.to(device)
+
+    reconstructed = partial(representation, weights=representation.weights())
+    networks: dict[str, Callable[[Tensor], Tensor]] = {
+        "reconstructed": reconstructed,
+        "original": representation.original,
+    }
+    return {name: correct_answers(classify, batches()).cpu() for name, classify in networks.items()}
