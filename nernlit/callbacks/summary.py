@@ -1,4 +1,4 @@
-"""The figures that matter, once a fit or a test is over."""
+"""The table of results at the end of a fit, a validation or a test."""
 
 from pathlib import Path
 from typing import Any, final
@@ -37,7 +37,7 @@ class Summary(L.Callback):
             metrics["size/predictor_params"] = sizes.predictor_params
             metrics |= {"size/cr_paper": sizes.cr_paper, "size/cr_file": sizes.cr_file}
         shown = {name: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
-        # Curves of single rounds and trials have ended where they have; the hparams tab compares runs.
+        # Metrics of single rounds and trials are left out: the hparams tab compares whole runs.
         final = {
             name: value
             for name, value in metrics.items()
@@ -85,7 +85,7 @@ def _hyperparameters(trainer: L.Trainer, pl_module: L.LightningModule, folder: P
 
 
 def _conditions(shown: dict[str, float], stage: str) -> dict[str, float]:
-    """Accuracy under attacks, and the mean over each further test set; its single conditions are in TensorBoard."""
+    """Accuracy under each attack, and the mean accuracy on each further test set (TensorBoard has every condition)."""
     if stage != "test":
         return {}
     prefix = f"{stage}/acc_"

@@ -1,8 +1,8 @@
 """`nernlit sweep`: fit configurations at several hidden widths and seeds, test each, and tabulate.
 
-A fit that is already in the table is not run again, so an interrupted sweep continues where it stopped. Two fits are the
-same if their options and the contents of their configuration files are. If a fit fails, the others still run. Each fit
-uses one device. To start from a .nern file: `--model.init_from FILE.nern --model.representation null`.
+A fit that is already in the table is not run again, so an interrupted sweep continues where it stopped. Two fits are
+the same if their options and the contents of their configuration files are. If a fit fails, the others still run. Each
+fit uses one device. To start from a .nern file: `--model.init_from FILE.nern --model.representation null`.
 """
 
 import hashlib
