@@ -227,8 +227,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        sizes = self.representation.sizes()
         if self.logger is not None and self.trainer.is_global_zero:
+            sizes = self.representation.sizes()
             figures = {"cr_paper": sizes.cr_paper, "cr_file": sizes.cr_file}
             figures["predictor_params"] = sizes.predictor_params
             self.logger.log_metrics({f"size/{name}": value for name, value in figures.items()}, step=0)
