@@ -96,7 +96,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """The images of a split as the dataset publishes it; None for `val` where it publishes none.
 
         Raises:
-            DataError: If files are missing or wrong; says which, and what to put where.
+            DataError: If files are missing or wrong. The message names them and says what to put where.
         """
 
     def check(self) -> None:

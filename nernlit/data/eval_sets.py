@@ -104,7 +104,7 @@ class CorruptedImages(ImageSource):
         return corrupt(images_BCHW, self.corruption, self.severity, self.seed, indices), labels_B
 
     def subset(self, indices: Tensor) -> Self:
-        raise NotImplementedError("an image's number says how it is corrupted; take the subset first")
+        raise NotImplementedError("the corruption of an image depends on its index; take the subset before corrupting")
 
     def in_memory(self) -> TensorImages:
         return TensorImages(self[range(len(self))][0], self.labels)

@@ -46,7 +46,7 @@ UNEVEN = {
 
 
 #: Seconds after which a fit counts as hanging.
-TIMEOUT = 300
+TIMEOUT = 120
 
 
 class Fit(NamedTuple):
