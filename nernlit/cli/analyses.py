@@ -45,7 +45,7 @@ Runs = Mapping[str, Run]  # by names that tell them apart
 Rows = list[dict[str, Any]]
 Outcome = tuple[Rows, Figure | None]
 
-#: Training images for statistics that are measured anew.
+#: Number of training images for re-estimated BatchNorm statistics.
 REESTIMATED_ON = 2_000
 
 
@@ -136,7 +136,7 @@ def landscape(runs: Runs, options: argparse.Namespace) -> Outcome:
 
 
 def _around(values: Sequence[float], points: int) -> list[float]:
-    """A line over the values and a third of their span beyond."""
+    """Evenly spaced numbers over the range of the values, extended by a third on each side."""
     margin = (max(values) - min(values)) / 3
     line: list[float] = torch.linspace(min(values) - margin, max(values) + margin, points).tolist()
     return line

@@ -46,13 +46,13 @@ def main(args: Sequence[str]) -> None:
         "runs", nargs="+", metavar="RUN", help="folder of a fit (runs/<name>/version_N), a checkpoint or a .nern file"
     )
     parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="images to measure on")
-    parser.add_argument("--images", type=count, help="how many of them (default: all)")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="split whose images are used")
+    parser.add_argument("--images", type=count, help="number of images (default: all)")
     parser.add_argument(
         "--batch_norm",
         choices=("stored", "reestimated"),
         default="stored",
-        help=f"in interpolate and landscape: the original's, or anew on {analyses.REESTIMATED_ON} training images",
+        help=f"statistics in interpolate and landscape: stored, or estimated on {analyses.REESTIMATED_ON} images",
     )
     parser.add_argument(
         "--points", type=count, default=9, help="number of points of a line, or of each side of a plane"
@@ -111,7 +111,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _stem(options: argparse.Namespace, runs: Runs, changed: Sequence[str]) -> str:
-    """The kind, the runs where the folder does not say which, and every option that is not the default."""
+    """A file name of the kind, the runs if the folder does not identify them, and all non-default options."""
     if options.out is None and len(runs) == 1:
         (run,) = runs.values()
         named = [run.name] if run.is_file else [] if run.checkpoint.stem == "best" else [run.checkpoint.stem]
@@ -127,7 +127,7 @@ def _stem(options: argparse.Namespace, runs: Runs, changed: Sequence[str]) -> st
 
 
 def _refuse_other(file: Path, asked: Mapping[str, Any]) -> None:
-    """An analysis replaces its own former outcome and nothing else."""
+    """Refuse to overwrite a file that is not an earlier result of the same analysis."""
     if not file.exists():
         return
     try:

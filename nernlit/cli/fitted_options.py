@@ -15,7 +15,7 @@ _SHOWN = 3
 
 
 def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping[str, Any], command: str) -> None:
-    """Refuse options of the model that the checkpoint was fitted without.
+    """Refuse model options that differ from those of the checkpoint.
 
     A fit goes on as it began, so all of them count; an evaluation uses the network alone.
 
@@ -48,7 +48,7 @@ def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping
 
 
 def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command: str) -> None:
-    """Take the original's and the teacher's weights from where they lie today, in place.
+    """Set the current paths of the original's and the teacher's weights, in place.
 
     Args:
         path: The checkpoint.
@@ -87,7 +87,7 @@ def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command:
 
 
 def _place_source(path: Path, arguments: Any, source: Any) -> None:
-    """Take the .nern file that a fit started from, and whose network is its original, from where it lies today."""
+    """Set the current path of the .nern file that a fit started from, whose network is its original."""
     fitted = arguments.get("init_from")
     if fitted is None or not is_nern(fitted):
         return

@@ -1,4 +1,4 @@
-"""The command line: every command, and what its errors look like."""
+"""The command line: dispatch of commands, and the format of errors."""
 
 import errno
 import io

@@ -110,7 +110,7 @@ def _value(text: str) -> str:
 
 
 def _classes_expected(option: str, value: str, base: Any) -> str:
-    """What stands where a class was expected."""
+    """The value that was given where a class was expected."""
     reason = _why_unusable(value)
     because = f"{reason}; " if reason else ""
     if not isinstance(base, type):
@@ -128,7 +128,7 @@ def _classes_expected(option: str, value: str, base: Any) -> str:
 
 
 def _why_unusable(class_path: str) -> str:
-    """What prevents the import of a class with a dot in its path; empty if nothing does."""
+    """The reason why a class with a dotted path cannot be imported; empty if it can."""
     module, _, name = class_path.rpartition(".")
     if not re.fullmatch(r"[A-Za-z_][\w.]*", module):
         return ""
@@ -139,7 +139,7 @@ def _why_unusable(class_path: str) -> str:
 
 
 def _subclasses(base: type) -> list[type]:
-    """All that can be built, ours alone, by name."""
+    """Every class of this package that can be constructed, by name."""
     found, waiting = set(), [base]
     while waiting:
         each = waiting.pop()
@@ -150,7 +150,7 @@ def _subclasses(base: type) -> list[type]:
 
 
 def _type_of(keys: Sequence[str], classes: Sequence[str], roots: Mapping[str, type]) -> Any:
-    """The class that an option takes, as far as annotations tell."""
+    """The class that an option accepts, according to its annotation."""
     if not keys or keys[0] not in roots:
         return None
     if len(keys) == 1:

@@ -1,4 +1,4 @@
-"""The table of a sweep: a row per fit as CSV, a line per configuration and width on the screen."""
+"""The table of a sweep: one row per fit as CSV, one line per configuration and width on the screen."""
 
 import csv
 import math
@@ -12,7 +12,7 @@ from nernlit.utilities.tables import print_table
 
 Row = dict[str, float | str]
 
-#: What tells fits apart.
+#: The columns that identify a fit.
 KEYS = ("config", "seed", "select", "settings", "asked_hidden", "files")
 _TEXTS = (*KEYS, "hidden", "folder")
 _NUMBERS = (

@@ -1,4 +1,4 @@
-"""LightningCLI wired to our base classes: one run of `fit`, `validate`, `test` or `predict`."""
+"""LightningCLI with nernlit's base classes: one run of `fit`, `validate`, `test` or `predict`."""
 
 import sys
 from argparse import SUPPRESS, ArgumentError
@@ -132,7 +132,7 @@ class NernlitCLI(LightningCLI):
             self._agree_with(path, command)
 
     def _agree_with(self, path: Path, command: str) -> None:
-        """Build the module as the checkpoint has it, and refuse options that say otherwise."""
+        """Build the module with the checkpoint's options, and refuse given options that differ."""
         content = require_usable(path, self.config[command]["model"]["class_path"], command)
         given = self.parser.parse_args(self.args, defaults=False)[command].as_dict()["model"].get("init_args", {})
         require_fitted_options(path, content.get("hyper_parameters", {}), given, command)

@@ -35,10 +35,10 @@ def is_nern(path: str | Path) -> bool:
 
 @contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """Turn the errors of building what a file describes into one that names the file.
+    """Turn errors while a file's content is built into one error that names the file.
 
     Raises:
-        FileFormatError: In place of any error that a wrong description can cause.
+        FileFormatError: Instead of any error that an invalid description can cause.
     """
     try:
         yield
@@ -56,11 +56,11 @@ class NernFile:
 
     Attributes:
         path: The file.
-        header: How the network and the representation are built, in primitives.
+        header: The description of the network and the representation, as JSON values.
         predictor: Maps addresses to kernels; bound to the layout.
-        layout: Which weights are predicted, in which rows of the table of kernels.
+        layout: The predicted weights and their rows in the kernel table.
         addresses: Address of every row, (N, 3).
-        scale: Weight units of the predictor's unit, a scalar.
+        scale: One unit of the predictor's output in weight units, a scalar.
         kept: The tensors that are not predicted, each under its first name.
     """
 
@@ -111,7 +111,7 @@ class NernFile:
                 raise LayoutError(f"it has an unknown order, {order!r}.")
             scale = tensors["scale"]
             if scale.shape != () or scale.dtype != torch.float32 or not bool(scale.isfinite()):
-                raise LayoutError("its scale is no finite number.")
+                raise LayoutError("its scale is not a finite number.")
             predictor = described_predictor(specification["predictor"], tensors, predictor_classes)
             require_kernel_size(predictor, layout)
             require_memory(layout.num_kernels * predictor.kernel_size**2, path, limit)
@@ -202,7 +202,7 @@ class NernFile:
                 )
 
     def write(self) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Raises:
             StorageError: If the file cannot be written.

@@ -1,6 +1,6 @@
-"""The weights that a predictor gives, in pieces that fit into memory.
+"""Predicted weights, computed in chunks that bound the memory.
 
-Shapes: N kernels, K kernel side that the predictor gives (at least the layout's), kh x kw side of a layer's kernels.
+Shapes: N kernels, K side of the predicted kernels (at least the layout's), kh x kw side of a layer's kernels.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from nernlit.errors import LayoutError
 from nernlit.kernels import Layout
 from nernlit.predictors import Predictor
 
-#: A table of up to so many kernels is predicted in one piece, and nothing is computed twice.
+#: Tables of up to this many kernels are predicted at once, without computing activations twice.
 _WHOLE = 65_536
-#: Kernels of a larger table predicted at a time; bounds the memory of its activations.
+#: Kernels per chunk of a larger table; bounds the memory of the activations.
 _CHUNK = 16_384
 _ALL = (slice(None), slice(None))
 
@@ -31,12 +31,12 @@ def require_kernel_size(predictor: Predictor, layout: Layout) -> None:
         raise LayoutError(
             f"kernel_size={predictor.kernel_size} is smaller than layer {largest.name!r} "
             f"({largest.shape[2]}x{largest.shape[3]}); pass --model.representation.predictor.kernel_size="
-            f"{layout.kernel_size}, or leave the layer out (--model.representation.layers)."
+            f"{layout.kernel_size}, or exclude the layer (--model.representation.layers)."
         )
 
 
 def bind(predictor: Predictor, addresses_N3: Tensor) -> None:
-    """Prepare a predictor for the addresses that it will be asked for."""
+    """Call a predictor's `bind` with the extent of these addresses."""
     layers, filters, channels = (addresses_N3.amax(0) + 1).tolist()
     predictor.bind((layers, filters, channels))
 
@@ -47,7 +47,7 @@ def predicted_kernels(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor)
     Args:
         predictor: Maps addresses to kernels in units of `scale`.
         addresses_N3: Layer number, filter position and channel position of each kernel.
-        scale: Weight units of the predictor's unit, a scalar.
+        scale: One unit of the predictor's output in weight units, a scalar.
     """
     if len(addresses_N3) > _WHOLE:
         return _in_chunks(predictor, addresses_N3, scale, _ALL)

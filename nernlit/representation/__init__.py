@@ -1,4 +1,4 @@
-"""The representation: an original whose weights come out of a predictor, how it is described, stored and loaded."""
+"""The representation: an original whose weights are computed by a predictor; its specification, saving and loading."""
 
 from nernlit.representation.loading import load, load_representation
 from nernlit.representation.onnx import write_onnx

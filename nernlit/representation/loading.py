@@ -1,4 +1,4 @@
-"""Representations out of files: .nern files, and the checkpoints that fits write."""
+"""Loading of representations from .nern files and checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path

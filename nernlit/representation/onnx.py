@@ -31,7 +31,7 @@ class _PixelClassifier(nn.Module):
 
 
 def write_onnx(representation: Representation, path: str | Path, image_size: int | None = None) -> None:
-    """Write the reconstructed network as an ONNX model, whole or not at all.
+    """Write the reconstructed network atomically as an ONNX model.
 
     Its input `pixels` is float32 of shape (batch, channels, size, size) with values in [0, 1], which the model
     normalizes itself; its output `logits` is (batch, classes). Any batch size works.

@@ -2,7 +2,7 @@
 
 Schemes train it, files store it, analyses read it; nothing here needs Lightning.
 
-Shapes: N kernels, K kernel side that the predictor gives (at least the layout's), B images, C classes.
+Shapes: N kernels, K side of the predicted kernels (at least the layout's), B images, C classes.
 """
 
 import copy
@@ -44,7 +44,7 @@ from nernlit.utilities.sharing import names_of_weights
 
 @final
 class Representation(WithConstants, WithPretrained):
-    """A CNN whose convolution kernels come out of a predictor.
+    """A CNN whose convolution kernels are computed by a predictor.
 
     Its `state_dict` holds the predictor and, as extra state, the specification, the scale, the packed order and the
     original's fingerprint; never the original.
@@ -52,15 +52,15 @@ class Representation(WithConstants, WithPretrained):
     Args:
         original: The CNN; it is frozen and stays in evaluation mode.
         predictor: Maps addresses to kernels.
-        layers: Which convolutions are predicted: a preset or a `LayerFilter`.
-        order: How kernels are numbered: `in_filter` (the paper's for CIFAR and STL), `cross_filter` (ImageNet) or
+        layers: The predicted convolutions: a preset or a `LayerFilter`.
+        order: The order of the kernels: `in_filter` (the paper's for CIFAR and STL), `cross_filter` (ImageNet) or
             `none`.
-        standardize: Let the predictor work in units of the weights' root mean square (ours); False is NeRN's.
+        standardize: Whether the predictor works in units of the weights' root mean square; NeRN uses False.
 
     Raises:
         LayoutError: If no layer matches, the predictor's kernels are smaller than a layer's, or the layers' weights are
             not finite or all zero.
-        UsageError: If the predictor does not keep its constructor's arguments.
+        UsageError: If the predictor does not store its constructor's arguments.
     """
 
     original: Original
@@ -134,7 +134,7 @@ class Representation(WithConstants, WithPretrained):
         self.set_constant("target", layout.table(original.net.state_dict(), size).float())
 
     def save(self, path: str | Path) -> None:
-        """Write a .nern file: all that is needed to compute the reconstructed network, without the original.
+        """Write a .nern file, from which the reconstructed network is computed without the original.
 
         Raises:
             StorageError: If the file cannot be written.
@@ -177,11 +177,11 @@ class Representation(WithConstants, WithPretrained):
             return predicted_weights(predictor, size, self.layout, self.addresses, self.scale, advance)
 
     def original_weights(self) -> dict[str, Tensor]:
-        """The original's own entries of what `weights` predicts."""
+        """The original's values of the weights that `weights` predicts."""
         return self.layout.weights(self.target)
 
     def mask(self, indices: Tensor | None = None) -> Tensor | None:
-        """(N, K, K) booleans: which entries are weights; None where all of them are."""
+        """(N, K, K) booleans: the entries that are weights; None if all are."""
         if self._all_full:
             return None
         layers = self.addresses[:, 0] if indices is None else self.addresses[indices, 0]
@@ -224,7 +224,7 @@ class Representation(WithConstants, WithPretrained):
         return Sizes(self.predictor.num_params, self.layout.num_weights, file.num_bytes(), original_bytes)
 
     def specification(self) -> dict[str, Any]:
-        """How the representation is built, in primitives: its layers, order, scale and predictor.
+        """The description of the representation as JSON values: layers, order, scale and predictor.
 
         Two representations of one original can load each other's checkpoints if and only if these are equal.
         """
@@ -237,7 +237,7 @@ class Representation(WithConstants, WithPretrained):
         }
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal in a checkpoint that this representation can load."""
+        """The entries that must be equal in a checkpoint that this representation can load."""
         return {
             "original": self.original.fingerprint(),
             "specification": self.specification(),
@@ -252,7 +252,7 @@ class Representation(WithConstants, WithPretrained):
         }
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over a checkpoint's scale and order, those that its predictor was fitted with, and its class names.
+        """Load a checkpoint's scale, order and class names; the predictor was fitted with them.
 
         Class names that the original has already are kept.
 

@@ -7,7 +7,7 @@ from typing import final
 @final
 @dataclass(frozen=True)
 class Sizes:
-    """What a representation takes to store, and what its original takes. Weights under several names count once.
+    """The sizes of a representation and its original. Weights with several names count once.
 
     Attributes:
         predictor_params: Number of the predictor's parameters.

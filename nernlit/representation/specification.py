@@ -1,4 +1,4 @@
-"""Specifications: how an object is built, in nested dictionaries of primitives that checkpoints hold and compare."""
+"""Specifications: descriptions of objects as nested dictionaries, which checkpoints contain and compare."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

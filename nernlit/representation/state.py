@@ -1,4 +1,4 @@
-"""Which checkpoints a representation accepts: those of one that is built alike, with the same original."""
+"""A check that a checkpoint belongs to a representation with the same specification and original."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,1 +1,1 @@
-"""Files: whole or not at all when written, checked and without code when read."""
+"""Files: atomic writing, and validated reading that never runs code."""

@@ -46,7 +46,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_container(path: Path, contents: Contents) -> None:
-    """Write a container, whole or not at all.
+    """Write a container atomically.
 
     Raises:
         StorageError: If it cannot be written.

@@ -1,4 +1,4 @@
-"""What a file holds, told by its content: for messages about files that are not what was expected."""
+"""The kind of a file, determined from its content, for error messages."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ _SIGNATURES = {
 
 
 def describe_file(path: str | Path) -> str:
-    """What a file is, for a sentence that starts with its name: `f"{path} is {describe_file(path)}"`.
+    """Describe a file, for a sentence that starts with its name: `f"{path} is {describe_file(path)}"`.
 
     Nothing is unpickled but tensors and plain containers. Never raises for a file's content.
     """

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writing of files."""
 
 import contextlib
 import csv
@@ -18,7 +18,7 @@ UNFINISHED = ".part"
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, and the folders above it, so that nobody ever sees half of it, whenever the machine stops.
+    """Write a file atomically, and create its folders: a reader never sees a partial file, even after a power failure.
 
     The content goes to a hidden file beside the target, reaches the disk, and then takes the target's name. Until then
     the former file stays as it is, also where this fails.

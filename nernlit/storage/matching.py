@@ -1,4 +1,4 @@
-"""Which of the tensors in a file are a network's weights: under which keys, with which prefix, averaged or raw."""
+"""Finds a network's weights among the tensors of a file: their key, prefix, and whether they are averaged or raw."""
 
 import logging
 import os
@@ -146,7 +146,7 @@ def _preferred(fitting: Sequence[WeightSet], source: str, ema: bool | None) -> W
 
 
 def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What keeps a state dict from being that of a network; only BatchNorm's step counters may be absent."""
+    """The differences between a state dict and a network's; only BatchNorm's step counters may be absent."""
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     shaped = [

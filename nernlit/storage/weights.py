@@ -1,4 +1,4 @@
-"""Reading a CNN's weights from the files that people have: safetensors, .pt/.pth/.th, Lightning .ckpt."""
+"""Reading a CNN's weights from common files: safetensors, .pt/.pth/.th, Lightning .ckpt."""
 
 import argparse
 import os

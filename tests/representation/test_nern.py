@@ -213,7 +213,7 @@ def _changed(file: Path, path: Path, **changes: Any) -> Path:
         ({"std": [0.0]}, "cannot be built"),
         ({"class_names": 3}, "cannot be built"),
         ({"reconstructed": {}}, "cannot be built"),
-        ({"scale": torch.tensor(float("nan"))}, "its scale is no finite number"),
+        ({"scale": torch.tensor(float("nan"))}, "its scale is not a finite number"),
         ({"scale": torch.tensor(3.0)}, "decodes to another network"),
         ({"order": torch.zeros(3, dtype=torch.uint8)}, "expected uint8 of shape"),
         ({"kept.linear.bias": torch.zeros(11)}, r"1 wrongly shaped \(linear.bias \(11,\) instead of \(10,\)\)"),
