@@ -104,6 +104,9 @@ class DecoupledDistill(Scheme):
         stages = [phase_1, phase_2] if reconstruction.steps else [phase_2]
         super().__init__(representation, stages, precision, rebuilt)
         self.has_phase_1 = bool(init_from or reconstruction.steps)
+        # Of a .nern file alone, the original is the reconstructed network: the student would be its own teacher.
+        is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
+        self._teaches_itself = is_own_original and teacher is None and not cross_entropy_weight
         self.reconstruction = reconstruction
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -114,6 +117,11 @@ class DecoupledDistill(Scheme):
         if not self.has_phase_1:
             raise UsageError(
                 "Decoupled-distill has no phase 1: pass --model.init_from FILE, or --model.reconstruction.steps N."
+            )
+        if self._teaches_itself:
+            raise UsageError(
+                "the original is the network that --model.init_from was decoded to, so there is nothing to learn from "
+                "it; pass --model.teacher, --model.cross_entropy_weight, or the original (--model.representation)."
             )
         super().on_fit_start()
 

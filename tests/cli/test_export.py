@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 import nernlit
 from nernlit.cli.main import main, run
-from nernlit.errors import CheckpointError
+from nernlit.errors import CheckpointError, UsageError
 from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.container import read_container
 from tests.fakes import CONFIGS, QUICK, digits_representation
@@ -76,6 +76,9 @@ def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
         "--model.reconstruction.steps=0",
         "--trainer.logger.init_args.name=from_file",
     ]
+    with pytest.raises(UsageError, match=r"there is nothing to learn from it; pass --model\.teacher"):
+        run(["fit", *distill, "--model.init_from=first.nern", "--trainer.max_epochs=1"])
+    distill.append("--model.cross_entropy_weight=1.0")
     first = run(["fit", *distill, "--model.init_from=first.nern", "--trainer.max_epochs=1"]).model
     stored = nernlit.load("first.nern")
     assert first.representation.original.fingerprint() == stored.original.fingerprint()
