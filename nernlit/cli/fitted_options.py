@@ -17,7 +17,7 @@ _SHOWN = 3
 def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping[str, Any], command: str) -> None:
     """Refuse model options that differ from those of the checkpoint.
 
-    A fit goes on as it began, so all of them count; an evaluation uses the network alone.
+    For a fit all model options are compared; for an evaluation only those of the network.
 
     Args:
         path: The checkpoint.

@@ -20,7 +20,7 @@ from nernlit.training import Scheme
 
 
 def forget_peak_memory() -> None:
-    """Let the peak of this process's memory begin anew, on systems that can do so."""
+    """Reset the peak memory of this process, on systems that support it."""
     with contextlib.suppress(OSError):  # Linux has it
         Path("/proc/self/clear_refs").write_text("5")
 

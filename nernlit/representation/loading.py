@@ -23,14 +23,14 @@ def load(
     predictor_classes: Sequence[type[Predictor]] = (),
     max_gib: float | None = None,
 ) -> Representation:
-    """The representation in a file, in evaluation mode: it predicts, evaluates, and can be trained further.
+    """The representation in a file, in evaluation mode; it can be trained further.
 
-    Of a .nern file, the original is the reconstructed network: the file holds no other. Nothing is imported or executed
-    that a .nern file names: networks are timm's or ours, predictors this package's.
+    For a .nern file, the original of the representation is the reconstructed network, because the file contains no
+    other. Nothing that a .nern file names is imported or executed: networks are timm's, predictors this package's.
 
     Args:
         path: A .nern file, or a checkpoint (.ckpt) of a fit.
-        net: For a .nern file, a network of its architecture, if timm cannot make one. Its weights are replaced.
+        net: For a .nern file, a network of its architecture, if timm cannot create it. Its weights are replaced.
         predictor_classes: For a .nern file, predictors of your own that it may name.
         max_gib: For a .nern file, the most memory that decoding may need, in GiB; 8 by default. A small file can
             describe a large network.
@@ -51,19 +51,19 @@ def load(
 def load_representation(
     path: str | Path | None, representation: Representation | None = None, original: str | Path | None = None
 ) -> tuple[Representation, dict[str, Any]]:
-    """The representation in a file, or a given one with the predictor, scale and order of a file.
+    """The representation in a file, or a given representation with the predictor, scale and order of a file.
 
     Args:
         path: A checkpoint or a .nern file. None returns what is given.
-        representation: Filled with the file's predictor instead of building a new representation. The file must have
-            been written from one that is built alike, with the same original.
+        representation: The predictor of the file is loaded into it instead of building a new representation. The
+            file must have the same specification and the same original.
         original: File of the original's weights. For a checkpoint, if that file has moved (of a fit that started from
             a .nern file, that .nern file). For a .nern file, if the original is to be the network that the file was
             written from; by default it is the reconstructed network.
 
     Returns:
-        The representation, and what the hyper-parameters of a module that goes on with it must say (`representation`,
-        `init_from`) so that its checkpoints can be loaded without `path`, or with the .nern file alone.
+        The representation, and the hyper-parameters (`representation`, `init_from`) that a module trained from it must
+        have, so that its checkpoints can be loaded without `path`, or with the .nern file alone.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read, holds no representation or does not fit the given one.

@@ -20,8 +20,8 @@ UNFINISHED = ".part"
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically, and create its folders: a reader never sees a partial file, even after a power failure.
 
-    The content goes to a hidden file beside the target, reaches the disk, and then takes the target's name. Until then
-    the former file stays as it is, also where this fails.
+    The content is written to a hidden file in the same folder and synced to disk; then the file is renamed. Until then,
+    and if this fails, the previous file does not change.
 
     Raises:
         StorageError: If the file cannot be written: no space, no permission, a failing disk.

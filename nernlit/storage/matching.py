@@ -25,12 +25,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WeightSet:
-    """Tensors of a file that stand under the same key and have the same prefix, which `state` leaves out.
+    """Tensors of a file under the same key whose names have the same prefix.
 
     Attributes:
-        nest: The keys on the way to them, joined by dots; empty at the top of the file.
-        prefix: Of their names.
-        state: The tensors by name.
+        nest: The keys of the nested dictionaries that contain them, joined by dots; empty at the top level.
+        prefix: The common prefix of their names.
+        state: The tensors by name, without the prefix.
     """
 
     nest: str
@@ -57,10 +57,10 @@ def network_weights(
     """The tensors in a file that are a network's.
 
     Args:
-        content: What the file holds.
+        content: The content of the file.
         source: The file's name, for messages.
-        own: The network's state dict; without it the file's largest set is taken.
-        ema: Of two sets take the moving average (True) or the raw one (False); by default the former, if there is one.
+        own: The network's state dict; without it the file's largest set is selected.
+        ema: Select the moving average (True) or the raw weights (False); by default the average, if there is one.
 
     Raises:
         CheckpointError: If there is no named tensor, several sets fit equally well, or `ema` asks for a set that is

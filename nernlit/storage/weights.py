@@ -36,13 +36,13 @@ def read_state_dict(path: str | Path, net: nn.Module | None = None, ema: bool | 
 
     Args:
         path: A file of safetensors or of `torch.save`.
-        net: The network whose weights they are. It tells which of the file's tensors are meant. If no set of them fits
-            it, the closest is returned, and `load_strictly` says what is wrong.
-        ema: Of two sets of weights take the moving average (True) or the raw ones (False). By default the moving
-            average where there is one, as `timm.create_model(checkpoint_path=...)` does.
+        net: The network, with which the file's sets of tensors are compared. If none fits, the closest is returned, and
+            `load_strictly` reports the differences.
+        ema: If there are two sets of weights, return the moving average (True) or the raw weights (False). By default
+            the moving average if there is one, as in `timm.create_model(checkpoint_path=...)`.
 
     Raises:
-        CheckpointError: If the file is missing, cannot be read, holds no named tensors, or leaves open which are meant.
+        CheckpointError: If the file is missing, cannot be read, has no named tensors, or several sets fit equally well.
     """
     content = _content(Path(path))
     return network_weights(content, str(path), None if net is None else net.state_dict(), ema)
