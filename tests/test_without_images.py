@@ -53,7 +53,7 @@ def test_analyses_of_weights_need_no_data_and_others_name_it(capsys: pytest.Capt
         assert json.loads((FOLDER / "analysis" / f"{kind}.json").read_text())
     with pytest.raises(SystemExit):
         main(["analyze", "interpolate", str(FOLDER)])
-    assert "was fitted without images; name some (--data CLASS and its options)" in capsys.readouterr().err
+    assert "was fitted without images; name a dataset (--data CLASS and its options)" in capsys.readouterr().err
     main(["analyze", "interpolate", str(FOLDER), "--data=DigitsDataModule", "--points=3", "--images=50"])
 
 

@@ -3,7 +3,8 @@
 from nernlit.training.baseline_joint import BaselineJoint
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.decoupled_distill import DecoupledDistill, ReconstructionPhase
-from nernlit.training.objectives import Distillation, Objective, Reconstruction, Step
+from nernlit.training.distillation import Distillation
+from nernlit.training.objectives import Objective, Reconstruction, Step
 from nernlit.training.original import OriginalModule
 from nernlit.training.plan import Plan
 from nernlit.training.progressive import Progressive, Round

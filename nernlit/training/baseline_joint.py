@@ -15,7 +15,8 @@ from nernlit.errors import UsageError, require_at_least
 from nernlit.kernels import MagnitudeMix, Sampling
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
-from nernlit.training.objectives import Distillation, Objective, Reconstruction, Step, whole_error
+from nernlit.training.distillation import Distillation
+from nernlit.training.objectives import Objective, Reconstruction, Step, whole_error
 from nernlit.training.plan import Plan
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.stages import Stage

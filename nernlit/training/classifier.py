@@ -193,11 +193,15 @@ class ClassifierModule(L.LightningModule, ABC):
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.refuse_divergence()
         classifiers = self.classifiers(stage)
-        self._finite = self.finite_weights()
         # Evaluation sets beside the dataset's own, whatever the data calls them.
         conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
         self._evaluation = Evaluation(
-            classifiers if self._has_images else {}, self.num_classes, self.in_chans, conditions, self.device
+            classifiers if self._has_images else {},
+            self.finite_weights(),
+            self.num_classes,
+            self.in_chans,
+            conditions,
+            self.device,
         )
 
     @property
@@ -210,15 +214,7 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def _report(self, stage: str) -> None:
         evaluation = self._evaluation
-        suffixes = list(evaluation.classifiers or self._finite)  # without images only the weights are checked
-        unseen = torch.ones((), dtype=torch.bool, device=self.device)  # a process may have no images
-        flags_S2 = torch.stack(
-            [
-                torch.stack([found.get(suffix, unseen).int() for found in (self._finite, evaluation.answered)])
-                for suffix in suffixes
-            ]
-        )
-        flags = dict(zip(suffixes, self.joined_flags(flags_S2).tolist(), strict=True))
+        flags = evaluation.flags(self.joined_flags)
         unusable = [suffix for suffix, (finite, answered) in flags.items() if not (finite and answered)]
         # Overflowing logits are accepted during a fit, but not at its end or in a separate evaluation.
         on_the_way = self.trainer.state.fn == "fit" and not self.trainer.should_stop

@@ -14,7 +14,8 @@ from nernlit.errors import UsageError, require_at_least
 from nernlit.kernels import Sampling
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation, load_representation
-from nernlit.training.objectives import Distillation, Reconstruction, ReconstructionLoss
+from nernlit.training.distillation import Distillation
+from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.stages import Stage

@@ -26,6 +26,7 @@ class Evaluation:
 
     Args:
         classifiers: Suffix of the metrics' names -> classifier, which maps pixels to logits.
+        finite: Suffix -> whether the weights of this classifier are finite, where they are predicted.
         num_classes: Number of logits.
         in_chans: Image channels.
         conditions: The conditions of further test sets, one per data loader after the first.
@@ -36,10 +37,17 @@ class Evaluation:
     """
 
     def __init__(
-        self, classifiers: Classifiers, num_classes: int, in_chans: int, conditions: Sequence[Any], device: torch.device
+        self,
+        classifiers: Classifiers,
+        finite: Mapping[str, Tensor],
+        num_classes: int,
+        in_chans: int,
+        conditions: Sequence[Any],
+        device: torch.device,
     ) -> None:
         self.classifiers, self.num_classes, self.in_chans = classifiers, num_classes, in_chans
-        self.conditions = conditions
+        self.conditions, self.device = conditions, device
+        self.finite = finite
         #: Whether all logits of a classifier have been finite so far.
         self.answered: dict[str, Tensor] = {}
         names = [f"acc{_suffix(condition)}" for condition in conditions]
@@ -82,6 +90,23 @@ class Evaluation:
                 logits_BC = _only(logits_BC, condition.classes)
             for name in names:
                 self.metrics[name + suffix].update(logits_BC, labels_B)
+
+    def flags(self, joined: Callable[[Tensor], Tensor]) -> dict[str, tuple[bool, bool]]:
+        """Suffix -> whether the classifier's weights are finite, and whether all of its logits are.
+
+        Args:
+            joined: Maps flags (0 or 1) of this process to those of all processes.
+        """
+        suffixes = list(self.classifiers or self.finite)  # without images only the weights are checked
+        unseen = torch.ones((), dtype=torch.bool, device=self.device)  # a process may have no images
+        flags_S2 = torch.stack(
+            [
+                torch.stack([found.get(suffix, unseen).int() for found in (self.finite, self.answered)])
+                for suffix in suffixes
+            ]
+        )
+        found = zip(suffixes, joined(flags_S2).tolist(), strict=True)
+        return {suffix: (bool(finite), bool(answered)) for suffix, (finite, answered) in found}
 
     def results(self, suffixes: Iterable[str]) -> dict[str, Tensor]:
         """The metrics of the classifiers with these suffixes; equal on all processes."""

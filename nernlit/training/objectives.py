@@ -1,24 +1,23 @@
-"""Objectives: each maps a training step to weighted loss terms by name, whose sum the step minimizes.
+"""Objectives map a training step to weighted loss terms by name, whose sum is minimized. Here: reconstruction.
 
 Objectives do not depend on Lightning: everything that they need from the run is in the `Step`.
 
-Shapes: N kernels, S of them sampled by this process, T predictors, K kernel side, B images, C classes.
+Shapes: N kernels, S of them sampled by this process, T predictors, K kernel side.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from nernlit.errors import DataError, UsageError, require_at_least, require_positive
+from nernlit.errors import DataError
 from nernlit.kernels import Sampling, Uniform
-from nernlit.losses import feature_map_loss, kd_loss, reconstruction_mse, reconstruction_rmse
-from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original
+from nernlit.losses import reconstruction_mse, reconstruction_rmse
+from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation
 from nernlit.utilities.constants import WithConstants
@@ -151,124 +150,8 @@ class Reconstruction(Objective):
         return {"recon": error}
 
 
-@final
-class Distillation(Objective):
-    """Losses on the outputs of the reconstructed network: against a teacher's logits, the original's maps, and labels.
-
-    A term with weight 0 is not computed.
-
-    Args:
-        original: The representation's original. The student is its architecture with predicted weights.
-        teacher: The classifier whose logits are learned, with the same classes; the original by default.
-        kd_weight: Weight of the KL divergence from the teacher.
-        temperature: Softmax temperature of student and teacher.
-        kd_inside_log: Added to probabilities inside the divergence's logarithms (NeRN's code adds 1e-4).
-        feature_weight: Weight of the feature-map loss between student and original.
-        cross_entropy_weight: Weight of the cross-entropy with the labels.
-        recon_weight: Weight of the mean squared error of all predicted weights, in units of the representation's scale.
-        taps: Modules whose feature maps are compared; see `FeatureTaps`.
-
-    Raises:
-        UsageError: If the teacher has random weights or other classes, or an option is out of its range.
-    """
-
-    needs_images = True
-
-    def __init__(
-        self,
-        original: Original,
-        teacher: Original | None = None,
-        kd_weight: float = 1.0,
-        temperature: float = 1.0,
-        kd_inside_log: float = 0.0,
-        feature_weight: float = 0.0,
-        cross_entropy_weight: float = 0.0,
-        recon_weight: float = 0.0,
-        taps: Sequence[str] = NERN_TAPS,
-    ) -> None:
-        require_at_least(0, kd_weight=kd_weight, cross_entropy_weight=cross_entropy_weight, recon_weight=recon_weight)
-        require_at_least(0, feature_weight=feature_weight, kd_inside_log=kd_inside_log)
-        require_positive(temperature=temperature)
-        super().__init__()
-        self.set_constant("original", original)
-        if teacher is not None:
-            teacher.require_weights("teacher")
-            if teacher.num_classes != original.num_classes:
-                raise UsageError(
-                    f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the original "
-                    f"{original.name!r} has {original.num_classes}; both must have the same classes."
-                )
-            self.set_constant("teacher", teacher.freeze())
-        self.kd_weight, self.temperature, self.kd_inside_log = kd_weight, temperature, kd_inside_log
-        self.feature_weight, self.cross_entropy_weight = feature_weight, cross_entropy_weight
-        self.recon_weight = recon_weight
-        self.taps = taps
-        self._networks: tuple[Folded, Folded] | None = None
-
-    original: Original
-
-    def reset(self) -> None:
-        self._networks = None
-
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        return self.terms(step, step.all_weights())
-
-    def terms(self, step: Step, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The loss terms of the original's architecture with these weights."""
-        images_BCHW = step.images()
-        student, teacher = self._folded(images_BCHW[:2])
-        terms: dict[str, Tensor] = {}
-        if self.feature_weight:
-            tapped = FeatureTaps(student.net, self.taps)
-            with tapped.collect() as student_maps:
-                student_BC = _logits(step, student, images_BCHW, weights)
-            with tapped.collect() as original_maps, torch.no_grad():
-                original_BC = _logits(step, student, images_BCHW)
-            terms["features"] = self.feature_weight * feature_map_loss(student_maps, original_maps)
-        else:
-            student_BC = _logits(step, student, images_BCHW, weights)
-        if self.kd_weight:
-            if self.feature_weight and teacher is student:
-                teacher_BC = original_BC
-            else:
-                with torch.inference_mode():
-                    teacher_BC = _logits(step, teacher, images_BCHW)
-                teacher_BC = teacher_BC.clone()  # autograd cannot keep inference tensors
-            divergence = kd_loss(student_BC, teacher_BC, temperature=self.temperature, inside_log=self.kd_inside_log)
-            terms["kd"] = self.kd_weight * divergence
-        if self.cross_entropy_weight:
-            terms["cross_entropy"] = self.cross_entropy_weight * cross_entropy(student_BC, _labels(step.batch))
-        if self.recon_weight:
-            terms["recon"] = self.recon_weight * whole_error(step.representation, weights, "mse")
-        return terms
-
-    def _folded(self, images_BCHW: Tensor) -> tuple[Folded, Folded]:
-        """The student and the teacher with folded BatchNorm layers; they are built at the first call.
-
-        Args:
-            images_BCHW: A small batch, which is used to trace which BatchNorm follows which convolution.
-        """
-        if self._networks is None:
-            read = FeatureTaps(self.original.net, self.taps).taps if self.feature_weight else ()
-            student = Folded(self.original, images_BCHW, read)
-            self._networks = student, student if self.teacher is None else Folded(self.teacher, images_BCHW)
-        return self._networks
-
-
 def whole_error(representation: Representation, weights: Mapping[str, Tensor], loss: ReconstructionLoss) -> Tensor:
     """The error of all predicted weights, in units of the representation's scale."""
     layout, scale = representation.layout, representation.scale
     predicted, target = layout.vector(weights) / scale, layout.vector(representation.original_weights()) / scale
     return reconstruction_rmse(predicted, target) if loss == "rmse" else reconstruction_mse(predicted, target)
-
-
-def _logits(step: Step, cnn: Folded, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Logits (B, C); images are converted to channels-last memory format, in which convolutions are fastest."""
-    with step.autocast():
-        return cnn(images_BCHW.contiguous(memory_format=torch.channels_last), weights)
-
-
-def _labels(batch: tuple[Tensor, Tensor]) -> Tensor:
-    if bool((batch[1] < 0).any()):
-        raise UsageError("cross_entropy_weight needs labels, but noise has none; pass cross_entropy_weight 0.")
-    return batch[1]
