@@ -38,9 +38,9 @@ def find_checkpoint(config: Any, command: str) -> Path | None:
             return None
         config["trainer"]["logger"]["init_args"]["version"] = found.parent.parent.name
         return _whole(found) if given == "last" else found
-    if not given:
+    if given is None:
         return None
-    if Path(given).is_dir():
+    if given and Path(given).is_dir():
         return Run.open(given, "last" if command == "fit" else "best").checkpoint
     if not Path(given).is_file():
         raise CheckpointError(f"--ckpt_path {given}: no such file; pass a .ckpt, a run's folder, `last` or `best`.")

@@ -1,6 +1,6 @@
 """The base class of schemes: stages, each with an objective, that train a representation."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -44,6 +44,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             out of a file can be built again; see `load_representation`.
     """
 
+    @abstractmethod  # a scheme lists its stages in its constructor
     def __init__(
         self,
         representation: Representation,
