@@ -139,14 +139,17 @@ class Reconstruction(Objective):
         )
         # The root of the mean over all processes, not the mean of the processes' roots.
         error_T = torch.stack([step.mean(mse).sqrt() for mse in mse_T]) if self.loss == "rmse" else mse_T
-        finite_T = error_T.isfinite()
-        kept_T = finite_T | ~finite_T.any()
+        kept: int | Tensor = len(error_T)
+        if len(error_T) > 1:
+            finite_T = error_T.isfinite()
+            kept_T = finite_T | ~finite_T.any()
+            kept = kept_T.sum()
+            mse_T, error_T = torch.where(kept_T, mse_T, 0), torch.where(kept_T, error_T, 0)
+        error = error_T.sum()
         power = float(step.norms[joint].double().square().sum()) / num_weights
-        mean_mse = torch.where(kept_T, mse_T.detach(), 0).sum() / kept_T.sum()
-        step.metrics["explained_power"] = 1 - mean_mse * scale.square() / power
-        error = torch.where(kept_T, error_T, 0).sum()
+        step.metrics["explained_power"] = 1 - mse_T.detach().sum() / kept * scale.square() / power
         if step.curve is not None:
-            step.metrics[step.curve] = error.detach() / kept_T.sum()
+            step.metrics[step.curve] = error.detach() / kept
         return {"recon": error}
 
 
