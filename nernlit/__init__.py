@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nernlit.data import ImageDataModule, NoImages
     from nernlit.kernels import LayerFilter, Layout
     from nernlit.originals import Original
-    from nernlit.predictors import MLP, FourierEncoding, Predictor
+    from nernlit.predictors import MLP, FourierEncoding, Predictor, Table
     from nernlit.representation import Representation, Sizes, load
     from nernlit.training import (
         BaselineJoint,
@@ -57,6 +57,7 @@ __all__ = [
     "Sizes",
     "Stage",
     "Step",
+    "Table",
     "load",
 ]
 __version__ = "0.1.0"  # the only place that states it: pyproject.toml reads it from here
@@ -79,7 +80,7 @@ _NAMES = {
         "Step",
     ],
     "originals": ["Original"],
-    "predictors": ["MLP", "FourierEncoding", "Predictor"],
+    "predictors": ["MLP", "FourierEncoding", "Predictor", "Table"],
     "representation": ["Representation", "Sizes", "load"],
 }
 _HOME = {name: part for part, names in _NAMES.items() for name in names}

@@ -30,8 +30,8 @@ def _in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_file_of_the_page_is_found() -> None:
-    scripts = {"own_network.py", "table.py", "stripes.py", "inverted.py", "largest.py", "absolute.py"}
-    assert set(FILES) == scripts | {"digits_table.yaml", "stripes_original.yaml", "digits_absolute.yaml"}
+    scripts = {"own_network.py", "sums.py", "stripes.py", "inverted.py", "largest.py", "absolute.py"}
+    assert set(FILES) == scripts | {"digits_sums.yaml", "stripes_original.yaml", "digits_absolute.yaml"}
 
 
 def test_a_network_in_memory_is_fitted() -> None:

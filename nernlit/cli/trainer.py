@@ -3,6 +3,7 @@
 import sys
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -40,6 +41,7 @@ from nernlit.cli.resume import find_checkpoint, require_usable
 from nernlit.cli.run_folders import claimed_folder
 from nernlit.data import ImageDataModule
 from nernlit.errors import DataError, UsageError
+from nernlit.representation import without_fitting
 from nernlit.storage.files import write_atomically
 from nernlit.training import ClassifierModule, Plan
 from nernlit.utilities.progress import CONSOLE
@@ -144,7 +146,9 @@ class NernlitCLI(LightningCLI):
 
         The constructor does not do it: in a library call its arguments are whole networks.
         """
-        super().instantiate_classes()
+        # The checkpoint's predictor replaces the one that is built here.
+        with without_fitting() if self.config[self.subcommand]["ckpt_path"] else nullcontext():
+            super().instantiate_classes()
         parsed = self.config_dump["model"]
         self.model.save_hyperparameters(
             {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nernlit import predictors
+from nernlit.coding.prediction import bind, require_kernel_size
 from nernlit.errors import FileFormatError, LayoutError
 from nernlit.kernels import Layout
 from nernlit.predictors import Predictor
@@ -43,18 +44,25 @@ def require_memory(numbers: int, path: Path, max_gib: float) -> None:
 
 
 def described_predictor(
-    described: Mapping[str, Any], tensors: Mapping[str, Tensor], predictor_classes: Sequence[type[Predictor]]
+    described: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    predictor_classes: Sequence[type[Predictor]],
+    layout: Layout,
 ) -> Predictor:
-    """The predictor of a specification, with the file's tensors `predictor.*` as its parameters.
+    """The predictor of a specification, bound to its layout, with the file's tensors `predictor.*` as its state.
+
+    Memory for it is taken only after the shapes of the file's tensors have been found to be the described ones.
 
     Args:
         described: Its class path and arguments.
         tensors: The file's tensors.
         predictor_classes: Classes that may be used beside this package's.
+        layout: The predicted weights.
 
     Raises:
         FileFormatError: If the class is none of them.
-        LayoutError: If the tensors do not have the shapes of the described predictor's.
+        LayoutError: If the tensors do not have the shapes of the described predictor's, or its kernels are smaller
+            than the layout's.
     """
     ours = [getattr(predictors, name) for name in predictors.__all__]
     known = [*predictor_classes, *(cls for cls in ours if isinstance(cls, type) and issubclass(cls, Predictor))]
@@ -63,10 +71,17 @@ def described_predictor(
     if path not in by_path:
         raise FileFormatError(f"the file's predictor is a {path[:100]}; pass the class: predictor_classes=[...].")
     state = {n.removeprefix("predictor."): v for n, v in tensors.items() if n.startswith("predictor.")}
+
+    def built() -> Predictor:
+        predictor = by_path[path](**described["init_args"])
+        require_kernel_size(predictor, layout)
+        bind(predictor, layout)
+        return predictor
+
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in by_path[path](**described["init_args"]).state_dict().items()}
+        shapes = {name: value.shape for name, value in built().state_dict().items()}
     if shapes != {name: value.shape for name, value in state.items()}:
         raise LayoutError("its predictor's tensors are not those of its predictor's description.")
-    predictor: Predictor = by_path[path](**described["init_args"])
+    predictor = built()
     predictor.load_state_dict(state)
     return predictor

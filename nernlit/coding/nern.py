@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nernlit.coding.described import described_layout, described_predictor, require_memory
-from nernlit.coding.prediction import bind, predicted_weights, require_kernel_size
+from nernlit.coding.prediction import predicted_weights
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
 from nernlit.kernels import Layout, OrderName, pack_order, unpack_order
 from nernlit.predictors import Predictor
@@ -112,11 +112,9 @@ class NernFile:
             scale = tensors["scale"]
             if scale.shape != () or scale.dtype != torch.float32 or not bool(scale.isfinite()):
                 raise LayoutError("its scale is not a finite number.")
-            predictor = described_predictor(specification["predictor"], tensors, predictor_classes)
-            require_kernel_size(predictor, layout)
+            predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout)
             require_memory(layout.num_kernels * predictor.kernel_size**2, path, limit)
             addresses_N3 = unpack_order(layout, tensors["order"], order)
-            bind(predictor, addresses_N3)
             kept = {name.removeprefix("kept."): value for name, value in tensors.items() if name.startswith("kept.")}
             return cls(path, header, predictor, layout, addresses_N3, scale, kept)
 

@@ -35,10 +35,9 @@ def require_kernel_size(predictor: Predictor, layout: Layout) -> None:
         )
 
 
-def bind(predictor: Predictor, addresses_N3: Tensor) -> None:
-    """Call a predictor's `bind` with the extent of these addresses."""
-    layers, filters, channels = (addresses_N3.amax(0) + 1).tolist()
-    predictor.bind((layers, filters, channels))
+def bind(predictor: Predictor, layout: Layout) -> None:
+    """Call a predictor's `bind` for the addresses of a layout."""
+    predictor.bind([(layer.shape[0], layer.shape[1]) for layer in layout.layers])
 
 
 def predicted_kernels(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Loss functions: one pure function per equation."""
 
 from nernlit.losses.distillation import feature_map_loss, kd_loss
-from nernlit.losses.reconstruction import explained_power, reconstruction_mse, reconstruction_rmse
+from nernlit.losses.reconstruction import explained_power, reconstruction_mse, reconstruction_rmse, root
 
-__all__ = ["explained_power", "feature_map_loss", "kd_loss", "reconstruction_mse", "reconstruction_rmse"]
+__all__ = ["explained_power", "feature_map_loss", "kd_loss", "reconstruction_mse", "reconstruction_rmse", "root"]

@@ -49,7 +49,13 @@ def reconstruction_rmse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Ten
     >>> reconstruction_rmse(torch.zeros(4, 3, 3), torch.full((4, 3, 3), 0.5))
     tensor(0.5000)
     """
-    return reconstruction_mse(predicted_NKK, target_NKK, mask_NKK).sqrt()
+    return root(reconstruction_mse(predicted_NKK, target_NKK, mask_NKK))
+
+
+def root(errors: Tensor) -> Tensor:
+    """The square root, with gradient 0 at 0, where it would be infinite: a predictor without error does not change."""
+    exact = errors == 0
+    return errors.masked_fill(exact, 1).sqrt().masked_fill(exact, 0)
 
 
 def explained_power(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:

@@ -4,5 +4,6 @@ from nernlit.predictors.base import Predictor
 from nernlit.predictors.encoding import FourierEncoding
 from nernlit.predictors.ensemble import PredictorEnsemble
 from nernlit.predictors.mlp import MLP
+from nernlit.predictors.table import Table
 
-__all__ = ["MLP", "FourierEncoding", "Predictor", "PredictorEnsemble"]
+__all__ = ["MLP", "FourierEncoding", "Predictor", "PredictorEnsemble", "Table"]

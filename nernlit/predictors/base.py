@@ -2,6 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -33,12 +34,31 @@ class Predictor(WithConstants, ABC):
         self.kernel_size = kernel_size
 
     @abstractmethod
-    def bind(self, extent: tuple[int, int, int]) -> None:
-        """Prepare for addresses below `extent` = (layers, filters, channels). The representation calls it once."""
+    def bind(self, layers: Sequence[tuple[int, int]]) -> None:
+        """Prepare for the addresses of these layers. The representation calls it once.
+
+        Parameters may be created here. A .nern file is checked by calling it on torch's meta device, so it must not
+        depend on the values of tensors.
+
+        Args:
+            layers: The numbers of filters and channels of each layer. Layer l of size (O, I) has the addresses
+                (l, 0..O-1, 0..I-1).
+        """
 
     @abstractmethod
     def forward(self, addresses_N3: Tensor) -> Tensor:
         """Kernels (N, K, K) of integer addresses (N, 3): layer number, filter position, channel position."""
+
+    def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
+        """Initialize from the kernels that are to be predicted; by default nothing is done.
+
+        A representation calls it after `bind` when it is built from an original, and not when it is loaded from a file.
+
+        Args:
+            blocks_NKK: The kernels, in the units of `forward`.
+            addresses_N3: The address of each; all addresses of the representation.
+            weights_NKK: Weight of the squared error of each entry; 0 outside the crop of a smaller kernel.
+        """
 
     @property
     def num_params(self) -> int:

@@ -3,6 +3,7 @@
 Shapes: N addresses, E length of the encoding of one index (the input has 3E features), H hidden width, K kernel side.
 """
 
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
@@ -65,15 +66,16 @@ class MLP(Predictor):
         layers += [_ACTIVATIONS[activation](), nn.Linear(hidden, kernel_size**2)]
         self.rest = nn.Sequential(*layers)
 
-    def bind(self, extent: tuple[int, int, int]) -> None:
-        for name, count in zip(("layer", "filter", "channel"), extent, strict=True):
+    def bind(self, layers: Sequence[tuple[int, int]]) -> None:
+        filters, channels = (max(counts) for counts in zip(*layers, strict=True))
+        for name, count in (("layer", len(layers)), ("filter", filters), ("channel", channels)):
             table = self.encoding.table(count).to(self.first.weight.device)
             self.set_constant(f"encoded_{name}", table)
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         if not hasattr(self, "encoded_layer"):
             raise UsageError(
-                "the MLP does not know the range of the addresses; call bind(extent) first, or use a Representation."
+                "the MLP does not know the range of the addresses; call bind(layers) first, or use a Representation."
             )
         tables = (self.encoded_layer, self.encoded_filter, self.encoded_channel)
         dtype = self.first.weight.dtype

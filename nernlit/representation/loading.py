@@ -11,6 +11,7 @@ from nernlit.coding import NernFile, is_nern
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import fitted_original
 from nernlit.predictors import Predictor
+from nernlit.representation.fitting import without_fitting
 from nernlit.representation.representation import Representation
 from nernlit.storage.checkpoint import read_checkpoint
 
@@ -92,7 +93,8 @@ def load_representation(
         described = _with_original(path, described, original)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Representation, "representation")
-        built = parser.instantiate(parser.parse_object({"representation": described}))
+        with without_fitting():
+            built = parser.instantiate(parser.parse_object({"representation": described}))
         representation, rebuilt = built.representation, {"representation": described, "init_from": None}
     elif source is not None and is_nern(source):
         file = Path(original or source)

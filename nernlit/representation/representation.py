@@ -34,6 +34,7 @@ from nernlit.kernels import (
 )
 from nernlit.originals import Original, decoded_original, description
 from nernlit.predictors import Predictor
+from nernlit.representation.fitting import predictors_are_fitted
 from nernlit.representation.hub import WithPretrained
 from nernlit.representation.sizes import Sizes
 from nernlit.representation.state import require_same
@@ -48,6 +49,8 @@ class Representation(WithConstants, WithPretrained):
 
     Its `state_dict` holds the predictor and, as extra state, the specification, the scale, the packed order and the
     original's fingerprint; never the original.
+
+    A new representation calls its predictor's `fit` with the original's kernels.
 
     Args:
         original: The CNN; it is frozen and stays in evaluation mode.
@@ -82,7 +85,7 @@ class Representation(WithConstants, WithPretrained):
         predictor.specification()  # refuses a predictor that a checkpoint could not describe
         state = original.freeze().net.state_dict()
         address_N3 = addresses(layout, state, order)  # seconds for large networks: what cannot work is refused before
-        bind(predictor, address_N3)
+        bind(predictor, layout)
         self._set_up(original, predictor, layout, order, standardize, address_N3)
         # In float64: independent of the number of threads, and finite for large weights.
         power = self.target.double().square().sum() / layout.num_weights
@@ -92,6 +95,10 @@ class Representation(WithConstants, WithPretrained):
                 f"all weights of the predicted layers ({names}, ...) are 0; there is nothing to represent."
             )
         self.set_constant("scale", power.sqrt().float() if standardize else torch.ones(()))
+        if predictors_are_fitted():
+            mask = self.mask()
+            weights_NKK = torch.ones_like(self.target) if mask is None else mask.float()
+            predictor.fit(self.target / self.scale, self.addresses, weights_NKK)
 
     @classmethod
     def of_file(cls, file: NernFile, net: nn.Module | None = None, original: Original | None = None) -> Self:

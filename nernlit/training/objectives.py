@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nernlit.errors import DataError
 from nernlit.kernels import Sampling, Uniform
-from nernlit.losses import reconstruction_mse, reconstruction_rmse
+from nernlit.losses import reconstruction_mse, reconstruction_rmse, root
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation
@@ -138,7 +138,7 @@ class Reconstruction(Objective):
             [reconstruction_mse(predicted / scale, target_SKK, mask_SKK, share) for predicted in predicted_TSKK]
         )
         # The root of the mean over all processes, not the mean of the processes' roots.
-        error_T = torch.stack([step.mean(mse).sqrt() for mse in mse_T]) if self.loss == "rmse" else mse_T
+        error_T = torch.stack([root(step.mean(mse)) for mse in mse_T]) if self.loss == "rmse" else mse_T
         kept: int | Tensor = len(error_T)
         if len(error_T) > 1:
             finite_T = error_T.isfinite()

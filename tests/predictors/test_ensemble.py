@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -5,11 +7,12 @@ from nernlit.errors import UsageError
 from nernlit.predictors import MLP, Predictor, PredictorEnsemble
 
 EXTENT = (4, 6, 5)
+LAYERS = [(6, 5)] * 4
 
 
 def _trials(count: int = 3) -> PredictorEnsemble:
     predictor = MLP(8, num_frequencies=4, activation="gelu")
-    predictor.bind(EXTENT)
+    predictor.bind(LAYERS)
     trials = PredictorEnsemble(predictor, count)
     trials.reset(*range(10, 10 + count))
     return trials
@@ -39,8 +42,8 @@ def test_both_ways_have_the_same_gradients() -> None:
 
 
 class _Free(Predictor):
-    def bind(self, extent: tuple[int, int, int]) -> None:
-        self.entries = torch.nn.Parameter(torch.zeros(*extent, 3, 3))
+    def bind(self, layers: Sequence[tuple[int, int]]) -> None:
+        self.entries = torch.nn.Parameter(torch.zeros(len(layers), *layers[0], 3, 3))
 
     def forward(self, addresses_N3: torch.Tensor) -> torch.Tensor:
         return self.entries[tuple(addresses_N3.long().T)]
@@ -48,7 +51,7 @@ class _Free(Predictor):
 
 def test_what_cannot_start_anew_is_refused() -> None:
     predictor = _Free()
-    predictor.bind(EXTENT)
+    predictor.bind(LAYERS)
     with pytest.raises(
         UsageError, match=r"_Free cannot be initialized again; add a method reset_parameters\(\) to _Free"
     ):

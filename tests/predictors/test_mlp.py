@@ -14,7 +14,7 @@ ADDRESSES = torch.tensor([[0, 0, 0], [3, 511, 2], [18, 17, 300]])
 def _bound(**options: object) -> MLP:
     torch.manual_seed(0)
     mlp = MLP(16, **options)  # type: ignore[arg-type]
-    mlp.bind((19, 512, 512))
+    mlp.bind([(512, 512)] * 19)
     return mlp
 
 
@@ -64,7 +64,7 @@ def test_predictor_sizes_are_the_papers(hidden: int, params: int, mib: float) ->
 def test_depth_levels_and_kernel_size_are_arguments() -> None:
     mlp = MLP(10, depth=3, num_frequencies=8, kernel_size=5)
     assert mlp.num_params == 48 * 10 + 10 + 110 + 25 * 11
-    mlp.bind((1, 1, 1))
+    mlp.bind([(1, 1)])
     assert mlp(torch.zeros(2, 3, dtype=torch.long)).shape == (2, 5, 5)
 
 

@@ -1,6 +1,7 @@
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nernlit.coding import part_bytes
 from nernlit.errors import FileFormatError, UsageError
 from nernlit.kernels import LayerFilter, packed_bits
 from nernlit.originals import Original
-from nernlit.predictors import MLP, Predictor
+from nernlit.predictors import MLP, Predictor, Table
 from nernlit.representation import Representation
 from nernlit.storage.container import Contents, read_container, write_container
 from tests.fakes import STATISTICS, TinyCNN, digits_representation, tiny_representation
@@ -133,8 +134,8 @@ class Constant(Predictor):
         super().__init__(kernel_size)
         self.kernel = nn.Parameter(torch.ones(kernel_size, kernel_size))
 
-    def bind(self, extent: tuple[int, int, int]) -> None:
-        self.extent = extent
+    def bind(self, layers: Sequence[tuple[int, int]]) -> None:
+        self.layers = layers
 
     def forward(self, addresses_N3: torch.Tensor) -> torch.Tensor:
         return self.kernel.expand(len(addresses_N3), -1, -1)
@@ -147,6 +148,17 @@ def test_a_predictor_of_ones_own_is_never_imported_but_passed(tmp_path: Path) ->
     ):
         nernlit.load(tmp_path / "own.nern")
     assert isinstance(nernlit.load(tmp_path / "own.nern", predictor_classes=[Constant]).predictor, Constant)
+
+
+def test_a_table_of_other_layers_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    path = tmp_path / "table.nern"
+    Representation(digits_representation().original, Table(), order="none").save(path)
+    header, tensors = read_container(path)
+    first = next(iter(header["specification"]["layers"]))
+    header["specification"]["layers"][first] = [4096, 4096, 3, 3]
+    write_container(path, Contents(header, tensors))
+    with pytest.raises(FileFormatError, match="tensors are not those of its predictor's description"):
+        nernlit.load(path)
 
 
 def test_the_file_is_readable_without_this_package(file: Path) -> None:

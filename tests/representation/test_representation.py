@@ -2,7 +2,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 class Oracle(Predictor):
     """Knows every kernel by its address: a predictor without error."""
 
-    def bind(self, extent: tuple[int, int, int]) -> None:
-        self.extent = extent
+    def bind(self, layers: Sequence[tuple[int, int]]) -> None:
+        self.extent = len(layers), max(filters for filters, _ in layers), max(channels for _, channels in layers)
 
     def learn(self, representation: Representation) -> None:
         places = representation.addresses.long()
