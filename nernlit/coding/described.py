@@ -21,13 +21,16 @@ def described_layout(specification: Mapping[str, Any]) -> Layout:
     """The layout of a specification's layers.
 
     Raises:
-        LayoutError: If there are none, or a shape is not four positive whole numbers.
+        LayoutError: If there are none, a shape is not two to five positive whole numbers, or the description of blocks
+            is invalid.
     """
     layers = [(key, tuple(shape)) for key, shape in specification["layers"].items()]
-    if any(len(shape) != 4 or any(type(size) is not int or size < 1 for size in shape) for _, shape in layers):
-        raise LayoutError("the shapes of its layers are not four positive whole numbers each.")
+    if any(not 2 <= len(shape) <= 5 or any(type(size) is not int or size < 1 for size in shape) for _, shape in layers):
+        raise LayoutError("the shapes of its layers are not two to five positive whole numbers each.")
+    if type(specification["tile"]) is not int:
+        raise LayoutError("the side of its tiles is not a whole number.")
     aliases = {key: tuple(names) for key, names in specification.get("aliases", {}).items()}
-    return Layout(layers, aliases)
+    return Layout(layers, aliases, specification["pointwise"], specification["tile"])
 
 
 def require_memory(numbers: int, path: Path, max_gib: float) -> None:

@@ -27,10 +27,10 @@ def require_kernel_size(predictor: Predictor, layout: Layout) -> None:
         LayoutError: With the layer and the kernel size that is needed.
     """
     if predictor.kernel_size < layout.kernel_size:
-        largest = max(layout.layers, key=lambda layer: max(layer.shape[2:]))
+        largest = max(layout.layers, key=lambda layer: max(layer.block))
         raise LayoutError(
             f"kernel_size={predictor.kernel_size} is smaller than layer {largest.name!r} "
-            f"({largest.shape[2]}x{largest.shape[3]}); pass --model.representation.predictor.kernel_size="
+            f"({'x'.join(map(str, largest.block))}); pass --model.representation.predictor.kernel_size="
             f"{layout.kernel_size}, or exclude the layer (--model.representation.layers)."
         )
 
@@ -61,7 +61,7 @@ def predicted_weights(
     scale: Tensor,
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Tensor]:
-    """All weights of a layout in weight units: state-dict key -> (filters, channels, kh, kw).
+    """All weights of a layout in weight units: state-dict key -> weight.
 
     Args:
         predictor: See `predicted_kernels`.
@@ -77,7 +77,7 @@ def predicted_weights(
     weights = {}
     for layer in layout.layers:
         crop = layer.crop(kernel_size)
-        weights[layer.key] = _in_chunks(predictor, addresses_N3[layer.rows], scale, crop).view(layer.shape)
+        weights[layer.key] = layer.weight(_in_chunks(predictor, addresses_N3[layer.rows], scale, crop))
         advance(layer.kernels)
     return weights
 

@@ -1,20 +1,22 @@
 """The kernels that a predictor represents: their layout in a table, their addresses and orders, and sampling."""
 
 from nernlit.kernels.addresses import addresses, are_addresses
+from nernlit.kernels.blocks import Layer, Pointwise
 from nernlit.kernels.layers import LayerFilter, LayerPreset
-from nernlit.kernels.layout import ConvLayer, Layout
+from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order
 from nernlit.kernels.packing import pack_order, packed_bits, unpack_order
 from nernlit.kernels.sampling import AllKernels, MagnitudeMix, Sampling, Uniform, mixed_seed
 
 __all__ = [
     "AllKernels",
-    "ConvLayer",
+    "Layer",
     "LayerFilter",
     "LayerPreset",
     "Layout",
     "MagnitudeMix",
     "OrderName",
+    "Pointwise",
     "Sampling",
     "Uniform",
     "addresses",

@@ -54,6 +54,7 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
                 f"{int((~weight.isfinite()).sum())} of the {weight.numel()} values of the original's {layer.key!r} are "
                 "not finite; expected finite numbers. Pass weights of a training that did not diverge."
             )
+    weights = [layer.blocks(weight) for layer, weight in zip(layout.layers, weights, strict=True)]
     if order == "none" or layout.num_kernels < _CACHED_FROM:
         return _computed(weights, order)
     file = _cache_file(weights, order)
@@ -77,7 +78,7 @@ def are_addresses(layout: Layout, table_N3: Tensor) -> bool:
     if table_N3.shape != (layout.num_kernels, 3) or table_N3.is_floating_point() or table_N3.is_complex():
         return False
     for number, layer in enumerate(layout.layers):
-        filters, channels = layer.shape[:2]
+        filters, channels = layer.grid
         own = table_N3[layer.rows].long()
         low, high = torch.tensor([number, 0, 0]), torch.tensor([number + 1, filters, channels])
         if not bool(((own >= low) & (own < high)).all()):

@@ -1,140 +1,103 @@
-"""The layout: convolution weights <-> one table of kernels <-> state-dict entries.
+"""The layout: weights <-> one table of kernels <-> state-dict entries.
 
-Shapes: N kernels in total, K side of the largest kernel, O filters (output channels), I channels per filter (input
-channels / groups), kh x kw kernel size of a layer, L layers.
+Shapes: N kernels in total, K side of the largest kernel, L layers, (h, w) size of a layer's kernels.
 
-Each row of the table is one 2-D kernel `weight[f, c]`. Rows are sorted by layer, then filter, then channel. A kernel
-smaller than K x K is the center crop of its row (NeRN, arXiv 2212.13554, section 3), so one predictor serves all
-layers.
+Each row of the table is one 2-D block of a weight (see `blocks`), which is called a kernel, as it is one for
+convolutions. Rows are sorted by layer, then filter, then channel. A kernel smaller than K x K is the center crop of its
+row (NeRN, arXiv 2212.13554, section 3), so one predictor serves all layers.
 """
 
-from collections import defaultdict
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from nernlit.errors import LayoutError
-from nernlit.kernels.layers import LayerFilter, LayerPreset, chosen
-from nernlit.utilities.sharing import names_of_weights, overlap, unnamed_tensors
-
-
-@dataclass(frozen=True)
-class ConvLayer:
-    """One predicted weight.
-
-    Attributes:
-        key: Its state-dict key.
-        shape: (O, I, kh, kw).
-        start: Its first row in the table.
-        aliases: Further state-dict keys of the same weight, which get the same prediction.
-    """
-
-    key: str
-    shape: tuple[int, int, int, int]
-    start: int
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The module's name."""
-        return self.key.removesuffix("weight").removesuffix(".")
-
-    @property
-    def kernels(self) -> int:
-        return self.shape[0] * self.shape[1]
-
-    @property
-    def weights(self) -> int:
-        return self.kernels * self.shape[2] * self.shape[3]
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.start + self.kernels)
-
-    def crop(self, kernel_size: int) -> tuple[slice, slice]:
-        """The rows and columns of a (K, K) kernel that hold this layer's kernel: its center, rounded up and left."""
-        _, _, height, width = self.shape
-        top, left = (kernel_size - height) // 2, (kernel_size - width) // 2
-        return slice(top, top + height), slice(left, left + width)
+from nernlit.kernels.blocks import Layer, Pointwise
+from nernlit.kernels.layers import LayerFilter, LayerPreset, chosen, rule_of
+from nernlit.kernels.weights import candidates, require_replaceable
+from nernlit.utilities.sharing import names_of_weights
 
 
 class Layout:
     """Maps the predicted kernels to rows of the kernel table.
 
     Args:
-        layers: The predicted weights as (state-dict key, shape (O, I, kh, kw)), in the network's order.
+        layers: The predicted weights as (state-dict key, shape), in the network's order.
         aliases: For some of these keys, further keys of the same weight.
+        pointwise: How 1x1 convolutions are divided, `crop` or `tile`.
+        tile: Side of the tiles of linear weights and, with `pointwise: tile`, of 1x1 convolutions.
 
     Raises:
-        LayoutError: If there is no layer.
+        LayoutError: If there is no layer, `pointwise` is neither of these, or `tile` is below 1.
 
     >>> layout = Layout([("conv.weight", (4, 2, 3, 3))])
     >>> layout.num_kernels, layout.num_weights, layout.kernel_size
     (8, 72, 3)
+    >>> layout = Layout([("linear.weight", (4, 2))], tile=3)
+    >>> layout.num_kernels, layout.num_weights, layout.kernel_size
+    (2, 8, 3)
     """
 
     def __init__(
         self,
-        layers: Sequence[tuple[str, tuple[int, int, int, int]]],
+        layers: Sequence[tuple[str, tuple[int, ...]]],
         aliases: Mapping[str, tuple[str, ...]] | None = None,
+        pointwise: Pointwise = "crop",
+        tile: int = 3,
     ) -> None:
         if not layers:
-            raise LayoutError("there is no convolution to predict; expected at least one layer.")
+            raise LayoutError("there is no weight to predict; expected at least one layer.")
+        if pointwise not in get_args(Pointwise):
+            raise LayoutError(f"pointwise={pointwise!r}; expected {' or '.join(map(repr, get_args(Pointwise)))}.")
+        if tile < 1:
+            raise LayoutError(f"tiles have a side of {tile}; expected at least 1.")
         start, placed = 0, []
         for key, shape in layers:
-            placed.append(ConvLayer(key, shape, start, (aliases or {}).get(key, ())))
+            is_pointwise = math.prod(shape[2:]) == 1
+            tiled = is_pointwise and (len(shape) == 2 or pointwise == "tile")
+            placed.append(Layer(key, shape, start, tile if tiled else None, (aliases or {}).get(key, ())))
             start += placed[-1].kernels
-        self.layers: tuple[ConvLayer, ...] = tuple(placed)
+        self.layers: tuple[Layer, ...] = tuple(placed)
+        self.pointwise: Pointwise = pointwise
+        self.tile = tile
         self.num_kernels = start
         self.num_weights = sum(layer.weights for layer in placed)
-        self.kernel_size = max(max(layer.shape[2:]) for layer in placed)
+        self.kernel_size = max(max(layer.block) for layer in placed)
 
     @classmethod
-    def of(cls, net: nn.Module, layers: LayerPreset | LayerFilter = "all_convs") -> Self:
-        """The layout of a network's `Conv2d` weights (grouped and depthwise ones too), in module order.
+    def of(
+        cls,
+        net: nn.Module,
+        layers: LayerPreset | LayerFilter = "all_convs",
+        pointwise: Pointwise = "crop",
+        tile: int = 3,
+    ) -> Self:
+        """The layout of a network's weights, in module order.
 
-        A weight that several convolutions share is one layer; it is selected if `layers` selects any of them.
+        A weight that several modules share is one layer; it is selected if `layers` selects any of them.
+
+        Args:
+            net: The network.
+            layers: The selection.
+            pointwise: See the class.
+            tile: See the class.
 
         Raises:
-            LayoutError: If a pattern of `layers` matches no convolution, no convolution is selected, or a predicted
-                weight shares memory with another tensor of the network.
+            LayoutError: If a pattern of `layers` matches no layer, no layer is selected, or a predicted weight is
+                computed from other tensors or shares memory with another tensor of the network.
         """
-        state, names = net.state_dict(keep_vars=True), names_of_weights(net)
-        convs: dict[str, list[str]] = defaultdict(list)
-        for name, module in net.named_modules(remove_duplicate=False):
-            if isinstance(module, nn.Conv2d):
-                key = f"{name}.weight".removeprefix(".")
-                if key not in names:
-                    raise LayoutError(
-                        f"the convolution {name!r} has no weight in the state dict but computes it from other tensors "
-                        "(weight_norm, spectral_norm, pruning); make it permanent first, for example with "
-                        "torch.nn.utils.parametrize.remove_parametrizations."
-                    )
-                convs[names[key][0]].append(name)
-        keys = chosen(convs, {key: max(state[key].shape[2:]) for key in convs}, layers)
-        unnamed = list(unnamed_tensors(net))
-        for key in keys:
-            views = [k for k, v in state.items() if k not in names[key] and k in names and overlap(state[key], v)]
-            if views:
-                raise LayoutError(
-                    f"{key!r} shares memory with {views[0]!r}, which is another view of it, so it cannot be predicted "
-                    "while the other tensor is kept. Copy one of the two tensors (`.clone()`), or exclude the layer "
-                    "(--model.representation.layers)."
-                )
-            held = [name for name, value in unnamed if overlap(state[key], value)]
-            if held:
-                raise LayoutError(
-                    f"{held[0]!r} refers to the weight {key!r} without being a parameter, so a predicted weight would "
-                    "not replace it there. Read the weight from its module where it is used, or exclude the layer "
-                    "(--model.representation.layers)."
-                )
-        return cls([(key, tuple(state[key].shape)) for key in keys], {key: names[key][1:] for key in keys})
+        found = candidates(net, rule_of(layers).types)
+        keys = chosen(found, layers)
+        require_replaceable(net, keys)
+        names = names_of_weights(net)
+        aliases = {key: names[key][1:] for key in keys}
+        return cls([(key, found[key].shape) for key in keys], aliases, pointwise, tile)
 
     def table(self, state: Mapping[str, Tensor], kernel_size: int | None = None) -> Tensor:
-        """The table (N, K, K) of a state dict's kernels; entries outside a smaller kernel's crop are zero.
+        """The table (N, K, K) of a state dict's kernels; entries outside a kernel's crop and padding are zero.
 
         Args:
             state: A state dict with every predicted weight.
@@ -145,11 +108,11 @@ class Layout:
         table = first.new_zeros(self.num_kernels, size, size)
         for layer in self.layers:
             rows, columns = layer.crop(size)
-            table[layer.rows, rows, columns] = state[layer.key].detach().flatten(0, 1)
+            table[layer.rows, rows, columns] = layer.blocks(state[layer.key].detach()).flatten(0, 1)
         return table
 
     def weights(self, table_NKK: Tensor) -> dict[str, Tensor]:
-        """The state-dict entries of a table: key -> weight (O, I, kh, kw). The exact inverse of `table`.
+        """The state-dict entries of a table: key -> weight. The exact inverse of `table`.
 
         The table's K may be larger than the layout's; the weights are the center crops.
         """
@@ -159,7 +122,7 @@ class Layout:
         parts = table_NKK.split([layer.kernels for layer in self.layers])
         for layer, part in zip(self.layers, parts, strict=True):
             rows, columns = layer.crop(size)
-            entries[layer.key] = part[:, rows, columns].reshape(layer.shape)
+            entries[layer.key] = layer.weight(part[:, rows, columns])
         return entries
 
     def with_kernels(self, entries: Mapping[str, Tensor], rows_S: Tensor, kernels_SKK: Tensor) -> dict[str, Tensor]:
@@ -175,17 +138,25 @@ class Layout:
         replaced = {}
         for layer, rows, kernels in zip(self.layers, rows_S.split(counts), kernels_SKK.split(counts), strict=True):
             height, width = layer.crop(kernels_SKK.shape[-1])
-            flat = entries[layer.key].flatten(0, 1)
-            replaced[layer.key] = flat.index_copy(0, rows - layer.start, kernels[:, height, width]).view(layer.shape)
+            flat = layer.blocks(entries[layer.key]).flatten(0, 1)
+            replaced[layer.key] = layer.weight(flat.index_copy(0, rows - layer.start, kernels[:, height, width]))
         return replaced
 
     def vector(self, entries: Mapping[str, Tensor]) -> Tensor:
         """All predicted weights of a state dict in one vector (W,)."""
         return torch.cat([entries[layer.key].flatten() for layer in self.layers])
 
-    def layer_masks(self, kernel_size: int) -> Tensor:
-        """(L, K, K) booleans: the entries of a (K, K) kernel that are weights of each layer."""
-        masks = torch.zeros(len(self.layers), kernel_size, kernel_size, dtype=torch.bool)
-        for mask, layer in zip(masks, self.layers, strict=True):
-            mask[layer.crop(kernel_size)] = True
-        return masks
+    def masks(self, kernel_size: int) -> tuple[Tensor, Tensor]:
+        """The entries of (K, K) kernels that are weights.
+
+        Returns:
+            The different masks (M, K, K), booleans, and the number of each row's mask (N,), int16.
+        """
+        parts, numbers, known = [], [], 0
+        for layer in self.layers:
+            masks, own = layer.masks(kernel_size)
+            parts.append(masks)
+            numbers.append(own + known)
+            known += len(masks)
+        distinct, merged = torch.cat(parts).unique(dim=0, return_inverse=True)
+        return distinct, torch.cat([merged[own].short() for own in numbers])

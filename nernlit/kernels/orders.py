@@ -6,8 +6,9 @@ the cosine; for 1x1 kernels the cosine is always +1 or -1, so minus the squared 
 - `in_filter`: the channels within each filter, then the layer's filters (each kernel normalized to length 1).
 - `cross_filter`: all O * I kernels of a layer in one permutation.
 
-Shapes: B independent problems, M items, D features; O filters, I channels. A *permutation* lists item numbers in order;
-its inverse gives every item's *position*. Similarities are float64, so that ties break the same way on every machine.
+Shapes: B independent problems, M items, D features; O filters, I channels. Weights are
+given as their kernels or tiles. A *permutation* lists item numbers in order; its inverse gives every item's *position*.
+Similarities are float64, so that ties break the same way on every machine.
 """
 
 from typing import Literal

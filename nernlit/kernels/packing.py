@@ -35,7 +35,7 @@ def pack_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor
     """
     parts = [np.zeros(0, dtype=np.uint8)]
     for layer in layout.layers:
-        filters, channels = layer.shape[:2]
+        filters, channels = layer.grid
         places = addresses_N3[layer.rows, 1:].cpu().numpy().reshape(filters, channels, 2)
         if order == "in_filter":
             parts += [_to_bits(places[:, 0, 0], filters), _to_bits(places[:, :, 1], channels)]
@@ -69,7 +69,7 @@ def unpack_order(layout: Layout, packed_P: Tensor, order: OrderName) -> Tensor:
 
     tables = []
     for number, layer in enumerate(layout.layers):
-        filters, channels = layer.shape[:2]
+        filters, channels = layer.grid
         if order == "in_filter":
             at_filter = permutations(1, filters).reshape(filters, 1).repeat(channels, axis=1)
             at_channel = permutations(filters, channels)
@@ -85,7 +85,7 @@ def unpack_order(layout: Layout, packed_P: Tensor, order: OrderName) -> Tensor:
 def _permutations(layout: Layout, order: OrderName) -> Iterator[tuple[int, int]]:
     """(number of permutations, items in each) of every group of permutations of an order."""
     for layer in layout.layers:
-        filters, channels = layer.shape[:2]
+        filters, channels = layer.grid
         if order == "in_filter":
             yield from ((1, filters), (filters, channels))
         elif order == "cross_filter":

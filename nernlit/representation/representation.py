@@ -28,6 +28,7 @@ from nernlit.kernels import (
     LayerPreset,
     Layout,
     OrderName,
+    Pointwise,
     addresses,
     pack_order,
     unpack_order,
@@ -45,7 +46,7 @@ from nernlit.utilities.sharing import names_of_weights
 
 @final
 class Representation(WithConstants, WithPretrained):
-    """A CNN whose convolution kernels are computed by a predictor.
+    """A network whose weights are computed by a predictor, kernel by kernel.
 
     Its `state_dict` holds the predictor and, as extra state, the specification, the scale, the packed order and the
     original's fingerprint; never the original.
@@ -53,12 +54,14 @@ class Representation(WithConstants, WithPretrained):
     A new representation calls its predictor's `fit` with the original's kernels.
 
     Args:
-        original: The CNN; it is frozen and stays in evaluation mode.
+        original: The network; it is frozen and stays in evaluation mode.
         predictor: Maps addresses to kernels.
-        layers: The predicted convolutions: a preset or a `LayerFilter`.
+        layers: The layers whose weights are predicted: a preset or a `LayerFilter`.
         order: The order of the kernels: `in_filter` (the paper's for CIFAR and STL), `cross_filter` (ImageNet) or
             `none`.
         standardize: Whether the predictor works in units of the weights' root mean square; NeRN uses False.
+        pointwise: How 1x1 convolutions are divided: `crop`, one predicted kernel for each weight, of which the center
+            is used (NeRN's), or `tile`, as linear weights: K x K tiles of filters by channels.
 
     Raises:
         LayoutError: If no layer matches, the predictor's kernels are smaller than a layer's, or the layers' weights are
@@ -70,7 +73,8 @@ class Representation(WithConstants, WithPretrained):
     scale: Tensor
     addresses: Tensor
     target: Tensor
-    layer_masks: Tensor
+    masks: Tensor
+    mask_numbers: Tensor
 
     def __init__(
         self,
@@ -79,8 +83,9 @@ class Representation(WithConstants, WithPretrained):
         layers: LayerPreset | LayerFilter = "all_convs",
         order: OrderName = "in_filter",
         standardize: bool = True,
+        pointwise: Pointwise = "crop",
     ) -> None:
-        layout = Layout.of(original.net, layers)
+        layout = Layout.of(original.net, layers, pointwise, tile=predictor.kernel_size)
         require_kernel_size(predictor, layout)
         predictor.specification()  # refuses a predictor that a checkpoint could not describe
         state = original.freeze().net.state_dict()
@@ -137,7 +142,9 @@ class Representation(WithConstants, WithPretrained):
         self.standardize = standardize
         size = predictor.kernel_size
         self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
-        self.set_constant("layer_masks", layout.layer_masks(size))
+        masks_MKK, numbers_N = layout.masks(size)
+        self.set_constant("masks", masks_MKK)
+        self.set_constant("mask_numbers", numbers_N)
         self.set_constant("target", layout.table(original.net.state_dict(), size).float())
 
     def save(self, path: str | Path) -> None:
@@ -191,8 +198,8 @@ class Representation(WithConstants, WithPretrained):
         """(N, K, K) booleans: the entries that are weights; None if all are."""
         if self._all_full:
             return None
-        layers = self.addresses[:, 0] if indices is None else self.addresses[indices, 0]
-        return self.layer_masks[layers]
+        numbers = self.mask_numbers if indices is None else self.mask_numbers[indices]
+        return self.masks[numbers.long()]
 
     @property
     def _all_full(self) -> bool:
@@ -238,6 +245,8 @@ class Representation(WithConstants, WithPretrained):
         return {
             "layers": {layer.key: list(layer.shape) for layer in self.layout.layers},
             "aliases": {layer.key: list(layer.aliases) for layer in self.layout.layers if layer.aliases},
+            "pointwise": self.layout.pointwise,
+            "tile": self.layout.tile,
             "order": self.order,
             "standardize": self.standardize,
             "predictor": self.predictor.specification(),

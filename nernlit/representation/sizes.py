@@ -11,7 +11,7 @@ class Sizes:
 
     Attributes:
         predictor_params: Number of the predictor's parameters.
-        predicted_weights: Number of convolution weights that it predicts.
+        predicted_weights: Number of weights that it predicts.
         file_bytes: Bytes of the .nern file, exactly as `Representation.save` writes it.
         original_bytes: Bytes of the original's weights as a safetensors file without metadata.
     """

@@ -61,7 +61,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.stage = 0
         self.replaced_hyperparameters = dict(rebuilt or {})
         self.seed = torch.initial_seed()
-        self.sizes_N = representation.layer_masks.sum((1, 2), dtype=torch.int16)[representation.addresses[:, 0]].cpu()
+        self.sizes_N = representation.masks.sum((1, 2), dtype=torch.int16)[representation.mask_numbers.long()].cpu()
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
         #: The step and the stages' ends of the checkpoint that a fit is resumed from.
         self._resumed: tuple[int, list[float]] | None = None
