@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import lightning as L
 import torch
@@ -13,10 +12,10 @@ from nernlit.callbacks import ProgressLine, Summary
 from nernlit.callbacks.writer import say_written, write_weights
 from nernlit.cli.arguments import CommandParser, count
 from nernlit.cli.runs import Run
-from nernlit.coding import is_nern, part_bytes
+from nernlit.coding import part_bytes
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
-from nernlit.representation import Representation, load, write_onnx
+from nernlit.representation import load, write_onnx
 from nernlit.storage.container import read_container
 from nernlit.training import OriginalModule
 from nernlit.utilities.progress import CONSOLE
@@ -36,11 +35,19 @@ def export(args: Sequence[str]) -> None:
         type=count,
         help="for .onnx: height and width of the images in pixels; by default those that timm states for the network",
     )
+    parser.add_argument(
+        "--original",
+        type=Path,
+        help="file of the original's weights: if it has moved since the fit, or for a .nern file",
+    )
     options = parser.parse_args(args)
     if options.out.suffix not in (".nern", ".onnx"):
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern or .onnx.")
+    if options.image_size is not None and options.out.suffix != ".onnx":
+        raise UsageError(f"--image_size {options.image_size} is for .onnx files; leave it out.")
+    run = Run.open(options.run, options.select, options.original)
     if options.out.suffix == ".onnx":
-        write_onnx(_representation(options.run, options.select), options.out, options.image_size)
+        write_onnx(run.representation(), options.out, options.image_size)
         Console().print(
             f"wrote {options.out} ({options.out.stat().st_size:,} bytes)\n"
             "its images: pixels in [0, 1], which the model normalizes itself",
@@ -48,18 +55,8 @@ def export(args: Sequence[str]) -> None:
             highlight=False,
         )
         return
-    if options.image_size is not None:
-        raise UsageError(f"--image_size {options.image_size} is for .onnx files; leave it out.")
-    _representation(options.run, options.select).save(options.out)
+    run.representation().save(options.out)
     _print_sizes(options.out)
-
-
-def _representation(source: str, select: Literal["best", "last"] | None) -> Representation:
-    if not is_nern(source):
-        return Run.open(source, select).representation()
-    if select is not None:
-        raise UsageError(f"--select {select}: {source} holds one representation; leave --select out.")
-    return load(source)
 
 
 def inspect(args: Sequence[str]) -> None:

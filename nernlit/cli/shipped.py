@@ -97,9 +97,11 @@ def self_contained(name: str) -> str:
     """The YAML of a shipped configuration merged with everything that it builds on, for both schedules.
 
     Raises:
-        UsageError: If there is no shipped configuration of this name.
+        UsageError: If there is no shipped configuration of this name, or it is a file to build on.
     """
     shipped = shipped_configs()
+    if name in base_files():
+        raise UsageError(f"{name!r} is a part of configurations; build on it in a file of your own: `base: [{name}]`.")
     if name not in shipped:
         close = closest(name, shipped)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""

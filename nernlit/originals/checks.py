@@ -108,7 +108,7 @@ def _statistic(what: str, values: Sequence[float], channels: int, name: str) -> 
     if len(numbers) not in (1, channels):
         raise UsageError(
             f"{what} has {len(numbers)} numbers, but {name!r} takes images of {channels} channels; "
-            f"pass 1 or {channels} numbers, or the right in_chans."
+            f"pass {'1' if channels == 1 else f'1 or {channels}'}, or the right in_chans."
         )
     if not bool(numbers.isfinite().all()) or bool((numbers < 0).any()):
         raise UsageError(f"{what}={shown} of {name!r}; expected finite numbers in [0, 1].")

@@ -100,6 +100,8 @@ def load_representation(
         file = Path(original or source)
         if original is None:
             _require_present(path, file)
+        if not is_nern(file):
+            raise CheckpointError(f"{path} was fitted from {source}; expected that .nern file as original, not {file}.")
         representation, rebuilt = load(file), {"init_from": str(file)}
     else:
         raise CheckpointError(
@@ -153,5 +155,5 @@ def _require_present(path: str | Path, file: Path) -> None:
     if not file.exists():
         raise CheckpointError(
             f"{path} was fitted with {file}, which is gone; say where it is now: --original FILE of "
-            "`analyze` and `report`, or beside --model.init_from the whole --model.representation."
+            "`export`, `analyze` and `report`, or beside --model.init_from the whole --model.representation."
         )

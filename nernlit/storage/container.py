@@ -55,12 +55,22 @@ def write_container(path: Path, contents: Contents) -> None:
 
 
 def container_bytes(contents: Contents) -> bytes:
-    """A container as the bytes of its file."""
+    """A container as the bytes of its file; the same contents give the same bytes."""
     header = json.dumps(contents.header, allow_nan=False, separators=(",", ":"))
     tensors = independent(contents.tensors)
     checksum = _checksum(header, tensors)
     metadata = {"format": "nern", "version": str(VERSION), "header": header, "sha256": checksum}
-    return save(tensors, metadata)
+    return _in_fixed_order(save(tensors, metadata))
+
+
+def _in_fixed_order(stored: bytes) -> bytes:
+    """A safetensors file with sorted metadata: safetensors writes the entries in another order in every process."""
+    end = 8 + int.from_bytes(stored[:8], "little")
+    described = json.loads(stored[8:end])
+    described["__metadata__"] = dict(sorted(described["__metadata__"].items()))
+    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + stored[end:]
 
 
 def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

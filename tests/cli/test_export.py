@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 import nernlit
 from nernlit.cli.main import main, run
 from nernlit.errors import CheckpointError, UsageError
+from nernlit.originals import Original
 from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.container import read_container
 from tests.fakes import CONFIGS, QUICK, digits_representation
@@ -100,6 +101,8 @@ def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
         main(["export", "runs/from_file", "-o", "third.nern"])
     assert "was fitted with" in (shown := capsys.readouterr().err)
     assert "first.nern, which is gone" in shown
+    main(["export", "runs/from_file", "-o", "third.nern", "--select", "last", "--original", "moved.nern"])
+    assert Path("third.nern").read_bytes() == Path("second.nern").read_bytes()
     moved_run = run(["test", *distill, "--ckpt_path=best", f"--model.init_from={moved}"])
     assert moved_run.model.representation.original.weights_from == str(moved.absolute())
     with pytest.raises(CheckpointError, match=r"first\.nern, which is gone; pass --model.init_from FILE"):
@@ -130,6 +133,13 @@ def test_a_file_is_an_originals_checkpoint(fitted: Path) -> None:
     assert original.weights_from == str(Path("net.nern").absolute())
     for key, value in nernlit.load("net.nern").reconstructed().items():
         assert torch.equal(original.net.state_dict()[key], value)
+
+
+def test_a_file_that_is_written_from_a_file_keeps_the_original_that_is_passed(fitted: Path) -> None:
+    main(["export", str(fitted), "-o", "first.nern"])
+    save_file(Original("digits_resnet8", pretrained=True).net.state_dict(), "original.safetensors")
+    main(["export", "first.nern", "-o", "again.nern", "--original", "original.safetensors"])
+    assert Path("again.nern").read_bytes() == Path("first.nern").read_bytes()
 
 
 def test_a_file_becomes_an_onnx_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,9 @@ def test_an_original_normalizes_pixels_itself() -> None:
 
 def test_statistics_default_to_what_timm_says_and_must_fit_the_channels() -> None:
     assert Original("cifar_resnet20").mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    with pytest.raises(UsageError, match="mean has 2 numbers, but 'cifar_resnet20' takes images of 3 channels"):
+    with pytest.raises(
+        UsageError, match="mean has 2 numbers, but 'cifar_resnet20' takes images of 3 channels; pass 1 or 3,"
+    ):
         Original("cifar_resnet20", mean=[0.5, 0.5])
 
 

@@ -49,6 +49,10 @@ def test_a_representation_out_of_a_file_is_built_again_from_that_file(tmp_path: 
     shutil.move(path, tmp_path / "moved.nern")
     with pytest.raises(CheckpointError, match=r"fit\.ckpt was fitted with .*net\.nern, which is gone; say where"):
         nernlit.load(tmp_path / "fit.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"was fitted from .*net\.nern; expected that \.nern file as original, not o"
+    ):
+        load_representation(tmp_path / "fit.ckpt", original="original.safetensors")
     moved, rebuilt_moved = load_representation(tmp_path / "fit.ckpt", original=tmp_path / "moved.nern")
     assert rebuilt_moved == {"init_from": str(tmp_path / "moved.nern")}
     assert torch.equal(moved(IMAGES), loaded(IMAGES))

@@ -77,6 +77,14 @@ def test_a_file_of_a_file_is_the_same_network(file: Path, tmp_path: Path) -> Non
     assert torch.equal(again(IMAGES), loaded(IMAGES))
 
 
+def test_the_same_representation_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
+    digits_representation().save(tmp_path / "again.nern")
+    assert (tmp_path / "again.nern").read_bytes() == file.read_bytes()
+    stored = file.read_bytes()
+    metadata = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])["__metadata__"]
+    assert list(metadata) == sorted(metadata)  # safetensors' own order differs between processes
+
+
 def test_the_network_can_be_taken_out_as_a_module_in_evaluation_mode(file: Path) -> None:
     loaded = nernlit.load(file)
     module = loaded.module()
