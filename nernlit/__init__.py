@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nernlit.data import ImageDataModule, NoImages
     from nernlit.kernels import LayerFilter, Layout
     from nernlit.originals import Original
-    from nernlit.predictors import MLP, FourierEncoding, Predictor, Table
+    from nernlit.predictors import MLP, Codebooks, FourierEncoding, Predictor, Table
     from nernlit.representation import Representation, Sizes, load
     from nernlit.training import (
         BaselineJoint,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MLP",
     "BaselineJoint",
+    "Codebooks",
     "DecoupledDistill",
     "Distillation",
     "FourierEncoding",
@@ -80,7 +81,7 @@ _NAMES = {
         "Step",
     ],
     "originals": ["Original"],
-    "predictors": ["MLP", "FourierEncoding", "Predictor", "Table"],
+    "predictors": ["MLP", "Codebooks", "FourierEncoding", "Predictor", "Table"],
     "representation": ["Representation", "Sizes", "load"],
 }
 _HOME = {name: part for part, names in _NAMES.items() for name in names}

@@ -35,6 +35,7 @@ class Summary(L.Callback):
         if isinstance(representation, Representation):
             sizes = representation.sizes()
             metrics["size/predictor_params"] = sizes.predictor_params
+            metrics |= {"size/code_bits": sizes.code_bits} if sizes.code_bits else {}
             metrics |= {"size/cr_paper": sizes.cr_paper, "size/cr_file": sizes.cr_file}
         shown = {name: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
         # Metrics of single rounds and trials are left out: the hparams tab compares whole runs.
@@ -62,6 +63,7 @@ def _rows(shown: dict[str, float], metrics: dict[str, float], stage: str) -> lis
         "RMSE (weight units)": (f"{stage}/recon_rmse", "{:.5f}"),
         "explained power": (f"{stage}/explained_power", "{:.2%}"),
         "predictor parameters": ("size/predictor_params", "{:,.0f}"),
+        "bits of codes": ("size/code_bits", "{:,.0f}"),
         "CR (predictor / predicted weights)": ("size/cr_paper", "{:.1%}"),
         "CR (.nern file / original's file)": ("size/cr_file", "{:.1%}"),
     }

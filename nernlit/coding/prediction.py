@@ -37,7 +37,7 @@ def require_kernel_size(predictor: Predictor, layout: Layout) -> None:
 
 def bind(predictor: Predictor, layout: Layout) -> None:
     """Call a predictor's `bind` for the addresses of a layout."""
-    predictor.bind([(layer.shape[0], layer.shape[1]) for layer in layout.layers])
+    predictor.bind([layer.grid for layer in layout.layers])
 
 
 def predicted_kernels(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Predictors: networks that map kernel addresses to kernels."""
 
 from nernlit.predictors.base import Predictor
+from nernlit.predictors.codebooks import Codebooks
 from nernlit.predictors.encoding import FourierEncoding
 from nernlit.predictors.ensemble import PredictorEnsemble
 from nernlit.predictors.mlp import MLP
 from nernlit.predictors.table import Table
 
-__all__ = ["MLP", "FourierEncoding", "Predictor", "PredictorEnsemble", "Table"]
+__all__ = ["MLP", "Codebooks", "FourierEncoding", "Predictor", "PredictorEnsemble", "Table"]

@@ -62,8 +62,13 @@ class Predictor(WithConstants, ABC):
 
     @property
     def num_params(self) -> int:
-        """Parameters that have to be stored."""
+        """Number of parameters; integers that are stored beside them are counted by `code_bits`."""
         return sum(p.numel() for p in self.parameters())
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of stored integers that are no parameters."""
+        return 0
 
     def specification(self) -> dict[str, Any]:
         """The class path and the constructor's arguments, as JSON-compatible values.

@@ -235,7 +235,8 @@ class Representation(WithConstants, WithPretrained):
         """Sizes by the paper's count and in bytes; training does not change them. Nothing is predicted for them."""
         file = self._file(Path("sizes.nern"), self.original.net.state_dict())  # as large as the reconstructed network's
         original_bytes = int(file.header["original"]["bytes"])
-        return Sizes(self.predictor.num_params, self.layout.num_weights, file.num_bytes(), original_bytes)
+        predictor, weights = self.predictor, self.layout.num_weights
+        return Sizes(predictor.num_params, predictor.code_bits, weights, file.num_bytes(), original_bytes)
 
     def specification(self) -> dict[str, Any]:
         """The description of the representation as JSON values: layers, order, scale and predictor.

@@ -1,0 +1,166 @@
+"""Additive quantization as a predictor (as in arXiv 2111.10320): a kernel is a sum of codewords.
+
+Shapes: N addresses, R kernels of the representation, K kernel side, D = K * K, M codebooks, C codewords of each, S
+sets of codebooks (one, or one per layer), G scales.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, final, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from nernlit.errors import CheckpointError, UsageError
+from nernlit.predictors.additive import additive_codes, work
+from nernlit.predictors.base import Predictor
+from nernlit.predictors.codes import pack_codes, packed_bytes, unpack_codes
+from nernlit.predictors.numbering import numbering, numbers
+from nernlit.utilities.progress import progress
+
+Share = Literal["network", "layer"]
+Scale = Literal["none", "layer", "filter"]
+
+
+@final
+class Codebooks(Predictor):
+    """A kernel is the sum of one codeword of each codebook, times a scale.
+
+    A new representation computes codes, codewords and scales from the original's kernels. Training changes codewords
+    and scales; the codes are fixed. A kernel needs `codebooks * bits` bits, which are no parameters: `num_params` and
+    `Sizes.cr_paper` do not count them, `Sizes.code_bits` and `Sizes.cr_file` do. `Progressive` starts its trials with
+    random codewords, because they have to differ.
+
+    Args:
+        codebooks: Number of codebooks M.
+        bits: Bits of a code; a codebook has C = 2^bits codewords. 1 to 16.
+        share: Which kernels have the same codebooks: those of the whole network, or of a layer.
+        scale: Which kernels have the same scale: `none` (the scale is 1), those of a layer, or of a filter.
+        kernel_size: Side K of the predicted kernels; a layer with smaller kernels uses their center crop.
+        iterations: Iterations of k-means and of the sweeps that follow it; see `additive_codes`.
+        beam: Width of the beam search; more is slower and gives a smaller error.
+        seed: Seed of k-means.
+
+    >>> codebooks = Codebooks(codebooks=2, bits=6)
+    >>> codebooks.bind([(16, 3), (16, 16)])
+    >>> codebooks.num_params, codebooks.code_bits  # 2 * 64 * 9, (48 + 256) * 2 * 6
+    (1152, 3648)
+    """
+
+    numbering: Tensor
+    first_filter: Tensor
+    offsets: Tensor
+    codes: Tensor
+    packed: Tensor
+
+    def __init__(
+        self,
+        codebooks: int,
+        bits: int,
+        share: Share = "network",
+        scale: Scale = "none",
+        kernel_size: int = 3,
+        iterations: int = 10,
+        beam: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(kernel_size)
+        if codebooks < 1 or not 1 <= bits <= 16:
+            raise UsageError(f"codebooks={codebooks}, bits={bits}; expected at least one codebook, and 1 to 16 bits.")
+        if iterations < 1 or beam < 1:
+            raise UsageError(f"iterations={iterations}, beam={beam}; expected at least 1 of both.")
+        for name, given, allowed in (("share", share, Share), ("scale", scale, Scale)):
+            if given not in get_args(allowed):
+                raise UsageError(f"{name}={given!r}; expected one of {', '.join(get_args(allowed))}.")
+        self.codebooks, self.bits, self.share, self.scale = codebooks, bits, share, scale
+        self.iterations, self.beam, self.seed = iterations, beam, seed
+
+    def bind(self, layers: Sequence[tuple[int, int]]) -> None:
+        kernels = sum(filters * channels for filters, channels in layers)
+        filters_L = torch.tensor([filters for filters, _ in layers])
+        self.set_constant("numbering", numbering(layers))
+        self.set_constant("first_filter", filters_L.cumsum(0) - filters_L)
+        self.set_constant("offsets", torch.arange(self.codebooks) * 2**self.bits)
+        self.set_constant("codes", torch.zeros(kernels, self.codebooks, dtype=torch.int32))
+        self.set_constant("packed", torch.zeros(packed_bytes(kernels * self.codebooks, self.bits), dtype=torch.uint8))
+        sets = len(layers) if self.share == "layer" else 1
+        self.codewords = nn.Parameter(torch.empty(sets, self.codebooks, 2**self.bits, self.kernel_size**2))
+        if self.scale != "none":
+            scales = len(layers) if self.scale == "layer" else sum(filters for filters, _ in layers)
+            self.scales = nn.Parameter(torch.empty(scales))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all codewords from a normal distribution; scales become 1. The codes do not change."""
+        nn.init.normal_(self.codewords, std=self.codebooks**-0.5)
+        if self.scale != "none":
+            nn.init.ones_(self.scales)
+
+    @property
+    def code_bits(self) -> int:
+        return self.codes.numel() * self.bits
+
+    @torch.no_grad()
+    def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
+        blocks_ND, weights_ND = blocks_NKK.where(weights_NKK > 0, 0).flatten(1), weights_NKK.flatten(1)
+        if self.scale != "none":
+            group_N = self._group(addresses_N3)
+            power_G, weight_G = torch.zeros(2, len(self.scales)).to(blocks_ND).unbind()
+            power_G.index_add_(0, group_N, (weights_ND * blocks_ND.square()).sum(1))
+            weight_G.index_add_(0, group_N, weights_ND.sum(1))
+            scale_G = (power_G / weight_G).sqrt()
+            scale_G = scale_G.where(scale_G > 0, 1)
+            self.scales.copy_(scale_G)
+            blocks_ND, weights_ND = blocks_ND / scale_G[group_N, None], weights_ND * scale_G[group_N, None].square()
+        set_N = addresses_N3[:, 0].long() if self.share == "layer" else torch.zeros_like(addresses_N3[:, 0]).long()
+        codes_NM = torch.zeros_like(self.codes)
+        row_N = numbers(self.numbering, addresses_N3)
+        generator = torch.Generator().manual_seed(self.seed)
+        total = work(len(blocks_ND), self.codebooks, self.iterations, self.beam)
+        with progress(f"codes of {len(blocks_ND):,} kernels", total) as advance:
+            for number, codewords_MCD in enumerate(self.codewords):
+                own_N = set_N == number
+                options = self.codebooks, 2**self.bits, self.iterations, self.beam, generator, advance
+                found_MCD, found_MN = additive_codes(blocks_ND[own_N], weights_ND[own_N], *options)
+                codewords_MCD.copy_(found_MCD)
+                codes_NM[row_N[own_N]] = found_MN.T.to(codes_NM)
+        self.set_constant("codes", codes_NM)
+        self.set_constant("packed", pack_codes(codes_NM, self.bits).to(codes_NM.device))
+
+    def forward(self, addresses_N3: Tensor) -> Tensor:
+        if not hasattr(self, "codewords"):
+            raise UsageError(
+                "the Codebooks do not know their addresses; call bind(layers) first, or use a Representation."
+            )
+        place_NM = self.codes[numbers(self.numbering, addresses_N3)] + self.offsets
+        if self.share == "layer":
+            place_NM = place_NM + addresses_N3[:, :1] * (self.codebooks * 2**self.bits)
+        flat_ND = embedding(place_NM, self.codewords.flatten(0, 2)).sum(1)
+        if self.scale != "none":
+            flat_ND = flat_ND * self.scales[self._group(addresses_N3), None]
+        kernels_NKK = flat_ND.view(-1, self.kernel_size, self.kernel_size)
+        return kernels_NKK.to(torch.promote_types(flat_ND.dtype, torch.float32))
+
+    def _group(self, addresses_N3: Tensor) -> Tensor:
+        """The number of each kernel's scale, (N,)."""
+        layer_N, filter_N, _ = addresses_N3.long().unbind(1)
+        return layer_N if self.scale == "layer" else self.first_filter[layer_N] + filter_N
+
+    def get_extra_state(self) -> Tensor:
+        """The packed codes."""
+        return self.packed
+
+    def set_extra_state(self, state: Any) -> None:
+        """Load packed codes.
+
+        Raises:
+            CheckpointError: If they are not as many bytes as the codes need.
+        """
+        if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.shape != self.packed.shape:
+            found = (
+                f"{state.dtype} of shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+            )
+            raise CheckpointError(f"the codes are {found}; expected uint8 of shape {tuple(self.packed.shape)}.")
+        device = self.codes.device
+        self.set_constant("codes", unpack_codes(state, self.bits, *self.codes.shape).to(device))
+        self.set_constant("packed", state.to(device, copy=True))
