@@ -78,6 +78,16 @@ def test_it_starts_near_the_original(share: str, scale: str, order: str) -> None
     assert fine < 0.35
 
 
+def test_tiles_have_codes_too(tmp_path: Path) -> None:
+    original = digits_representation().original
+    representation = Representation(original, Codebooks(3, 6, scale="filter"), layers="all", pointwise="tile")
+    assert _error(representation) < 0.3
+    representation.save(tmp_path / "net.nern")
+    loaded = nernlit.load(tmp_path / "net.nern")
+    for key, value in representation.reconstructed().items():
+        assert torch.equal(loaded.reconstructed()[key], value)
+
+
 def test_more_codebooks_bits_and_beam_have_a_smaller_error() -> None:
     base = _error(_digits())
     assert _error(_digits(codebooks=3)) < base

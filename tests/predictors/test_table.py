@@ -40,6 +40,13 @@ def test_it_starts_as_the_original(order: str, kernel_size: int) -> None:
         assert torch.allclose(value, original.net.state_dict()[key], rtol=1e-6, atol=0)
 
 
+def test_it_starts_as_the_original_with_tiles_too() -> None:
+    original = tiny_original()
+    representation = Representation(original, Table(5), layers="all", pointwise="tile")
+    for key, value in representation.reconstructed().items():
+        assert torch.allclose(value, original.net.state_dict()[key], rtol=1e-6, atol=0)
+
+
 def test_it_has_a_parameter_per_entry_of_every_kernel() -> None:
     representation = Representation(digits_representation().original, Table(), order="none")
     assert representation.sizes().predictor_params == 9 * representation.layout.num_kernels
@@ -113,7 +120,7 @@ def test_a_predictor_is_fitted_once_when_it_is_built_from_an_original(tmp_path: 
     predictor = representation.predictor
     assert isinstance(predictor, Counting)
     assert predictor.calls == [(layout.num_kernels, layout.num_kernels, layout.num_weights)]
-    assert predictor.layers == [layer.shape[:2] for layer in layout.layers]
+    assert predictor.layers == [layer.grid for layer in layout.layers]
 
 
 def test_a_predictor_from_a_file_is_not_fitted(tmp_path: Path) -> None:
