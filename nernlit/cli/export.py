@@ -68,8 +68,10 @@ def inspect(args: Sequence[str]) -> None:
     specification = header["specification"]
     predictor = specification["predictor"]
     arguments = ", ".join(f"{name}={value}" for name, value in predictor["init_args"].items())
+    classes, channels = header["num_classes"], header["in_chans"]
+    images = "no image classifier" if classes is None else f"{classes} classes, {channels} channels"
     facts = {
-        "network": f"{header['network_class']}, {header['num_classes']} classes, {header['in_chans']} channels",
+        "network": f"{header['network_class']}, {images}",
         "classes": _shortened(header["class_names"]) or "without names",
         "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
         "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",

@@ -131,6 +131,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _match(self, network: object) -> None:
         """Take the channels of the network, and check its number of classes."""
         classes = getattr(network, "num_classes", self.num_classes)
+        if classes == 0:
+            raise DataError(
+                f"{type(self).__name__} has images, but the original is no image classifier; "
+                "use NoImages (`data: null`)."
+            )
         if classes != self.num_classes:
             raise DataError(
                 f"{type(self).__name__} has {self.num_classes} classes, but the original has {classes}; "

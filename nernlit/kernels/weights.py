@@ -23,25 +23,17 @@ _IN_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_wei
 def candidates(net: nn.Module, types: Collection[LayerType]) -> dict[str, Candidate]:
     """The weights of a network's layers of these types, in module order: state-dict key -> weight.
 
-    Raises:
-        LayoutError: If a weight is computed from other tensors.
+    Weights that are computed from other tensors are included; see `require_replaceable`.
     """
-    state, names = net.state_dict(keep_vars=True), names_of_weights(net)
+    names = names_of_weights(net)
     found: dict[str, Candidate] = {}
     for module_name, module in net.named_modules(remove_duplicate=False):
         for attribute, kind in _weights(module):
             if kind not in types:
                 continue
             key = f"{module_name}.{attribute}".removeprefix(".")
-            if key not in names:
-                layer = f"the convolution {module_name!r}" if kind == "conv" else f"the layer {layer_name(key)!r}"
-                raise LayoutError(
-                    f"{layer} has no weight in the state dict but computes it from other tensors "
-                    "(weight_norm, spectral_norm, pruning); make it permanent first, for example with "
-                    "torch.nn.utils.parametrize.remove_parametrizations."
-                )
-            first = names[key][0]
-            found.setdefault(first, Candidate(tuple(state[first].shape), kind)).names.append(layer_name(key))
+            shape = tuple(getattr(module, attribute).shape)
+            found.setdefault(names.get(key, (key,))[0], Candidate(shape, kind)).names.append(layer_name(key))
     return found
 
 
@@ -56,14 +48,21 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, LayerType]]:
 
 
 def require_replaceable(net: nn.Module, keys: Sequence[str]) -> None:
-    """Check that no other tensor of a network shares memory with the weights of these state-dict keys.
+    """Check that the weights of these keys are in a network's state dict and share memory with no other tensor.
 
     Raises:
-        LayoutError: If one does.
+        LayoutError: If a weight is computed from other tensors, or shares memory with one.
     """
     state, names = net.state_dict(keep_vars=True), names_of_weights(net)
     unnamed = list(unnamed_tensors(net))
     for key in keys:
+        if key not in names:
+            raise LayoutError(
+                f"the layer {layer_name(key)!r} has no weight in the state dict but computes it from other tensors "
+                "(weight_norm, spectral_norm, pruning); make it permanent first, for example with "
+                "torch.nn.utils.parametrize.remove_parametrizations, or exclude the layer "
+                "(--model.representation.layers)."
+            )
         views = [k for k, v in state.items() if k not in names[key] and k in names and overlap(state[key], v)]
         if views:
             raise LayoutError(

@@ -1,5 +1,6 @@
 """Originals: the CNNs that are represented. Any timm model, including the CIFAR ResNets registered here."""
 
+from nernlit.originals.checks import require_classifier
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
 from nernlit.originals.original import Original
@@ -18,4 +19,5 @@ __all__ = [
     "fitted_original",
     "load_strictly",
     "read_state_dict",
+    "require_classifier",
 ]

@@ -68,6 +68,20 @@ def _computed_tensors(net: nn.Module) -> Iterator[tuple[str, str]]:
             yield f"{name}.weight", f"net.{name}.weight = torch.nn.Parameter(net.{name}.weight.detach())"
 
 
+def require_classifier(what: str, name: str, num_classes: int) -> None:
+    """Refuse what runs a network on images, for a network that is no image classifier.
+
+    Raises:
+        UsageError: If the number of classes is 0.
+    """
+    if not num_classes:
+        raise UsageError(
+            f"{what} needs an image classifier, but {name!r} was given without num_classes, mean and std; pass them to "
+            "Original.of. Without them, Recon-only (with `data: null` or NoImages), the analyses of weights and "
+            ".nern files work."
+        )
+
+
 @torch.no_grad()
 def require_finite_weights(net: nn.Module, source: str) -> None:
     """Check that all weights are finite and no running variance is negative.

@@ -1,15 +1,16 @@
-"""The original: a CNN, given by timm name and weights, with the pixel statistics that it was trained with."""
+"""The original: a trained network, by timm name or from memory, with the pixel statistics of its training."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self, final
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from nernlit.coding import NernFile, is_nern, unreadable
 from nernlit.errors import UsageError
-from nernlit.originals.checks import pixel_statistics, require_finite_weights, require_plain_weights
+from nernlit.originals.checks import pixel_statistics, require_classifier, require_finite_weights, require_plain_weights
 from nernlit.originals.timm_models import image_channels, require_counts, require_name, timm_model
 from nernlit.storage.container import fingerprint
 from nernlit.storage.weights import load_strictly, read_state_dict
@@ -18,7 +19,7 @@ from nernlit.utilities.sharing import places_of_weights
 
 @final
 class Original(nn.Module):
-    """A classifier that takes pixels in [0, 1] and normalizes them itself.
+    """A classifier that takes pixels in [0, 1] and normalizes them itself, or (see `of`) any network.
 
     Args:
         name: A timm model name: `cifar_resnet20`, `cifar_resnet56_b`, `resnet18`, ...
@@ -40,6 +41,8 @@ class Original(nn.Module):
 
     mean: Tensor
     std: Tensor
+    #: Number of logits; 0 if the network is no image classifier, which has no channels, mean and std either.
+    num_classes: int
     #: The arguments of `timm.create_model`; None for a network from memory.
     architecture: dict[str, Any] | None = None
     #: Names of the classes in the order of the logits; empty if they are not known.
@@ -95,17 +98,20 @@ class Original(nn.Module):
     def of(
         cls,
         net: nn.Module,
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        num_classes: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         in_chans: int | None = None,
     ) -> Self:
         """An original from a network in memory; its weights are assumed to be trained.
 
+        Without `num_classes`, `mean` and `std` it may be any network. It is never run then: its weights can be fitted
+        by Recon-only, analyzed and stored.
+
         Args:
             net: Maps normalized images (B, C, H, W) to logits (B, num_classes). Its weights are float32.
-            num_classes: Number of logits, at least 2.
-            mean: Pixel mean, one number or one per channel, in [0, 1].
+            num_classes: Number of logits, at least 2; None if the network is no image classifier.
+            mean: Pixel mean, one number or one per channel, in [0, 1]; None likewise.
             std: Pixel standard deviation; likewise.
             in_chans: Image channels. By default the network's `in_chans` or timm's `pretrained_cfg`, else the input
                 channels of its first convolution.
@@ -114,11 +120,19 @@ class Original(nn.Module):
             UsageError: If the weights are not plain float32 parameters, or an argument is invalid.
             CheckpointError: If a weight is not finite.
         """
-        require_counts(type(net).__name__, num_classes, in_chans)
+        name = type(net).__name__
+        require_counts(name, num_classes, in_chans)
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        channels = in_chans or image_channels(net) or len(mean)
-        self._set_up(net, type(net).__name__, "memory", num_classes, channels, mean, std)
+        if num_classes is not None and mean is not None and std is not None:
+            self._set_up(net, name, "memory", num_classes, in_chans or image_channels(net) or len(mean), mean, std)
+        elif num_classes is None and mean is None and std is None and in_chans is None:
+            self._set_up(net, name, "memory", 0, 0, (), ())
+        else:
+            raise UsageError(
+                f"num_classes={num_classes}, mean={mean}, std={std}, in_chans={in_chans} for {name!r}; an image "
+                "classifier needs the first three, and a network that is none takes none of the four."
+            )
         return self
 
     def _set_up(
@@ -133,7 +147,8 @@ class Original(nn.Module):
     ) -> None:
         require_plain_weights(net, name)
         require_finite_weights(net, weights if weights not in (None, "memory") else repr(name))
-        mean_C11, std_C11 = pixel_statistics(mean, std, channels, name)
+        none = torch.empty(0, 1, 1)
+        mean_C11, std_C11 = pixel_statistics(mean, std, channels, name) if num_classes else (none, none.clone())
         self.net = net
         self.places = places_of_weights(net)
         self._frozen = False
@@ -153,8 +168,9 @@ class Original(nn.Module):
                 several names is replaced under all of them; pass it under one.
 
         Raises:
-            UsageError: If the network does not return logits of this shape.
+            UsageError: If the network is no image classifier, or does not return logits of this shape.
         """
+        require_classifier("a forward pass", self.name, self.num_classes)
         pixels_BCHW = (images_BCHW - self.mean) / self.std
         entries = {place: value for key, value in (weights or {}).items() for place in self.places[key]}
         logits_BC = (

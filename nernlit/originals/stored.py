@@ -28,11 +28,11 @@ def description(original: Original) -> dict[str, Any]:
     return {
         "network": original.architecture,
         "network_class": original.name,
-        "num_classes": original.num_classes,
-        "in_chans": original.in_chans,
+        "num_classes": original.num_classes or None,
+        "in_chans": original.in_chans or None,
         "class_names": list(original.class_names),
-        "mean": original.mean.flatten().tolist(),
-        "std": original.std.flatten().tolist(),
+        "mean": original.mean.flatten().tolist() or None,
+        "std": original.std.flatten().tolist() or None,
         "original": {"sha256": original.fingerprint(), "bytes": len(stored)},
     }
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nernlit.errors import UsageError
+from nernlit.originals import require_classifier
 from nernlit.representation.representation import Representation
 from nernlit.storage.files import write_atomically
 
@@ -43,10 +44,11 @@ def write_onnx(representation: Representation, path: str | Path, image_size: int
 
     Raises:
         UsageError: If the path does not end in .onnx, the packages that torch needs for it are not installed, no
-            image size is known, or torch cannot export the network.
+            image size is known, the network is no image classifier, or torch cannot export it.
         StorageError: If the file cannot be written.
     """
     original = representation.original
+    require_classifier("an ONNX model of pixels", original.name, original.num_classes)
     if Path(path).suffix != ".onnx":
         raise UsageError(f"{path}: expected a file name that ends in .onnx.")
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from nernlit.errors import DivergenceError, UsageError
 from nernlit.optimizers import NeedsTotalSteps
-from nernlit.originals import Original
+from nernlit.originals import Original, require_classifier
 from nernlit.training.divergence import ADVICE, LossWatch, not_finite
 from nernlit.training.evaluation import Evaluation, ImageBatch
 from nernlit.training.optimization import built_optimizer, built_schedule
@@ -34,6 +34,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def __init__(self, original: Original) -> None:
         super().__init__()
         self.num_classes, self.in_chans = original.num_classes, original.in_chans
+        self.original_name = original.name
         self.fitted_steps = 0  # of the checkpoint that was loaded
         #: Hyperparameters that are written to checkpoints instead of the given ones.
         self.replaced_hyperparameters: dict[str, Any] = {}
@@ -72,8 +73,10 @@ class ClassifierModule(L.LightningModule, ABC):
         return False
 
     def setup(self, stage: str) -> None:
+        what = getattr(stage, "value", stage)  # Lightning's is an enumeration
+        if self.needs_images(stage):
+            require_classifier(f"{type(self).__name__} to {what}", self.original_name, self.num_classes)
         if not self._has_images and self.needs_images(stage):
-            what = getattr(stage, "value", stage)  # Lightning's is an enumeration
             raise UsageError(
                 f"{type(self).__name__} needs images to {what}, and there are none (`data: null`); "
                 "name the data (--data CLASS and its options)."
@@ -192,6 +195,8 @@ class ClassifierModule(L.LightningModule, ABC):
     def _start_evaluation(self, stage: str) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.refuse_divergence()
+        if self._has_images:
+            require_classifier("the accuracy on images", self.original_name, self.num_classes)
         classifiers = self.classifiers(stage)
         # Evaluation sets beside the dataset's own, whatever the data calls them.
         conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
