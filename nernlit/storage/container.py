@@ -19,7 +19,7 @@ from nernlit.errors import FileFormatError
 from nernlit.storage.file_kinds import NERN, describe_file
 from nernlit.storage.files import write_atomically
 
-VERSION = 1
+VERSION = 2
 _AGAIN = "Copy, download or export it again."
 
 

@@ -291,8 +291,8 @@ def test_a_predictor_that_would_need_too_much_memory_is_refused(tmp_path: Path, 
 
 
 def test_another_version_is_refused(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nernlit.storage.container.VERSION", 2)
-    with pytest.raises(FileFormatError, match="has format version 1, and this nernlit reads version 2"):
+    monkeypatch.setattr("nernlit.storage.container.VERSION", 3)
+    with pytest.raises(FileFormatError, match="has format version 2, and this nernlit reads version 3"):
         nernlit.load(file)
 
 

@@ -1,5 +1,6 @@
 """Both kinds of training steps on networks of many families, with all weights predicted."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from torch.utils.data import DataLoader
 
 import nernlit
 from nernlit.originals import Original
-from nernlit.predictors import MLP
+from nernlit.predictors import MLP, Codebooks, Predictor, Table
 from nernlit.representation import Representation
-from nernlit.training import DecoupledDistill, ReconOnly, ReconstructionPhase
+from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase
+from nernlit.training.scheme import Scheme
 from tests.fakes import STATISTICS, quiet_trainer
 
 #: Family -> a small network of it, the side of its images, and the side of its largest kernels.
@@ -77,6 +79,34 @@ def test_all_weights_of_a_small_network_of_every_family_are_trained(family: str)
     torch.manual_seed(0)
     build, image_size, kernel_size = SMALL[family]
     _require_a_step_of_each_scheme(build(), image_size, kernel_size)
+
+
+@pytest.mark.parametrize("predictor", [MLP(8, depth=2, kernel_size=5), Table(5), Codebooks(2, 3, kernel_size=5)])
+@pytest.mark.parametrize("scheme", [ReconOnly, BaselineJoint, DecoupledDistill, Progressive])
+def test_every_scheme_trains_every_predictor_on_padded_tiles(scheme: type[Scheme], predictor: Predictor) -> None:
+    torch.manual_seed(0)
+    predictor = copy.deepcopy(predictor)
+    original = Original.of(SMALL["vit"][0](), 10, **STATISTICS, in_chans=3)
+    representation = Representation(original, predictor, layers="all", order="none")
+    assert representation.layout.num_weights < representation.layout.num_kernels * 25
+    before = [parameter.detach().clone() for parameter in predictor.parameters()]
+    batch = (torch.rand(4, 3, 16, 16), torch.randint(0, 10, (4,)))
+    data = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    options: dict[type[Scheme], dict[str, object]] = {
+        BaselineJoint: {"feature_weight": 0.0},
+        DecoupledDistill: {"reconstruction": ReconstructionPhase(steps=1)},
+        Progressive: {"rounds": 1},
+    }
+    trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0)
+    trainer.fit(scheme(representation, optimizer=_adam, **options.get(scheme, {})), data, data)
+    rmse, scale = float(trainer.callback_metrics["val/recon_rmse"]), float(representation.scale)
+    assert rmse < 2 * scale
+    changed = any(
+        not torch.equal(parameter, old) for parameter, old in zip(predictor.parameters(), before, strict=True)
+    )
+    is_exact = scheme is ReconOnly and isinstance(predictor, Table)  # it starts without an error, so nothing changes
+    assert changed != is_exact
+    assert (rmse < 1e-6 * scale) == is_exact
 
 
 @pytest.mark.slow
