@@ -54,13 +54,14 @@ def shrink_singular_values(weights: Weights, by: float, keep: float = 0.5) -> di
     }
 
 
-def gaussian_smooth(table_NKK: Tensor, order: Sequence[Tensor], sigma: float) -> Tensor:
+def gaussian_smooth(table_NKK: Tensor, order: Sequence[Tensor], sigma: float, mask_NKK: Tensor | None = None) -> Tensor:
     """Replace every kernel by a Gaussian-weighted mean of its neighbors in an order.
 
     Args:
         table_NKK: Kernels (N, K, K).
         order: For each layer, its rows of the table in order.
         sigma: Standard deviation of the Gaussian, in positions of the order; 0 changes nothing.
+        mask_NKK: The entries that are weights; None for all. The others are zero, and no neighbors.
 
     Raises:
         UsageError: If `sigma` is negative.
@@ -75,10 +76,13 @@ def gaussian_smooth(table_NKK: Tensor, order: Sequence[Tensor], sigma: float) ->
     result = table_NKK.clone()
     for rows in order:
         walk_DM = table_NKK[rows].flatten(1).T
-        pair = torch.stack([walk_DM.flatten(), torch.ones_like(walk_DM).flatten()]).view(-1, 1, walk_DM.shape[1])
+        counted_DM = torch.ones_like(walk_DM) if mask_NKK is None else mask_NKK[rows].flatten(1).T.to(walk_DM)
+        pair = torch.stack([walk_DM.flatten(), counted_DM.flatten()]).view(-1, 1, walk_DM.shape[1])
         summed = torch.nn.functional.conv1d(pair, weight_R.view(1, 1, -1), padding=reach).view(2, *walk_DM.shape)
-        # Divided by the sum of the Gaussian's weights, which is smaller at the ends of the order.
-        result[rows] = (summed[0] / summed[1]).T.reshape(len(rows), *table_NKK.shape[1:])
+        # Divided by the sum of the Gaussian's weights, which is smaller at the ends of the order and beside padding.
+        result[rows] = (summed[0] / summed[1].clamp_min(torch.finfo(summed.dtype).tiny)).T.reshape(
+            len(rows), *table_NKK.shape[1:]
+        )
     return result
 
 

@@ -174,7 +174,7 @@ def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
         candidates[f"lower half of SVD -{by:.0%}"] = smoothing.shrink_singular_values(original, by)
     order = _walks(representation)
     for sigma in (0.2, 0.25, 0.3, 0.4):
-        table = smoothing.gaussian_smooth(representation.target, order, sigma)
+        table = smoothing.gaussian_smooth(representation.target, order, sigma, representation.mask())
         candidates[f"Gaussian, sigma {sigma:g}"] = representation.layout.weights(table)
     if run.has_rounds:
         ended = run.rounds()

@@ -7,6 +7,7 @@ import torch
 from nernlit.analysis.smoothing import average, gaussian_smooth, shrink_singular_values, truncate_singular_values
 from nernlit.analysis.spectrum import low_frequency_energy
 from nernlit.errors import UsageError
+from nernlit.kernels import Layout
 
 
 def _weights() -> dict[str, torch.Tensor]:
@@ -65,3 +66,14 @@ def test_the_mean_of_solutions_and_what_is_refused() -> None:
         shrink_singular_values(one, 2)
     with pytest.raises(UsageError, match="sigma=-1"):
         gaussian_smooth(torch.zeros(1, 1, 1), [], -1)
+
+
+def test_padding_of_tiles_is_no_neighbor() -> None:
+    layout = Layout([("linear.weight", (3, 5))], tile=2)
+    table_NKK = layout.table({"linear.weight": torch.ones(3, 5)})
+    masks, numbers = layout.masks(2)
+    smoothed = gaussian_smooth(table_NKK, [torch.arange(6)], 0.7, masks[numbers.long()])
+    assert torch.allclose(layout.weights(smoothed)["linear.weight"], torch.ones(3, 5))
+    assert not torch.allclose(
+        layout.weights(gaussian_smooth(table_NKK, [torch.arange(6)], 0.7))["linear.weight"], torch.ones(3, 5)
+    )
