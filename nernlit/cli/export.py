@@ -126,9 +126,11 @@ def _print_sizes(file: Path) -> None:
     rows = [[name, f"{size:,}", f"{size / total:.1%}"] for name, size in [*parts.items(), ("file", total)]]
     print_table(str(file), ["part", "bytes", "of file"], rows)
     predicted = sum(map(_numbers, contents.header["specification"]["layers"].values()))
+    own = [value for name, value in contents.tensors.items() if name.startswith("predictor.")]
+    parameters = sum(value.numel() for value in own if value.is_floating_point())  # codes are integers
     Console().print(
         f"CR of the file {total / original:.1%} (its bytes / {original:,} of the original's safetensors)\n"
-        f"CR of the paper {parts['predictor'] / 4 / predicted:.1%} (predictor parameters / predicted weights)",
+        f"CR of the paper {parameters / predicted:.1%} (predictor parameters / predicted weights)",
         soft_wrap=True,
         highlight=False,
     )

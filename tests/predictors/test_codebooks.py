@@ -1,4 +1,5 @@
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import nernlit
-from nernlit.cli.main import run
+from nernlit.cli.main import main, run
 from nernlit.coding import part_bytes
 from nernlit.errors import CheckpointError, FileFormatError, UsageError
 from nernlit.kernels import AllKernels
@@ -249,7 +250,7 @@ OF_CODEBOOKS = [
 ]
 
 
-def test_the_command_line_fits_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_fits_it_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fitted = run(["fit", *QUICK, *OF_CODEBOOKS])
     trained = fitted.model.representation.kernels()
     monkeypatch.setattr(Codebooks, "fit", None)  # a checkpoint has the codes
@@ -257,3 +258,9 @@ def test_the_command_line_fits_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(tested.model.representation.kernels(), trained)
     assert float(tested.trainer.callback_metrics["test/acc"]) > 0.5
     assert torch.equal(nernlit.load(str(tested.trainer.ckpt_path)).kernels(), trained)
+    sizes = tested.model.representation.sizes()
+    main(["export", "runs/digits_h96", "-o", "codes.nern"])
+    shown = capsys.readouterr().out
+    assert f"CR of the paper {sizes.cr_paper:.1%} (predictor parameters / predicted weights)" in shown
+    assert f"CR of the file {sizes.cr_file:.1%}" in shown
+    assert f"bits of codes {sizes.code_bits:,}" in re.sub(r" +", " ", shown)
