@@ -62,7 +62,8 @@ def find_config(name: str, folder: Path = Path()) -> Path:
         return shipped[name]
     if path.exists():
         return path  # reading it says what is wrong
-    close = closest(Path(name).stem, shipped)
+    own = path.with_name(f"{path.name}.yaml")
+    close = [own.name] if own.is_file() else closest(Path(name).stem, shipped)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise UsageError(f"no configuration file {path}{hint}; `nernlit configs` lists the shipped ones.")
 

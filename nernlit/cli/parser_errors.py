@@ -5,6 +5,7 @@ import inspect
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -41,7 +42,7 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
     ]
     option = "--" + ".".join(keys)
     if unknown := re.search(r"Option '([^']+)' is not accepted", text):
-        known = _parameters(_imported(classes[-1])) if classes else {}
+        known = _option_names(_imported(classes[-1])) if classes else []
         owner = f"{classes[-1].rpartition('.')[2]} has" if classes else "there is"
         return f"{option}.{unknown[1]}: {owner} no option {unknown[1]!r}; {_suggest(unknown[1], known)}"
     if unknown := re.search(r"unrecognized arguments: (\S+)", text):
@@ -52,6 +53,9 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         below = [name.strip() if keys else name.strip().partition(".")[2] for name in missing[1].split(",")]
         names = ", ".join(f"{option}.{name}" if keys else f"--{name}" for name in below)
         return f"{names} must be given (-c CONFIG; `nernlit configs` lists the shipped ones)."
+    if keys and re.search(r"instantiatable class, but \S+ is abstract", text):
+        names = ", ".join(found.__name__ for found in _subclasses(roots.get(keys[0], object)))
+        return f"{option}: name a class, one of {names}, or pass a configuration: -c NAME."
     value = _value(text)
     asks_for_class = re.search(r"import path|accessible or invalid|subclass|Unable to load config|callable class", text)
     has_other_type = re.search(r"Expected a typing\.Literal|Expected an? <class '(?!NoneType)\w+'>", text)
@@ -81,7 +85,16 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     if close := closest(name, known):
         return f"did you mean {', '.join(close)}?"
-    return f"it has {', '.join(known)}." if known else "see --help."
+    return f"it has {', '.join(each for each in known if '.' not in each)}." if known else "see --help."
+
+
+def _option_names(owner: Any) -> list[str]:
+    """The options of a class, and those of the dataclasses among them, as in `reconstruction.steps`."""
+    names = []
+    for name, parameter in _parameters(owner).items():
+        group = _class_in(parameter.annotation)
+        names += [name, *(f"{name}.{below}" for below in _parameters(group) if is_dataclass(group))]
+    return names
 
 
 def _unrecognized(argument: str, prefix: str, classes: Sequence[str], options: Sequence[str]) -> str:
@@ -90,12 +103,18 @@ def _unrecognized(argument: str, prefix: str, classes: Sequence[str], options: S
         return f"{argument!r} is no option; options are given as --name value (see --help)."
     name = flag.lstrip("-")
     if not prefix:
-        close = ", ".join(f"--{known}" for known in closest(name, options) or closest(name.partition(".")[0], options))
+        known = list(dict.fromkeys(options))
+        close = ", ".join(f"--{each}" for each in closest(name, known) or closest(name.partition(".")[0], known))
         return f"there is no option {flag}; {f'did you mean {close}?' if close else 'see --help.'}"
     *above, last = name.split(".")
-    owner = _follow(_imported(classes[-1]), above) if classes else None
+    owner = _imported(classes[-1]) if classes else None
+    if above and owner is not None and above[0] not in _parameters(owner):
+        return (
+            f"{prefix}.{name}: {owner.__name__} has no option {above[0]!r}; {_suggest(above[0], _option_names(owner))}"
+        )
+    owner = _follow(owner, above)
     named = getattr(owner, "__name__", ".".join(above) or prefix)
-    return f"{prefix}.{name}: {named} has no option {last!r}; {_suggest(last, _parameters(owner))}"
+    return f"{prefix}.{name}: {named} has no option {last!r}; {_suggest(last, _option_names(owner))}"
 
 
 def _value(text: str) -> str:

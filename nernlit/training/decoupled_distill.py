@@ -79,6 +79,7 @@ class DecoupledDistill(Scheme):
         taps: Sequence[str] = NERN_TAPS,
         precision: Precision = "bf16",
     ) -> None:
+        _require_phase(reconstruction)
         require_at_least(0, **{"reconstruction.steps": reconstruction.steps})
         representation, rebuilt = load_representation(init_from, representation)
         distillation = Distillation(
@@ -128,9 +129,15 @@ class DecoupledDistill(Scheme):
 
     @classmethod
     def check_plan(cls, plan: Plan, options: Any) -> None:
+        _require_phase(options.reconstruction)
         steps = options.reconstruction.steps
         if plan.most_steps <= steps:
             raise UsageError(
                 f"the run ends after {plan.most_steps:.0f} steps, within phase 1 (reconstruction.steps={steps}); "
                 "pass a larger --trainer.max_epochs, or fewer --model.reconstruction.steps."
             )
+
+
+def _require_phase(reconstruction: Any) -> None:
+    if reconstruction is None:  # the option parser lets null pass
+        raise UsageError("--model.reconstruction null: expected the options of phase 1; steps: 0 skips it.")

@@ -176,6 +176,17 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         ),
         (["fit", *DECOUPLED, "--model.teacher=[1]"], r"--model\.teacher \[1\]: expected the options of Original: name"),
         (["fit", *DECOUPLED, "--model.teacher={nme: x}"], r"--model\.teacher\.nme: Original has no option 'nme'"),
+        (
+            ["fit", *DECOUPLED, "--model.recon_steps=5"],
+            r"DecoupledDistill has no option 'recon_steps'; did you mean reconstruction\.steps",
+        ),
+        (
+            ["fit", *DECOUPLED, "--model.recon_optimizer.lr=5"],
+            r"DecoupledDistill has no option 'recon_optimizer'; did you mean .*reconstruction\.optimizer",
+        ),
+        (["fit", *DECOUPLED, "--model.reconstruction=null"], r"--model\.reconstruction null: expected the options of"),
+        (["fit", "--data.steps_per_epoch=5"], r"--data: name a class, one of .*DigitsDataModule.*, or pass a config"),
+        (["fit", *QUICK, "--modle.x=5"], r"there is no option --modle\.x; did you mean --model\?"),
         (["fit", *QUICK, "--seed_everything=-1"], "--seed_everything -1: expected a whole number from 0 to 4294967295"),
         (
             ["fit", *QUICK, "--seed_everything=4294967296"],

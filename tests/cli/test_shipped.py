@@ -34,9 +34,11 @@ def test_a_shipped_configuration_is_found_by_its_name_and_a_file_of_that_name_co
         ("cifar100_h68", r"no configuration file cifar100_h68 \(did you mean cifar100_h680 or "),
         ("configs/digits_h69.yaml", r"no configuration file configs/digits_h69\.yaml \(did you mean digits_h96"),
         ("zzz", r"no configuration file zzz; `nernlit configs` lists the shipped ones\."),
+        ("mine", r"no configuration file mine \(did you mean mine\.yaml\?\); `nernlit configs` lists"),
     ],
 )
 def test_an_unknown_name_gives_the_close_ones(name: str, message: str) -> None:
+    Path("mine.yaml").write_text("base: [digits_h96]\n")
     with pytest.raises(UsageError, match=message):
         expand_bases(["fit", "-c", name])
 
