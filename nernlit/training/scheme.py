@@ -217,6 +217,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         """
         super().on_load_checkpoint(checkpoint)
         self.seed, self.stage = checkpoint["sampling_seed"], checkpoint.get("stage", 0)
+        if self._trainer is None:  # `load_from_checkpoint`; the public `trainer` raises then
+            return
         if "stage_ends" in checkpoint:
             self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]
         fitted, own = checkpoint.get("teacher"), None if self.teacher is None else self.teacher.fingerprint()

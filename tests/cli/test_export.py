@@ -124,6 +124,12 @@ def test_a_fit_with_its_own_representation_needs_the_file_at_its_start_only(fitt
     assert torch.allclose(_weights_of(nernlit.load("end.nern")), _weights_of(resumed.representation), atol=1e-6)
 
 
+def test_a_module_is_loaded_from_a_checkpoint_without_a_trainer(fitted: Path) -> None:
+    file = fitted / "checkpoints" / "last.ckpt"
+    loaded = nernlit.ReconOnly.load_from_checkpoint(file)
+    assert torch.equal(_weights_of(loaded.representation), _weights_of(nernlit.load(file)))
+
+
 def test_a_file_is_an_originals_checkpoint(fitted: Path) -> None:
     main(["export", str(fitted), "-o", "net.nern"])
     of_file = ["--model.representation.original.pretrained=false"]
