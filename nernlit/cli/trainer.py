@@ -49,7 +49,7 @@ from nernlit.utilities.progress import CONSOLE
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 #: The classes that top-level options take.
 ROOTS = {"model": ClassifierModule, "data": ImageDataModule}
-_PARSER = {"exit_on_error": False, "allow_abbrev": False}
+_PARSER = {"exit_on_error": False}
 _NO_DATA = f"nernlit.{NO_DATA}"
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -65,6 +65,13 @@ class SaveConfig(SaveConfigCallback):
             content = self.parser.dump(config, skip_none=False)
             write_atomically(folder / self.config_filename, content.encode())
         self.already_saved = True
+
+
+class ExactParser(LightningArgumentParser):
+    """A parser that accepts no abbreviated options. Nested options have parsers of the same class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
 
 class NernlitCLI(LightningCLI):
@@ -100,7 +107,7 @@ class NernlitCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = LightningArgumentParser(dump_header=[f"nernlit=={__version__}"], **kwargs)
+        parser = ExactParser(dump_header=[f"nernlit=={__version__}"], **kwargs)
         parser.add_argument(
             "-c",
             "--config",

@@ -51,6 +51,11 @@ class ClassifierModule(L.LightningModule, ABC):
     def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """Functions that create the optimizer and its schedule, which is stepped after each optimizer step."""
 
+    @property
+    def optimizer_options(self) -> str:
+        """Prefix of the options `optimizer` and `scheduler` on the command line, for messages."""
+        return "--model"
+
     @abstractmethod
     def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
         """The classifiers that `val` or `test` measures: suffix of the metrics' names -> classifier."""
@@ -278,8 +283,9 @@ class ClassifierModule(L.LightningModule, ABC):
         # By now the data is set up, and the number of steps known.
         self.check_plan(replace(plan, most_steps=self.trainer.estimated_stepping_batches), self)
         make_optimizer, make_scheduler = self.makers()
-        optimizer = built_optimizer(make_optimizer, self.trained_parameters())
-        described = built_schedule(make_scheduler, optimizer, self.trainer) if make_scheduler else None
+        options = self.optimizer_options
+        optimizer = built_optimizer(make_optimizer, self.trained_parameters(), options)
+        described = built_schedule(make_scheduler, optimizer, self.trainer, options) if make_scheduler else None
         for thing in (optimizer, described["scheduler"] if described else None):
             if isinstance(thing, NeedsTotalSteps):
                 thing.set_total_steps(self.planned_steps())

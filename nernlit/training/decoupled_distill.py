@@ -101,6 +101,7 @@ class DecoupledDistill(Scheme):
             reconstruction.optimizer or optimizer,
             reconstruction.scheduler,
             reconstruction.steps,
+            "--model.reconstruction" if reconstruction.optimizer else "--model",
         )
         phase_2 = Stage(distillation, optimizer, scheduler)
         stages = [phase_1, phase_2] if reconstruction.steps else [phase_2]

@@ -12,8 +12,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from nernlit.errors import UsageError
 
 
-def built_optimizer(make: OptimizerCallable, parameters: Iterable[Parameter]) -> Optimizer:
+def built_optimizer(make: OptimizerCallable, parameters: Iterable[Parameter], options: str) -> Optimizer:
     """The optimizer of these parameters.
+
+    Args:
+        make: Makes it.
+        parameters: The trained parameters.
+        options: Prefix of its options on the command line, for messages.
 
     Raises:
         UsageError: If it does not accept the options or the parameters, or the learning rate is not above 0.
@@ -24,17 +29,17 @@ def built_optimizer(make: OptimizerCallable, parameters: Iterable[Parameter]) ->
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         advice = "; timm.optim.Muon takes all of them" if "2D" in reason else ""
-        raise UsageError(f"--model.optimizer cannot be built: {reason}{advice}.") from error
+        raise UsageError(f"{options}.optimizer cannot be built: {reason}{advice}.") from error
     if isinstance(optimizer, SparseAdam):
-        raise UsageError("--model.optimizer SparseAdam needs sparse gradients, and these are dense; pass Adam.")
+        raise UsageError(f"{options}.optimizer SparseAdam needs sparse gradients, and these are dense; pass Adam.")
     for group in optimizer.param_groups:
         rate = float(group.get("lr", 1.0))
         if not 0 < rate < math.inf:
-            raise UsageError(f"lr={rate:g}; expected a finite learning rate above 0 (--model.optimizer.lr).")
+            raise UsageError(f"lr={rate:g}; expected a finite learning rate above 0 ({options}.optimizer.lr).")
     return optimizer
 
 
-def built_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any) -> dict[str, Any]:
+def built_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any, options: str) -> dict[str, Any]:
     """Lightning's description of the optimizer's schedule: stepped once per optimizer step.
 
     `ReduceLROnPlateau` is stepped after epochs that end with a validation, with the metric that it monitors.
@@ -45,19 +50,19 @@ def built_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any
     try:
         schedule = make(optimizer)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--model.scheduler cannot be built: {' '.join(str(error).split())}.") from error
+        raise UsageError(f"{options}.scheduler cannot be built: {' '.join(str(error).split())}.") from error
     if not isinstance(schedule, ReduceLROnPlateau):
         return {"scheduler": schedule, "interval": "step"}
     monitor = getattr(schedule, "monitor", None)
     if monitor is None:
         raise UsageError(
-            "--model.scheduler ReduceLROnPlateau does not say which metric it follows; "
+            f"{options}.scheduler ReduceLROnPlateau does not say which metric it follows; "
             "pass lightning.pytorch.cli.ReduceLROnPlateau with monitor, for example val/acc and mode max."
         )
     frequency = trainer.check_val_every_n_epoch
     if frequency is None:
         raise UsageError(
-            "--model.scheduler ReduceLROnPlateau is stepped at the end of epochs; "
+            f"{options}.scheduler ReduceLROnPlateau is stepped at the end of epochs; "
             "pass a number as --trainer.check_val_every_n_epoch."
         )
     return {"scheduler": schedule, "monitor": monitor, "interval": "epoch", "frequency": frequency}

@@ -165,6 +165,10 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         stage = self.stages[self.stage]
         return stage.optimizer, stage.scheduler
 
+    @property
+    def optimizer_options(self) -> str:
+        return self.stages[self.stage].options
+
     def configure_optimizers(self) -> Any:
         if self._resumed is not None:
             step, before = self._resumed

@@ -19,12 +19,14 @@ class Stage:
         optimizer: Creates its optimizer from the trained parameters.
         scheduler: Creates its learning-rate schedule from the optimizer.
         steps: Optimizer steps; None for the rest of the fit.
+        options: Prefix of the optimizer's options on the command line, for messages.
     """
 
     objective: Objective
     optimizer: OptimizerCallable
     scheduler: LRSchedulerCallable | None = None
     steps: int | None = None
+    options: str = "--model"
 
 
 def starts_of(stages: Sequence[Stage]) -> list[int]:

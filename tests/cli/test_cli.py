@@ -19,6 +19,7 @@ from nernlit.cli.main import main, report_failed_thread, run
 from nernlit.cli.sweep import main as sweep
 from nernlit.errors import UsageError
 from tests.fakes import CONFIGS, QUICK
+from tests.training.test_decoupled_distill import QUICK_DECOUPLED
 
 DECOUPLED = [QUICK[0], str(CONFIGS / "digits_h96_decoupled.yaml")]
 ROOT = CONFIGS.parent
@@ -166,6 +167,14 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *QUICK, "--model=ReconOny"],
             "--model ReconOny: expected one of BaselineJoint, DecoupledDistill, OriginalModule, Progressive, ReconOnly "
             r"\(did you mean ReconOnly\?\), or the path of a class of your own \(module\.Class\)",
+        ),
+        (
+            ["fit", *QUICK_DECOUPLED, "--model.reconstruction.step=5"],
+            r"--model\.reconstruction\.step: ReconstructionPhase has no option 'step'; did you mean steps\?",
+        ),
+        (
+            ["fit", *QUICK_DECOUPLED, "--model.reconstruction.optimizer.lr=-1"],
+            r"--model\.reconstruction\.optimizer cannot be built: Invalid learning rate: -1",
         ),
         (["fit", *QUICK, "--data=Digits"], "--data Digits: expected one of CIFAR100DataModule, .*DigitsDataModule"),
         (["fit", *QUICK, "--model.representation.predictor=MPL"], r"MPL: expected one of .*did you mean MLP\?"),
