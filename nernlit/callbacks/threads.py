@@ -1,5 +1,6 @@
 """The number of CPU threads of a run: fixed, or adapted to the cores that other programs leave free."""
 
+import math
 import time
 from typing import Any, Literal, final
 
@@ -54,7 +55,8 @@ class CpuThreads(L.Callback):
         self._window_began = time.monotonic()
         self._quiet = 0
         self._seconds, self._steps, self._warned = 0.0, 0, False
-        self._fastest: tuple[int, float] | None = None  # the scheme's stage, and the smallest seconds per step in it
+        self._terms: tuple[str, ...] = ()  # loss terms of the measured steps: those with other terms take other times
+        self._fastest = math.inf  # smallest seconds per step
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         torch.set_num_threads(self._most)
@@ -73,11 +75,15 @@ class CpuThreads(L.Callback):
         self._step_began = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        terms = getattr(pl_module, "term_names", ())
+        if terms != self._terms:
+            self._terms, self._fastest = terms, math.inf
+            self._seconds, self._steps = 0.0, 0
         self._seconds += time.monotonic() - self._step_began
         self._steps += 1
         if self._window_is_over():
             changed = self._adapt()
-            self._look_at_speed(int(getattr(pl_module, "stage", 0)))
+            self._look_at_speed()
             if changed:
                 self._log(trainer)
 
@@ -125,16 +131,14 @@ class CpuThreads(L.Callback):
                 f"{used} of {self._most} threads (--threads {self._most} keeps them all)."
             )
 
-    def _look_at_speed(self, stage: int) -> None:
+    def _look_at_speed(self) -> None:
         per_step = self._seconds / self._steps
         self._seconds, self._steps = 0.0, 0
-        if self._fastest is None or self._fastest[0] != stage:
-            self._fastest = stage, per_step
-        self._fastest = stage, min(per_step, self._fastest[1])
+        self._fastest = min(per_step, self._fastest)
         others = self._others.cores()
-        if per_step > _SLOW * self._fastest[1] and others >= 0.5 and not self._warned:
+        if per_step > _SLOW * self._fastest and others >= 0.5 and not self._warned:
             self._warned = True  # once per run
             rank_zero_warn(
-                f"Steps have become {per_step / self._fastest[1]:.0f} times slower ({per_step:.3g} s each): other "
+                f"Steps have become {per_step / self._fastest:.0f} times slower ({per_step:.3g} s each): other "
                 f"programs use {others:.1f} of {len(self._others.allowed)} cores. End them, or run the fit later."
             )

@@ -35,6 +35,8 @@ class ClassifierModule(L.LightningModule, ABC):
         super().__init__()
         self.num_classes, self.in_chans = original.num_classes, original.in_chans
         self.original_name = original.name
+        #: Names of the loss terms of the last step. Steps of the same terms take about the same time.
+        self.term_names: tuple[str, ...] = ()
         self.fitted_steps = 0  # of the checkpoint that was loaded
         #: Hyperparameters that are written to checkpoints instead of the given ones.
         self.replaced_hyperparameters: dict[str, Any] = {}
@@ -166,6 +168,7 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         terms = self.loss_terms(batch)
+        self.term_names = tuple(terms)
         loss = torch.stack(list(terms.values())).sum()
         self._losses.note(self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"], terms)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, sync_dist=True)

@@ -131,6 +131,23 @@ def test_slow_steps_on_a_quiet_machine_are_not_blamed_on_others(recwarn: pytest.
     assert not [warning for warning in recwarn if "times slower" in str(warning.message)]
 
 
+class Phases(Line):
+    """From `slow_from` on its steps have another loss term, and take longer."""
+
+    term_names: tuple[str, ...] = ("recon",)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.term_names = ("kd",) if batch_idx >= self.slow_from else ("recon",)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.usefixtures("_eight_threads")
+def test_steps_of_another_phase_are_not_compared_with_those_before(recwarn: pytest.WarningsRecorder) -> None:
+    # A window ends with each slow step: one that began in the phase before must not count.
+    _fit(CpuThreads(8, 0.02, Scripted(6.0)), steps=300, module=Phases(slow_from=290))  # type: ignore[arg-type]
+    assert not [warning for warning in recwarn if "times slower" in str(warning.message)]
+
+
 def test_the_command_line_fixes_and_logs_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     run(["fit", *QUICK, "--threads=1"])
