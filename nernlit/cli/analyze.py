@@ -66,11 +66,7 @@ def main(args: Sequence[str]) -> None:
         type=Path,
         help="folder of the figure and the JSON file (default: `analysis` beside the first run's files)",
     )
-    parser.add_argument(
-        "--original",
-        type=Path,
-        help="file of the original's weights: if it has moved since the fit, or for a .nern file",
-    )
+    parser.add_original()
     own_args, data = take_data_options(args)
     options = parser.parse_args(own_args)
     options.data = data

@@ -22,6 +22,14 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, command: str, description: str | None, epilog: str | None = None) -> None:
         super().__init__(prog=f"nernlit {command}", description=description, epilog=epilog, allow_abbrev=False)
 
+    def add_original(self) -> None:
+        """Add `--original FILE`, for commands that compare with the original."""
+        self.add_argument(
+            "--original",
+            type=Path,
+            help="file of the original's weights: if it has moved since the fit, or for a .nern file",
+        )
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; `{self.prog} --help` lists the options.")
 

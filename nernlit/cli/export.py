@@ -35,11 +35,7 @@ def export(args: Sequence[str]) -> None:
         type=count,
         help="for .onnx: height and width of the images in pixels; by default those that timm states for the network",
     )
-    parser.add_argument(
-        "--original",
-        type=Path,
-        help="file of the original's weights: if it has moved since the fit, or for a .nern file",
-    )
+    parser.add_original()
     options = parser.parse_args(args)
     if options.out.suffix not in (".nern", ".onnx"):
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern or .onnx.")

@@ -216,11 +216,7 @@ def main(args: Sequence[str]) -> None:
     )
     parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
-    parser.add_argument(
-        "--original",
-        type=Path,
-        help="file of the original's weights: if it has moved since the fit, or for a .nern file",
-    )
+    parser.add_original()
     own_args, data = take_data_options(args)
     options = parser.parse_args(own_args)
     if options.out.is_dir():

@@ -21,7 +21,6 @@ from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageErro
 from nernlit.kernels import Layout, OrderName, pack_order, unpack_order
 from nernlit.predictors import Predictor
 from nernlit.storage.container import Contents, container_bytes, fingerprint, read_container, write_container
-from nernlit.utilities.progress import progress
 
 _SUFFIX = ".nern"
 #: How much a layer's norm may differ from the stored one: machines add numbers in different orders.
@@ -172,11 +171,8 @@ class NernFile:
             FileFormatError: If what the predictor gives is not what the file was written from.
         """
         with unreadable(self.path):
-            kernels = self.layout.num_kernels
-            with progress(f"predicting {kernels:,} kernels", kernels) as advance:
-                weights = predicted_weights(
-                    self.predictor, self.predictor.kernel_size, self.layout, self.addresses, self.scale, advance
-                )
+            size = self.predictor.kernel_size
+            weights = predicted_weights(self.predictor, size, self.layout, self.addresses, self.scale)
             self._require_norms(weights)
             aliases = {layer.key: layer.aliases for layer in self.layout.layers} | self.header["aliases"]
             named = [

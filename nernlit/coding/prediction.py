@@ -3,7 +3,7 @@
 Shapes: N kernels, K side of the predicted kernels (at least the layout's), kh x kw side of a layer's kernels.
 """
 
-from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from nernlit.errors import LayoutError
 from nernlit.kernels import Layout
 from nernlit.predictors import Predictor
+from nernlit.utilities.progress import progress
 
 #: Tables of up to this many kernels are predicted at once, without computing activations twice.
 _WHOLE = 65_536
@@ -59,7 +60,7 @@ def predicted_weights(
     layout: Layout,
     addresses_N3: Tensor,
     scale: Tensor,
-    advance: Callable[[int], None] = lambda done: None,
+    quiet: bool = False,
 ) -> dict[str, Tensor]:
     """All weights of a layout in weight units: state-dict key -> weight.
 
@@ -69,16 +70,19 @@ def predicted_weights(
         layout: Which weights there are, in which rows.
         addresses_N3: The address of every row.
         scale: See `predicted_kernels`.
-        advance: Called with the number of kernels that have been predicted since its last call.
+        quiet: Show no progress.
     """
-    if layout.num_kernels <= _WHOLE:
-        return layout.weights(_at_once(predictor, addresses_N3, scale, _ALL))
-    # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
-    weights = {}
-    for layer in layout.layers:
-        crop = layer.crop(kernel_size)
-        weights[layer.key] = layer.weight(_in_chunks(predictor, addresses_N3[layer.rows], scale, crop))
-        advance(layer.kernels)
+    kernels = layout.num_kernels
+    shown = nullcontext(lambda done: None) if quiet else progress(f"predicting {kernels:,} kernels", kernels)
+    with shown as advance:
+        if kernels <= _WHOLE:
+            return layout.weights(_at_once(predictor, addresses_N3, scale, _ALL))
+        # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
+        weights = {}
+        for layer in layout.layers:
+            crop = layer.crop(kernel_size)
+            weights[layer.key] = layer.weight(_in_chunks(predictor, addresses_N3[layer.rows], scale, crop))
+            advance(layer.kernels)
     return weights
 
 

@@ -7,7 +7,6 @@ Shapes: N kernels, K side of the predicted kernels (at least the layout's), B im
 
 import copy
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -40,7 +39,6 @@ from nernlit.representation.hub import WithPretrained
 from nernlit.representation.sizes import Sizes
 from nernlit.representation.state import require_same
 from nernlit.utilities.constants import WithConstants
-from nernlit.utilities.progress import progress
 from nernlit.utilities.sharing import names_of_weights
 
 
@@ -185,10 +183,8 @@ class Representation(WithConstants, WithPretrained):
         return self._weights(predictor or self.predictor, quiet=self.training or torch.is_grad_enabled())
 
     def _weights(self, predictor: nn.Module, quiet: bool = False) -> dict[str, Tensor]:
-        kernels, size = self.layout.num_kernels, self.predictor.kernel_size
-        shown = nullcontext(lambda done: None) if quiet else progress(f"predicting {kernels:,} kernels", kernels)
-        with shown as advance:
-            return predicted_weights(predictor, size, self.layout, self.addresses, self.scale, advance)
+        size = self.predictor.kernel_size
+        return predicted_weights(predictor, size, self.layout, self.addresses, self.scale, quiet)
 
     def original_weights(self) -> dict[str, Tensor]:
         """The original's values of the weights that `weights` predicts."""
