@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "utilities": set(),
     "storage": {"errors"},
     "kernels": {"errors", "utilities", "storage"},
-    "predictors": {"errors", "utilities"},
+    "predictors": {"errors", "utilities", "storage"},
     "losses": {"errors"},
     "optimizers": {"errors"},
     "coding": {"errors", "utilities", "storage", "kernels", "predictors"},
