@@ -12,7 +12,7 @@ from nernlit.callbacks import ProgressLine, Summary
 from nernlit.callbacks.writer import say_written, write_weights
 from nernlit.cli.arguments import CommandParser, count
 from nernlit.cli.runs import Run
-from nernlit.coding import part_bytes
+from nernlit.coding import Checks, part_bytes
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
 from nernlit.representation import load, write_onnx
@@ -60,7 +60,8 @@ def inspect(args: Sequence[str]) -> None:
     parser = CommandParser("inspect", inspect.__doc__)
     parser.add_argument("file", metavar="FILE", type=Path)
     options = parser.parse_args(args)
-    header = read_container(options.file).header
+    contents = read_container(options.file)
+    header = contents.header
     specification = header["specification"]
     predictor = specification["predictor"]
     arguments = ", ".join(f"{name}={value}" for name, value in predictor["init_args"].items())
@@ -71,7 +72,7 @@ def inspect(args: Sequence[str]) -> None:
         "classes": _shortened(header["class_names"]) or "without names",
         "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
         "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
-        "weights": f"SHA-256 {header['reconstructed']['sha256']}",
+        "weights": f"SHA-256 {Checks.of_tensors(contents.tensors).reconstructed}",
     }
     for name, value in facts.items():
         Console().print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
@@ -116,7 +117,7 @@ def test(args: Sequence[str]) -> None:
 def _print_sizes(file: Path) -> None:
     """What each part of a file costs, and how large the file is beside the original's weights."""
     contents = read_container(file)
-    total, original = file.stat().st_size, int(contents.header["original"]["bytes"])
+    total, original = file.stat().st_size, int(contents.header["original_bytes"])
     parts = part_bytes(contents)
     parts["header"] = total - sum(parts.values())
     rows = [[name, f"{size:,}", f"{size / total:.1%}"] for name, size in [*parts.items(), ("file", total)]]

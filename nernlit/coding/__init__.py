@@ -1,9 +1,11 @@
 """Coding: kernels out of a predictor, and the .nern file that holds all that is needed to compute them."""
 
+from nernlit.coding.checks import Checks
 from nernlit.coding.nern import NernFile, is_nern, part_bytes, unreadable
 from nernlit.coding.prediction import bind, predicted_kernels, predicted_weights, require_kernel_size
 
 __all__ = [
+    "Checks",
     "NernFile",
     "bind",
     "is_nern",

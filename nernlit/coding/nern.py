@@ -1,11 +1,10 @@
 """The .nern file: everything from which a network's weights are computed, without the network that they came from.
 
-It holds the predictor, the packed order, the scale, every tensor of the network that is not predicted, and a header
-that says how the network, the layout and the predictor are built. Numbers are stored as they are. Decoding needs no
-network: the header has the shape of every predicted weight.
+It holds the predictor, the packed order, the scale, every tensor of the network that is not predicted, checks, and a
+header that says how the network, the layout and the predictor are built. Decoding needs no network: the header has the
+shape of every predicted weight.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +14,15 @@ from typing import Any, Self, final, get_args
 import torch
 from torch import Tensor
 
+from nernlit.coding.checks import Checks
 from nernlit.coding.described import described_layout, described_predictor, require_memory
 from nernlit.coding.prediction import predicted_weights
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
 from nernlit.kernels import Layout, OrderName, pack_order, unpack_order
 from nernlit.predictors import Predictor
-from nernlit.storage.container import Contents, container_bytes, fingerprint, read_container, write_container
+from nernlit.storage.container import Contents, container_bytes, read_container, write_container
 
 _SUFFIX = ".nern"
-#: How much a layer's norm may differ from the stored one: machines add numbers in different orders.
-_TOLERANCE = 1e-3
 
 
 def is_nern(path: str | Path) -> bool:
@@ -41,8 +39,8 @@ def unreadable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except FileFormatError:
-        raise
+    except FileFormatError as error:
+        raise error if str(path) in str(error) else FileFormatError(f"{path}: {error}") from error
     except (NernlitError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise FileFormatError(f"{path} describes a representation that cannot be built: {reason}") from error
@@ -61,6 +59,7 @@ class NernFile:
         addresses: Address of every row, (N, 3).
         scale: One unit of the predictor's output in weight units, a scalar.
         kept: The tensors that are not predicted, each under its first name.
+        checks: What is known of the network that the file was written from.
     """
 
     path: Path
@@ -70,6 +69,7 @@ class NernFile:
     addresses: Tensor
     scale: Tensor
     kept: Mapping[str, Tensor]
+    checks: Checks
 
     @property
     def specification(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class NernFile:
             require_memory(layout.num_kernels * predictor.kernel_size**2, path, limit)
             addresses_N3 = unpack_order(layout, tensors["order"], order)
             kept = {name.removeprefix("kept."): value for name, value in tensors.items() if name.startswith("kept.")}
-            return cls(path, header, predictor, layout, addresses_N3, scale, kept)
+            return cls(path, header, predictor, layout, addresses_N3, scale, kept, Checks.of_tensors(tensors))
 
     @classmethod
     def of(
@@ -128,6 +128,7 @@ class NernFile:
         scale: Tensor,
         state: Mapping[str, Tensor],
         names: Mapping[str, Sequence[str]],
+        original: str,
     ) -> Self:
         """The file of a reconstructed network.
 
@@ -140,23 +141,16 @@ class NernFile:
             scale: See the class.
             state: The reconstructed network's state dict.
             names: Each of its keys -> all keys of the same tensor.
+            original: SHA-256 of the original's weights.
 
         Raises:
             UsageError: If a predicted weight is not finite.
         """
-        own_norms = norms(layout, state)
-        if wrong := [key for key, norm in own_norms.items() if not math.isfinite(norm)]:
-            raise UsageError(
-                f"the predicted weights of {wrong[0]!r} are not finite; use a checkpoint of a better step."
-            )
         predicted = {key for layer in layout.layers for key in (layer.key, *layer.aliases)}
         kept = {key: value for key, value in state.items() if key not in predicted and names[key][0] == key}
-        fixed = {key: f"{norm:.6e}" for key, norm in own_norms.items()}  # equally long for all values of the weights
-        decoded = {
-            "aliases": {key: list(names[key][1:]) for key in kept if len(names[key]) > 1},
-            "reconstructed": {"sha256": fingerprint(state), "norms": fixed},
-        }
-        return cls(path, {**header, **decoded}, predictor, layout, addresses_N3, scale, kept)
+        header = {**header, "aliases": {key: list(names[key][1:]) for key in kept if len(names[key]) > 1}}
+        checks = Checks.of(original, layout, state)
+        return cls(path, header, predictor, layout, addresses_N3, scale, kept, checks)
 
     @property
     def packed_order(self) -> Tensor:
@@ -173,7 +167,7 @@ class NernFile:
         with unreadable(self.path):
             size = self.predictor.kernel_size
             weights = predicted_weights(self.predictor, size, self.layout, self.addresses, self.scale)
-            self._require_norms(weights)
+            self.checks.require_norms(self.layout, weights)
             aliases = {layer.key: layer.aliases for layer in self.layout.layers} | self.header["aliases"]
             named = [
                 (name, value)
@@ -184,16 +178,6 @@ class NernFile:
             if len(state) < len(named):
                 raise LayoutError("it has two tensors of one name.")
         return state
-
-    def _require_norms(self, weights: Mapping[str, Tensor]) -> None:
-        stored = self.header["reconstructed"]["norms"]
-        for key, norm in norms(self.layout, weights).items():
-            if not math.isclose(norm, float(stored[key]), rel_tol=_TOLERANCE):
-                raise FileFormatError(
-                    f"{self.path} decodes to another network than it was written from: the weights of {key!r} have "
-                    f"norm {norm:.6e} instead of {stored[key]}. The predictor gives other values in this version "
-                    "of nernlit or torch; use the versions that wrote the file."
-                )
 
     def write(self) -> None:
         """Write the file atomically.
@@ -207,7 +191,7 @@ class NernFile:
         write_container(self.path, self._contents())
 
     def num_bytes(self) -> int:
-        """The exact size of the file that `write` writes. It depends on names and shapes, not on trained values."""
+        """The exact size of the file that `write` writes."""
         return len(container_bytes(self._contents()))
 
     def _contents(self) -> Contents:
@@ -216,18 +200,14 @@ class NernFile:
             "order": self.packed_order,
             **{f"predictor.{name}": value for name, value in self.predictor.state_dict().items()},
             **{f"kept.{name}": value for name, value in self.kept.items()},
+            **self.checks.tensors(),
         }
         return Contents(dict(self.header), tensors)
 
 
-def norms(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, float]:
-    """The Euclidean norm of each predicted weight."""
-    return {layer.key: float(state[layer.key].double().norm()) for layer in layout.layers}
-
-
 def part_bytes(contents: Contents) -> dict[str, int]:
-    """Bytes of each part of a file's tensors: `predictor`, `order`, `kept` and `scale`."""
-    sizes = dict.fromkeys(("predictor", "order", "kept", "scale"), 0)
+    """Bytes of each part of a file's tensors: `predictor`, `order`, `kept`, `scale` and `checks`."""
+    sizes = dict.fromkeys(("predictor", "order", "kept", "scale", "checks"), 0)
     for name, value in contents.tensors.items():
         sizes[name.partition(".")[0]] += value.nbytes
     return sizes

@@ -230,4 +230,4 @@ class Original(nn.Module):
         """Record that the current weights were decoded from a .nern file, and take over its class names."""
         self.weights_from = str(file.path)
         self.class_names = tuple(str(name) for name in file.header["class_names"])
-        self._stated_fingerprints = {fingerprint(self.net.state_dict()): str(file.header["reconstructed"]["sha256"])}
+        self._stated_fingerprints = {fingerprint(self.net.state_dict()): file.checks.reconstructed}

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from nernlit.coding import NernFile, unreadable
 from nernlit.errors import CheckpointError, FileFormatError
 from nernlit.originals.original import Original
-from nernlit.storage.container import independent
 from nernlit.storage.matching import misfits
 from nernlit.storage.weights import load_strictly
 from nernlit.utilities.sharing import names_of_weights
@@ -21,20 +20,30 @@ from nernlit.utilities.sharing import names_of_weights
 def description(original: Original) -> dict[str, Any]:
     """What the header of a .nern file says of an original, in primitives.
 
-    `bytes` is the size of its weights as a safetensors file.
+    `original_bytes` is the size of its weights as a safetensors file.
     """
     state, names = original.net.state_dict(), names_of_weights(original.net)
-    stored = save(independent({key: value for key, value in state.items() if names[key][0] == key}))
+    # Copies: safetensors refuses tensors that share memory.
+    stored = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
+        if names[key][0] == key
+    }
     return {
         "network": original.architecture,
         "network_class": original.name,
         "num_classes": original.num_classes or None,
         "in_chans": original.in_chans or None,
         "class_names": list(original.class_names),
-        "mean": original.mean.flatten().tolist() or None,
-        "std": original.std.flatten().tolist() or None,
-        "original": {"sha256": original.fingerprint(), "bytes": len(stored)},
+        "mean": _shortest(original.mean) or None,
+        "std": _shortest(original.std) or None,
+        "original_bytes": len(save(stored)),
     }
+
+
+def _shortest(numbers: Tensor) -> list[float]:
+    """Numbers with as few digits as their float32 values need."""
+    return [float(str(number)) for number in numbers.flatten().float().cpu().numpy()]
 
 
 def decoded_original(file: NernFile, net: nn.Module | None = None) -> Original:
@@ -79,7 +88,7 @@ def fitted_original(file: NernFile, weights: str | Path) -> Original:
         _timm_original(file, state)  # refuses a network that the file does not fit, whatever the weights are
     header = file.header
     original = Original(**header["network"], checkpoint=str(weights), mean=header["mean"], std=header["std"])
-    stored, found = header["original"]["sha256"], original.fingerprint()
+    stored, found = file.checks.original, original.fingerprint()
     if found != stored:
         raise CheckpointError(
             f"{weights} is not the original of {file.path}: the file was fitted to weights with SHA-256 "

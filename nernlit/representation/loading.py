@@ -115,7 +115,7 @@ def load_representation(
 def _stored_state(file: NernFile) -> dict[str, Any]:
     """The state dict of the representation that a .nern file was written from."""
     extra = {
-        "original": file.header["original"]["sha256"],
+        "original": file.checks.original,
         "specification": file.specification,
         "scale": file.scale,
         "order": file.packed_order,

@@ -158,7 +158,8 @@ class Representation(WithConstants, WithPretrained):
         """The .nern file of a reconstructed network's state dict."""
         header = {**description(self.original), "specification": self.specification()}
         names = names_of_weights(self.original.net)
-        return NernFile.of(path, header, self.predictor, self.layout, self.addresses, self.scale, state, names)
+        parts = self.predictor, self.layout, self.addresses, self.scale
+        return NernFile.of(path, header, *parts, state, names, self.original.fingerprint())
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
@@ -230,7 +231,7 @@ class Representation(WithConstants, WithPretrained):
     def sizes(self) -> Sizes:
         """Sizes by the paper's count and in bytes; training does not change them. Nothing is predicted for them."""
         file = self._file(Path("sizes.nern"), self.original.net.state_dict())  # as large as the reconstructed network's
-        original_bytes = int(file.header["original"]["bytes"])
+        original_bytes = int(file.header["original_bytes"])
         predictor, weights = self.predictor, self.layout.num_weights
         return Sizes(predictor.num_params, predictor.code_bits, weights, file.num_bytes(), original_bytes)
 

@@ -1,26 +1,43 @@
 """The container of a .nern file: named tensors and a header of primitives, with a checksum over both.
 
-It is a safetensors file, so that any program can look into it and no code runs when it is read. Its metadata holds the
-format's name and version, the header as JSON, and the checksum.
+No code runs when it is read. The bytes of a file, numbers with their least significant byte first:
+
+- 6: the magic number, whose last byte is the version;
+- 8: the first bytes of the SHA-256 of all that follows;
+- 4: the length of the next part;
+- the header as JSON, compressed as a raw LZMA stream (`_LZMA`); its entry `tensors` lists name -> [type, shape];
+- the numbers of the tensors, in the order of the list.
 """
 
 import hashlib
 import json
+import lzma
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from nernlit.errors import FileFormatError
-from nernlit.storage.file_kinds import NERN, describe_file
+from nernlit.errors import FileFormatError, UsageError
+from nernlit.storage.file_kinds import MAGIC, describe_file
 from nernlit.storage.files import write_atomically
 
-VERSION = 2
+VERSION = 3
 _AGAIN = "Copy, download or export it again."
+#: Most bytes of a header's JSON: what is read from a file is decompressed no further.
+_LARGEST_HEADER = 2**24
+_LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**20, "lc": 4, "lp": 0, "pb": 0}]
+_CHECKSUM = 8
+_LENGTH = 4
+_TYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    )
+}
 
 
 class Contents(NamedTuple):
@@ -39,9 +56,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors' names, shapes, types and bits, independent of their order."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
-        value = tensors[key].detach().cpu().contiguous()
+        value = tensors[key].detach().cpu()
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_numbers(value))
     return digest.hexdigest()
 
 
@@ -50,67 +67,83 @@ def write_container(path: Path, contents: Contents) -> None:
 
     Raises:
         StorageError: If it cannot be written.
+        UsageError: If it cannot be read again; see `container_bytes`.
     """
     write_atomically(path, container_bytes(contents))
 
 
 def container_bytes(contents: Contents) -> bytes:
-    """A container as the bytes of its file; the same contents give the same bytes."""
-    header = json.dumps(contents.header, allow_nan=False, separators=(",", ":"))
-    tensors = independent(contents.tensors)
-    checksum = _checksum(header, tensors)
-    metadata = {"format": "nern", "version": str(VERSION), "header": header, "sha256": checksum}
-    return _in_fixed_order(save(tensors, metadata))
+    """A container as the bytes of its file; the same contents give the same bytes.
 
-
-def _in_fixed_order(stored: bytes) -> bytes:
-    """A safetensors file with sorted metadata: safetensors writes the entries in another order in every process."""
-    end = 8 + int.from_bytes(stored[:8], "little")
-    described = json.loads(stored[8:end])
-    described["__metadata__"] = dict(sorted(described["__metadata__"].items()))
-    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text + stored[end:]
-
-
-def independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU: safetensors refuses tensors that share memory."""
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    Raises:
+        UsageError: If the header is too long, or a tensor has a type that cannot be stored.
+    """
+    listed, stored = {}, []
+    for name, value in contents.tensors.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        if kind not in _TYPES:
+            raise UsageError(f"{name} is {kind}; a .nern file stores {', '.join(_TYPES)}.")
+        listed[name] = [kind, list(value.shape)]
+        stored.append(_numbers(value))
+    text = json.dumps({**contents.header, "tensors": listed}, allow_nan=False, separators=(",", ":")).encode()
+    if len(text) > _LARGEST_HEADER:
+        raise UsageError(
+            f"the description of the network has {len(text):,} bytes; expected {_LARGEST_HEADER:,} at most."
+        )
+    header = lzma.compress(text, lzma.FORMAT_RAW, filters=_LZMA)
+    rest = b"".join([len(header).to_bytes(_LENGTH, "little"), header, *stored])
+    return MAGIC + bytes([VERSION]) + hashlib.sha256(rest).digest()[:_CHECKSUM] + rest
 
 
 def read_container(path: Path) -> Contents:
-    """Read a container. Time and memory are bounded by the file's size.
+    """Read a container. Time and memory are bounded by the file's size and 16 MiB for its header.
 
     Raises:
         FileFormatError: If the file is missing, is something else, is damaged, or has another version.
     """
     if not path.is_file():
         raise FileFormatError(f"{path} is {describe_file(path)}; expected a .nern file (`nernlit export` writes one).")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != "nern":
-                raise FileFormatError(f"{path} is {describe_file(path)}; expected a .nern file (`nernlit export`).")
-            if metadata.get("version") != str(VERSION):
-                raise FileFormatError(
-                    f"{path} has format version {metadata.get('version', 'unknown')[:20]}, and this nernlit reads "
-                    f"version {VERSION}; use the nernlit that wrote it, or export the run again."
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        text = metadata["header"]
-        intact = metadata["sha256"] == _checksum(text, tensors)
-        header = json.loads(text)
-    except FileFormatError:
-        raise
-    except Exception as error:  # safetensors raises errors of its own; JSON may be nested too deeply
-        kind = describe_file(path)
-        if kind == NERN:
-            raise FileFormatError(f"{path} is damaged: its header is wrong. {_AGAIN}") from error
-        raise FileFormatError(f"{path} is {kind}, and no .nern file that can be read.") from error
-    if not intact or not isinstance(header, dict):
+    content = path.read_bytes()
+    start = len(MAGIC) + 1 + _CHECKSUM
+    if not content.startswith(MAGIC):
+        expected = f"a .nern file of version {VERSION} (`nernlit export` writes one)"
+        raise FileFormatError(f"{path} is {describe_file(path)}; expected {expected}.")
+    if content[len(MAGIC) : len(MAGIC) + 1] not in (bytes([VERSION]), b""):
+        raise FileFormatError(
+            f"{path} has format version {content[len(MAGIC)]}, and this nernlit reads version {VERSION}; use the "
+            "nernlit that wrote it, or export the run again."
+        )
+    if content[start - _CHECKSUM : start] != hashlib.sha256(content[start:]).digest()[:_CHECKSUM]:
         raise FileFormatError(f"{path} is damaged: its checksum is wrong. {_AGAIN}")
+    try:
+        return _contents(content, start)
+    except Exception as error:  # only what a forger wrote; JSON may be nested too deeply
+        raise FileFormatError(f"{path} is damaged: its header is wrong. {_AGAIN}") from error
+
+
+def _contents(content: bytes, start: int) -> Contents:
+    """The contents of a file from the length of the header on; any error says that it is not a container."""
+    end = start + _LENGTH + int.from_bytes(content[start : start + _LENGTH], "little")
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA)
+    text = decompressor.decompress(content[start + _LENGTH : end], max_length=_LARGEST_HEADER + 1)
+    if len(text) > _LARGEST_HEADER:
+        raise ValueError("the header is too long")
+    header = json.loads(text)
+    tensors = {}
+    for name, (kind, shape) in header.pop("tensors").items():
+        dtype, count = _TYPES[kind], math.prod(shape)
+        size = count * dtype.itemsize
+        if any(type(length) is not int or length < 0 for length in shape) or size > len(content) - end:
+            raise ValueError("a tensor is not in the file")
+        numbers = (
+            torch.frombuffer(bytearray(content[end : end + size]), dtype=dtype) if size else torch.empty(0, dtype=dtype)
+        )
+        tensors[name] = numbers.reshape(shape)
+        end += size
+    if end != len(content):
+        raise ValueError("there are more bytes than tensors")
     return Contents(header, tensors)
 
 
-def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{header} {fingerprint(tensors)}".encode()).hexdigest()
+def _numbers(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

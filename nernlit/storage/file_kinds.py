@@ -13,9 +13,11 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _HEAD = 4096
-NERN = "a .nern file"
+#: The first bytes of a .nern file; the next one is its format version.
+MAGIC = b"\x89NERN"
 #: First bytes of a file -> what it is.
 _SIGNATURES = {
+    MAGIC: "a .nern file",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"BZh": "a bzip2 archive; unpack it first",
     b"\xfd7zXZ\x00": "an xz archive; unpack it first",
@@ -146,7 +148,7 @@ def _safetensors(path: Path, size: int, header: int) -> str:
     if size != 8 + header + end:
         return f"a damaged or truncated safetensors file ({size:,} bytes instead of {8 + header + end:,})"
     if isinstance(metadata, dict) and metadata.get("format") == "nern":
-        return NERN
+        return f"a .nern file of format version {str(metadata.get('version'))[:20]}, which only an older nernlit reads"
     return f"a safetensors file (tensors: {len(entries.keys() - {'__metadata__'})})"
 
 

@@ -76,7 +76,7 @@ def test_the_page_stands_alone_and_says_what_the_networks_do(runs: list[Run]) ->
     assert float(row["CR (paper) %"]) == pytest.approx(100 * representation.sizes().cr_paper, abs=0.006)
     runs[1].representation().save("net.nern")
     parts = read_container(Path("net.nern"))
-    ratio = Path("net.nern").stat().st_size / parts.header["original"]["bytes"]
+    ratio = Path("net.nern").stat().st_size / parts.header["original_bytes"]
     assert float(row["CR (.nern file) %"]) == pytest.approx(100 * ratio, abs=0.006)
     assert [line[0] for line in against] == ["run", runs[1].name]
     assert len(short) == 1 + 4 + 1
