@@ -67,6 +67,7 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         _TYPES.get(name, "")
         for name in re.findall(r"(?:Expected an? (?:<class '(?:\w+\.)*|(?=Sequence|List))|Not of type )(\w+)", text)
     ]
+    types += ["a list of two whole numbers"] if "tuple[int, int]" in text else []
     types = [name for name in dict.fromkeys(types) if name not in ("", "null")]
     if keys and (allowed or types):
         expected = " or ".join([*([f"one of {', '.join(allowed)}"] if allowed else []), *types])

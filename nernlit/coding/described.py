@@ -27,8 +27,6 @@ def described_layout(specification: Mapping[str, Any]) -> Layout:
     layers = [(key, tuple(shape)) for key, shape in specification["layers"].items()]
     if any(not 2 <= len(shape) <= 5 or any(type(size) is not int or size < 1 for size in shape) for _, shape in layers):
         raise LayoutError("the shapes of its layers are not two to five positive whole numbers each.")
-    if type(specification["tile"]) is not int:
-        raise LayoutError("the side of its tiles is not a whole number.")
     aliases = {key: tuple(names) for key, names in specification.get("aliases", {}).items()}
     return Layout(layers, aliases, specification["pointwise"], specification["tile"])
 

@@ -5,6 +5,7 @@ header that says how the network, the layout and the predictor are built. Decodi
 shape of every predicted weight.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class NernFile:
             if scale.shape != () or scale.dtype != torch.float32 or not bool(scale.isfinite()):
                 raise LayoutError("its scale is not a finite number.")
             predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout)
-            require_memory(layout.num_kernels * predictor.kernel_size**2, path, limit)
+            require_memory(layout.num_kernels * math.prod(predictor.block), path, limit)
             addresses_N3 = unpack_order(layout, tensors["order"], order)
             kept = {name.removeprefix("kept."): value for name, value in tensors.items() if name.startswith("kept.")}
             return cls(path, header, predictor, layout, addresses_N3, scale, kept, Checks.of_tensors(tensors))
@@ -165,8 +166,8 @@ class NernFile:
             FileFormatError: If what the predictor gives is not what the file was written from.
         """
         with unreadable(self.path):
-            size = self.predictor.kernel_size
-            weights = predicted_weights(self.predictor, size, self.layout, self.addresses, self.scale)
+            block = self.predictor.block
+            weights = predicted_weights(self.predictor, block, self.layout, self.addresses, self.scale)
             self.checks.require_norms(self.layout, weights)
             aliases = {layer.key: layer.aliases for layer in self.layout.layers} | self.header["aliases"]
             named = [

@@ -1,6 +1,6 @@
 """Predicted weights, computed in chunks that bound the memory.
 
-Shapes: N kernels, K side of the predicted kernels (at least the layout's), kh x kw side of a layer's kernels.
+Shapes: N kernels, K x K size of the predicted kernels (at least the layout's).
 """
 
 from contextlib import nullcontext
@@ -13,6 +13,7 @@ from nernlit.errors import LayoutError
 from nernlit.kernels import Layout
 from nernlit.predictors import Predictor
 from nernlit.utilities.progress import progress
+from nernlit.utilities.sides import Size, shortest
 
 #: Tables of up to this many kernels are predicted at once, without computing activations twice.
 _WHOLE = 65_536
@@ -27,13 +28,22 @@ def require_kernel_size(predictor: Predictor, layout: Layout) -> None:
     Raises:
         LayoutError: With the layer and the kernel size that is needed.
     """
-    if predictor.kernel_size < layout.kernel_size:
-        largest = max(layout.layers, key=lambda layer: max(layer.block))
+    height, width = predictor.block
+    larger = [layer for layer in layout.layers if layer.block[0] > height or layer.block[1] > width]
+    if larger:
+        largest = max(larger, key=lambda layer: max(layer.block))
+        kernels = [layer.block for layer in layout.layers if layer.tile is None] or [layout.block]
+        needed = shortest((max(h for h, _ in kernels), max(w for _, w in kernels)))
         raise LayoutError(
-            f"kernel_size={predictor.kernel_size} is smaller than layer {largest.name!r} "
+            f"kernel_size={_written(predictor.kernel_size)} is smaller than layer {largest.name!r} "
             f"({'x'.join(map(str, largest.block))}); pass --model.representation.predictor.kernel_size="
-            f"{layout.kernel_size}, or exclude the layer (--model.representation.layers)."
+            f"{_written(needed)}, or exclude the layer (--model.representation.layers)."
         )
+
+
+def _written(size: Size) -> str:
+    """A size as the command line takes it."""
+    return str(size) if isinstance(size, int) else f"[{size[0]},{size[1]}]"
 
 
 def bind(predictor: Predictor, layout: Layout) -> None:
@@ -56,7 +66,7 @@ def predicted_kernels(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor)
 
 def predicted_weights(
     predictor: nn.Module,
-    kernel_size: int,
+    block: tuple[int, int],
     layout: Layout,
     addresses_N3: Tensor,
     scale: Tensor,
@@ -66,7 +76,7 @@ def predicted_weights(
 
     Args:
         predictor: See `predicted_kernels`.
-        kernel_size: K of its kernels.
+        block: Height and width (Kh, Kw) of its kernels.
         layout: Which weights there are, in which rows.
         addresses_N3: The address of every row.
         scale: See `predicted_kernels`.
@@ -80,7 +90,7 @@ def predicted_weights(
         # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
         weights = {}
         for layer in layout.layers:
-            crop = layer.crop(kernel_size)
+            crop = layer.crop(block)
             weights[layer.key] = layer.weight(_in_chunks(predictor, addresses_N3[layer.rows], scale, crop))
             advance(layer.kernels)
     return weights

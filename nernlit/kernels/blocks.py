@@ -1,6 +1,6 @@
 """Blocks: the 2-D pieces of one weight, each of which is one row of the kernel table.
 
-A convolution with kernels larger than 1 gives its kernels. A `Linear` weight is a matrix and gives square tiles,
+A convolution with kernels larger than 1 gives its kernels. A `Linear` weight is a matrix and gives tiles of one size,
 zero-padded at the right and lower edge. A 1x1 convolution gives its kernels of one number each, or tiles of its matrix.
 
 Shapes: F x C blocks of h x w numbers each. F are filters or rows of tiles, C channels or columns of tiles.
@@ -27,14 +27,14 @@ class Layer:
         shape: (O, I) of a `Linear`; (O, I, ...) with one to three sides of a kernel of a convolution. For transposed
             convolutions the first dimension is the input channels.
         start: Its first row in the table.
-        tile: Side of its tiles; None if its blocks are its kernels.
+        tile: (h, w) of its tiles; None if its blocks are its kernels.
         aliases: Further state-dict keys of the same weight, which get the same prediction.
     """
 
     key: str
     shape: tuple[int, ...]
     start: int
-    tile: int | None = None
+    tile: tuple[int, int] | None = None
     aliases: tuple[str, ...] = ()
 
     @property
@@ -46,14 +46,15 @@ class Layer:
     def block(self) -> tuple[int, int]:
         """(h, w) of a block. A 1-D kernel has one row; a 3-D kernel is a stack of 2-D ones."""
         if self.tile is not None:
-            return self.tile, self.tile
+            return self.tile
         return (1, self.shape[2]) if len(self.shape) == 3 else (self.shape[-2], self.shape[-1])
 
     @property
     def grid(self) -> tuple[int, int]:
         """(F, C): the number of blocks in both directions. The slices of 3-D kernels count as channels."""
         if self.tile is not None:
-            return -(-self.shape[0] // self.tile), -(-math.prod(self.shape[1:]) // self.tile)  # rounded up
+            height, width = self.tile
+            return -(-self.shape[0] // height), -(-math.prod(self.shape[1:]) // width)  # rounded up
         return self.shape[0], math.prod(self.shape[1:]) // math.prod(self.block)
 
     @property
@@ -70,46 +71,46 @@ class Layer:
     def rows(self) -> slice:
         return slice(self.start, self.start + self.kernels)
 
-    def crop(self, kernel_size: int) -> tuple[slice, slice]:
-        """The rows and columns of a (K, K) kernel that hold this layer's block: its center, rounded up and left."""
+    def crop(self, block: tuple[int, int]) -> tuple[slice, slice]:
+        """The rows and columns of a larger block that hold this layer's: its center, rounded up and left."""
         height, width = self.block
-        top, left = (kernel_size - height) // 2, (kernel_size - width) // 2
+        top, left = (block[0] - height) // 2, (block[1] - width) // 2
         return slice(top, top + height), slice(left, left + width)
 
     def blocks(self, weight: Tensor) -> Tensor:
         """The blocks (F, C, h, w) of a weight; the padding of tiles is zero."""
         if self.tile is None:
             return weight.reshape(*self.grid, *self.block)
-        rows, columns = self.grid
+        (rows, columns), (height, width) = self.grid, self.tile
         matrix = weight.reshape(len(weight), -1)
-        padding = (0, columns * self.tile - matrix.shape[1], 0, rows * self.tile - matrix.shape[0])
-        return pad(matrix, padding).reshape(rows, self.tile, columns, self.tile).transpose(1, 2)
+        padding = (0, columns * width - matrix.shape[1], 0, rows * height - matrix.shape[0])
+        return pad(matrix, padding).reshape(rows, height, columns, width).transpose(1, 2)
 
     def weight(self, blocks_NHW: Tensor) -> Tensor:
         """The weight of its blocks (F * C, h, w), row by row. The exact inverse of `blocks`."""
         if self.tile is None:
             return blocks_NHW.reshape(self.shape)
-        rows, columns = self.grid
-        tiles = blocks_NHW.reshape(rows, columns, self.tile, self.tile).transpose(1, 2)
-        matrix = tiles.reshape(rows * self.tile, columns * self.tile)
+        (rows, columns), (height, width) = self.grid, self.tile
+        tiles = blocks_NHW.reshape(rows, columns, height, width).transpose(1, 2)
+        matrix = tiles.reshape(rows * height, columns * width)
         return matrix[: self.shape[0], : math.prod(self.shape[1:])].reshape(self.shape)
 
-    def masks(self, kernel_size: int) -> tuple[Tensor, Tensor]:
-        """The entries of (K, K) kernels that are weights.
+    def masks(self, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The entries of larger blocks (Kh, Kw) that are weights.
 
         Returns:
-            The different masks (M, K, K), booleans, and the number of each block's mask (F * C,), int64.
+            The different masks (M, Kh, Kw), booleans, and the number of each block's mask (F * C,), int64.
         """
         rows, columns = self.grid
-        masks = torch.zeros(4, kernel_size, kernel_size, dtype=torch.bool)
+        masks = torch.zeros(4, *block, dtype=torch.bool)
         for number in range(4):
-            masks[number, *self.crop(kernel_size)] = True
+            masks[number, *self.crop(block)] = True
         if self.tile is None:
             return masks[:1], torch.zeros(rows * columns, dtype=torch.int64)
-        top, left = (part.start for part in self.crop(kernel_size))
+        top, left = (part.start for part in self.crop(block))
         # Tiles in the last row have number 1 or 3, in the last column 2 or 3.
-        masks[1::2, self.shape[0] - (rows - 1) * self.tile + top :] = False
-        masks[2:, :, math.prod(self.shape[1:]) - (columns - 1) * self.tile + left :] = False
+        masks[1::2, self.shape[0] - (rows - 1) * self.tile[0] + top :] = False
+        masks[2:, :, math.prod(self.shape[1:]) - (columns - 1) * self.tile[1] + left :] = False
         last_row = torch.arange(rows) == rows - 1
         last_column = torch.arange(columns) == columns - 1
         return masks, (last_row[:, None] + 2 * last_column).flatten()

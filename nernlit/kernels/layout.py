@@ -1,6 +1,6 @@
 """The layout: weights <-> one table of kernels <-> state-dict entries.
 
-Shapes: N kernels in total, K side of the largest kernel, L layers, (h, w) size of a layer's kernels.
+Shapes: N kernels in total, K x K size of a row (height Kh and width Kw, which may differ), S of the kernels.
 
 Each row of the table is one 2-D block of a weight (see `blocks`), which is called a kernel, as it is one for
 convolutions. Rows are sorted by layer, then filter, then channel. A kernel smaller than K x K is the center crop of its
@@ -19,6 +19,7 @@ from nernlit.kernels.blocks import Layer, Pointwise
 from nernlit.kernels.layers import LayerFilter, LayerPreset, chosen, rule_of
 from nernlit.kernels.weights import candidates, require_replaceable
 from nernlit.utilities.sharing import names_of_weights
+from nernlit.utilities.sides import Size, sides
 
 
 class Layout:
@@ -28,17 +29,22 @@ class Layout:
         layers: The predicted weights as (state-dict key, shape), in the network's order.
         aliases: For some of these keys, further keys of the same weight.
         pointwise: How 1x1 convolutions are divided, `crop` or `tile`.
-        tile: Side of the tiles of linear weights and, with `pointwise: tile`, of 1x1 convolutions.
+        tile: Size of the tiles of linear weights and, with `pointwise: tile`, of 1x1 convolutions: the side of a
+            square, or (filters, channels).
+
+    Attributes:
+        block: Height and width (Kh, Kw) in which the blocks of all layers fit.
 
     Raises:
-        LayoutError: If there is no layer, `pointwise` is neither of these, or `tile` is below 1.
+        LayoutError: If there is no layer, `pointwise` is neither of these, or `tile` is not one or two numbers
+            of at least 1.
 
     >>> layout = Layout([("conv.weight", (4, 2, 3, 3))])
-    >>> layout.num_kernels, layout.num_weights, layout.kernel_size
-    (8, 72, 3)
-    >>> layout = Layout([("linear.weight", (4, 2))], tile=3)
-    >>> layout.num_kernels, layout.num_weights, layout.kernel_size
-    (2, 8, 3)
+    >>> layout.num_kernels, layout.num_weights, layout.block
+    (8, 72, (3, 3))
+    >>> layout = Layout([("linear.weight", (4, 2))], tile=(1, 3))
+    >>> layout.num_kernels, layout.num_weights, layout.block
+    (4, 8, (1, 3))
     """
 
     def __init__(
@@ -46,26 +52,27 @@ class Layout:
         layers: Sequence[tuple[str, tuple[int, ...]]],
         aliases: Mapping[str, tuple[str, ...]] | None = None,
         pointwise: Pointwise = "crop",
-        tile: int = 3,
+        tile: Size = 3,
     ) -> None:
         if not layers:
             raise LayoutError("there is no weight to predict; expected at least one layer.")
         if pointwise not in get_args(Pointwise):
             raise LayoutError(f"pointwise={pointwise!r}; expected {' or '.join(map(repr, get_args(Pointwise)))}.")
-        if tile < 1:
-            raise LayoutError(f"tiles have a side of {tile}; expected at least 1.")
+        try:
+            self.tile = sides(tile)
+        except ValueError as error:
+            raise LayoutError(f"tiles have a side of {tile}; {error}.") from error
         start, placed = 0, []
         for key, shape in layers:
             is_pointwise = math.prod(shape[2:]) == 1
             tiled = is_pointwise and (len(shape) == 2 or pointwise == "tile")
-            placed.append(Layer(key, shape, start, tile if tiled else None, (aliases or {}).get(key, ())))
+            placed.append(Layer(key, shape, start, self.tile if tiled else None, (aliases or {}).get(key, ())))
             start += placed[-1].kernels
         self.layers: tuple[Layer, ...] = tuple(placed)
         self.pointwise: Pointwise = pointwise
-        self.tile = tile
         self.num_kernels = start
         self.num_weights = sum(layer.weights for layer in placed)
-        self.kernel_size = max(max(layer.block) for layer in placed)
+        self.block: tuple[int, int] = (max(x.block[0] for x in placed), max(x.block[1] for x in placed))
 
     @classmethod
     def of(
@@ -73,7 +80,7 @@ class Layout:
         net: nn.Module,
         layers: LayerPreset | LayerFilter = "all_convs",
         pointwise: Pointwise = "crop",
-        tile: int = 3,
+        tile: Size = 3,
     ) -> Self:
         """The layout of a network's weights, in module order.
 
@@ -96,32 +103,32 @@ class Layout:
         aliases = {key: names[key][1:] for key in keys}
         return cls([(key, found[key].shape) for key in keys], aliases, pointwise, tile)
 
-    def table(self, state: Mapping[str, Tensor], kernel_size: int | None = None) -> Tensor:
+    def table(self, state: Mapping[str, Tensor], block: tuple[int, int] | None = None) -> Tensor:
         """The table (N, K, K) of a state dict's kernels; entries outside a kernel's crop and padding are zero.
 
         Args:
             state: A state dict with every predicted weight.
-            kernel_size: K, by default the side of the largest kernel.
+            block: (Kh, Kw), by default the layout's.
         """
-        size = kernel_size or self.kernel_size
+        block = block or self.block
         first = state[self.layers[0].key]
-        table = first.new_zeros(self.num_kernels, size, size)
+        table = first.new_zeros(self.num_kernels, *block)
         for layer in self.layers:
-            rows, columns = layer.crop(size)
+            rows, columns = layer.crop(block)
             table[layer.rows, rows, columns] = layer.blocks(state[layer.key].detach()).flatten(0, 1)
         return table
 
     def weights(self, table_NKK: Tensor) -> dict[str, Tensor]:
         """The state-dict entries of a table: key -> weight. The exact inverse of `table`.
 
-        The table's K may be larger than the layout's; the weights are the center crops.
+        The table's kernels may be larger than the layout's; the weights are the center crops.
         """
-        size = table_NKK.shape[-1]
+        block = (table_NKK.shape[1], table_NKK.shape[2])
         entries = {}
         # One split: with slices, the backward pass would allocate a gradient of the table's size per layer.
         parts = table_NKK.split([layer.kernels for layer in self.layers])
         for layer, part in zip(self.layers, parts, strict=True):
-            rows, columns = layer.crop(size)
+            rows, columns = layer.crop(block)
             entries[layer.key] = layer.weight(part[:, rows, columns])
         return entries
 
@@ -133,11 +140,12 @@ class Layout:
             rows_S: Rows of the table, in ascending order and without duplicates.
             kernels_SKK: The kernels of these rows.
         """
+        block = (kernels_SKK.shape[1], kernels_SKK.shape[2])
         ends = torch.tensor([layer.rows.stop for layer in self.layers], device=rows_S.device)
         counts = torch.searchsorted(rows_S, ends).diff(prepend=ends.new_zeros(1)).tolist()
         replaced = {}
         for layer, rows, kernels in zip(self.layers, rows_S.split(counts), kernels_SKK.split(counts), strict=True):
-            height, width = layer.crop(kernels_SKK.shape[-1])
+            height, width = layer.crop(block)
             flat = layer.blocks(entries[layer.key]).flatten(0, 1)
             replaced[layer.key] = layer.weight(flat.index_copy(0, rows - layer.start, kernels[:, height, width]))
         return replaced
@@ -146,7 +154,7 @@ class Layout:
         """All predicted weights of a state dict in one vector (W,)."""
         return torch.cat([entries[layer.key].flatten() for layer in self.layers])
 
-    def masks(self, kernel_size: int) -> tuple[Tensor, Tensor]:
+    def masks(self, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The entries of (K, K) kernels that are weights.
 
         Returns:
@@ -154,7 +162,7 @@ class Layout:
         """
         parts, numbers, known = [], [], 0
         for layer in self.layers:
-            masks, own = layer.masks(kernel_size)
+            masks, own = layer.masks(block)
             parts.append(masks)
             numbers.append(own + known)
             known += len(masks)

@@ -1,4 +1,7 @@
-"""The base class of predictors."""
+"""The base class of predictors.
+
+Shapes: N kernels, K x K their size (height Kh and width Kw, which may differ).
+"""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from nernlit.errors import UsageError
 from nernlit.utilities.constants import WithConstants
+from nernlit.utilities.sides import Size, shortest, sides
 
 
 class Predictor(WithConstants, ABC):
@@ -21,17 +25,24 @@ class Predictor(WithConstants, ABC):
     `set_constant`, not as buffers: callbacks that average weights would average buffers too.
 
     Args:
-        kernel_size: Side K of the predicted kernels; a layer with smaller kernels uses their center crop.
+        kernel_size: Size of the predicted kernels: the side of a square, or (height, width). A layer with smaller
+            kernels uses their center crop.
 
     Raises:
-        UsageError: If `kernel_size` is below 1.
+        UsageError: If `kernel_size` is neither one nor two numbers of at least 1.
     """
 
-    def __init__(self, kernel_size: int = 3) -> None:
+    def __init__(self, kernel_size: Size = 3) -> None:
         super().__init__()
-        if kernel_size < 1:
-            raise UsageError(f"kernel_size={kernel_size}; expected at least 1.")
-        self.kernel_size = kernel_size
+        try:
+            self.kernel_size = shortest(sides(kernel_size))
+        except ValueError as error:
+            raise UsageError(f"kernel_size={kernel_size}; {error}.") from error
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Height and width (Kh, Kw) of the predicted kernels."""
+        return sides(self.kernel_size)
 
     @abstractmethod
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:

@@ -1,9 +1,10 @@
 """Additive quantization as a predictor (as in arXiv 2111.10320): a kernel is a sum of codewords.
 
-Shapes: N addresses, R kernels of the representation, K kernel side, D = K * K, M codebooks, C codewords of each, S
+Shapes: N addresses, R kernels of the representation, K x K their size, D = K * K, M codebooks, C codewords of each, S
 sets of codebooks (one, or one per layer), G scales.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, final, get_args
 
@@ -17,6 +18,7 @@ from nernlit.predictors.base import Predictor
 from nernlit.predictors.codes import pack_codes, packed_bytes, unpack_codes
 from nernlit.predictors.numbering import numbering, numbers
 from nernlit.utilities.progress import progress
+from nernlit.utilities.sides import Size
 
 Share = Literal["network", "layer"]
 Scale = Literal["none", "layer", "filter"]
@@ -36,7 +38,8 @@ class Codebooks(Predictor):
         bits: Bits of a code; a codebook has C = 2^bits codewords. 1 to 16.
         share: Which kernels have the same codebooks: those of the whole network, or of a layer.
         scale: Which kernels have the same scale: `none` (the scale is 1), those of a layer, or of a filter.
-        kernel_size: Side K of the predicted kernels; a layer with smaller kernels uses their center crop.
+        kernel_size: Size of the predicted kernels: the side of a square, or (height, width). A layer with smaller
+            kernels uses their center crop.
         iterations: Iterations of k-means and of the sweeps that follow it; see `additive_codes`.
         beam: Width of the beam search; more is slower and gives a smaller error.
         seed: Seed of k-means.
@@ -59,7 +62,7 @@ class Codebooks(Predictor):
         bits: int,
         share: Share = "network",
         scale: Scale = "none",
-        kernel_size: int = 3,
+        kernel_size: Size = 3,
         iterations: int = 10,
         beam: int = 4,
         seed: int = 0,
@@ -84,7 +87,7 @@ class Codebooks(Predictor):
         self.set_constant("codes", torch.zeros(kernels, self.codebooks, dtype=torch.int32))
         self.set_constant("packed", torch.zeros(packed_bytes(kernels * self.codebooks, self.bits), dtype=torch.uint8))
         sets = len(layers) if self.share == "layer" else 1
-        self.codewords = nn.Parameter(torch.empty(sets, self.codebooks, 2**self.bits, self.kernel_size**2))
+        self.codewords = nn.Parameter(torch.empty(sets, self.codebooks, 2**self.bits, math.prod(self.block)))
         if self.scale != "none":
             scales = len(layers) if self.scale == "layer" else sum(filters for filters, _ in layers)
             self.scales = nn.Parameter(torch.empty(scales))
@@ -138,7 +141,7 @@ class Codebooks(Predictor):
         flat_ND = embedding(place_NM, self.codewords.flatten(0, 2)).sum(1)
         if self.scale != "none":
             flat_ND = flat_ND * self.scales[self._group(addresses_N3), None]
-        kernels_NKK = flat_ND.view(-1, self.kernel_size, self.kernel_size)
+        kernels_NKK = flat_ND.view(-1, *self.block)
         return kernels_NKK.to(torch.promote_types(flat_ND.dtype, torch.float32))
 
     def _group(self, addresses_N3: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """NeRN's predictor: a multilayer perceptron on the encoded address (arXiv 2212.13554; arXiv 2407.00356, section 2).
 
-Shapes: N addresses, E length of the encoding of one index (the input has 3E features), H hidden width, K kernel side.
+Shapes: N addresses, E length of the encoding of one index (the input has 3E features), H hidden width, K x K
+kernel size.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, final
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from nernlit.errors import UsageError
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.encoding import FourierEncoding
+from nernlit.utilities.sides import Size
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -28,7 +31,7 @@ class MLP(Predictor):
         hidden: Hidden width H.
         depth: Number of linear layers, at least 2.
         activation: Activation between the layers.
-        kernel_size: Side K of the predicted kernels.
+        kernel_size: Size of the predicted kernels: the side K of a square, or (height, width).
         num_frequencies: Frequencies of the encoding.
         base: Ratio of neighboring frequencies of the encoding.
 
@@ -45,7 +48,7 @@ class MLP(Predictor):
         hidden: int,
         depth: int = 5,
         activation: Literal["relu", "gelu", "silu", "tanh"] = "relu",
-        kernel_size: int = 3,
+        kernel_size: Size = 3,
         num_frequencies: int = 40,
         base: float = 0.76,
     ) -> None:
@@ -63,7 +66,7 @@ class MLP(Predictor):
         layers: list[nn.Module] = []
         for _ in range(depth - 2):
             layers += [_ACTIVATIONS[activation](), nn.Linear(hidden, hidden)]
-        layers += [_ACTIVATIONS[activation](), nn.Linear(hidden, kernel_size**2)]
+        layers += [_ACTIVATIONS[activation](), nn.Linear(hidden, math.prod(self.block))]
         self.rest = nn.Sequential(*layers)
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
@@ -81,4 +84,4 @@ class MLP(Predictor):
         dtype = self.first.weight.dtype
         encoded_N3E = torch.cat([table.to(dtype)[addresses_N3[:, i]] for i, table in enumerate(tables)], dim=1)
         flat: Tensor = self.rest(self.first(encoded_N3E))
-        return flat.view(-1, self.kernel_size, self.kernel_size).to(torch.promote_types(flat.dtype, torch.float32))
+        return flat.view(-1, *self.block).to(torch.promote_types(flat.dtype, torch.float32))

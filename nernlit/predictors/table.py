@@ -1,6 +1,6 @@
 """A predictor without compression: a free kernel per address.
 
-Shapes: N addresses, R kernels of the representation, K kernel side.
+Shapes: N addresses, R kernels of the representation, K x K their size.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ class Table(Predictor):
     """Every kernel is a parameter. A new representation starts with the original's kernels: it has no error.
 
     Args:
-        kernel_size: Side K of the predicted kernels; a layer with smaller kernels uses their center crop.
+        kernel_size: Size of the predicted kernels: the side of a square, or (height, width). A layer with smaller
+            kernels uses their center crop.
     """
 
     numbering: Tensor
@@ -28,7 +29,7 @@ class Table(Predictor):
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.set_constant("numbering", numbering(layers))
         kernels = sum(filters * channels for filters, channels in layers)
-        self.entries = nn.Parameter(torch.empty(kernels, self.kernel_size, self.kernel_size))
+        self.entries = nn.Parameter(torch.empty(kernels, *self.block))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -44,4 +45,4 @@ class Table(Predictor):
             raise UsageError("the Table does not know its addresses; call bind(layers) first, or use a Representation.")
         entries_RD = self.entries.flatten(1)
         flat = embedding(numbers(self.numbering, addresses_N3), entries_RD)
-        return flat.view(-1, self.kernel_size, self.kernel_size).to(torch.promote_types(flat.dtype, torch.float32))
+        return flat.view(-1, *self.block).to(torch.promote_types(flat.dtype, torch.float32))

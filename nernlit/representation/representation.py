@@ -2,10 +2,11 @@
 
 Schemes train it, files store it, analyses read it; nothing here needs Lightning.
 
-Shapes: N kernels, K side of the predicted kernels (at least the layout's), B images, C classes.
+Shapes: N kernels, K x K size of the predicted kernels (at least the layout's), B images, C classes.
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, final
@@ -40,6 +41,7 @@ from nernlit.representation.sizes import Sizes
 from nernlit.representation.state import require_same
 from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.sharing import names_of_weights
+from nernlit.utilities.sides import shortest
 
 
 @final
@@ -59,7 +61,8 @@ class Representation(WithConstants, WithPretrained):
             `none`.
         standardize: Whether the predictor works in units of the weights' root mean square; NeRN uses False.
         pointwise: How 1x1 convolutions are divided: `crop`, one predicted kernel for each weight, of which the center
-            is used (NeRN's), or `tile`, as linear weights: K x K tiles of filters by channels.
+            is used (NeRN's), or `tile`, as linear weights: tiles of filters by channels that are as large as predicted
+            kernels.
 
     Raises:
         LayoutError: If no layer matches, the predictor's kernels are smaller than a layer's, or the layers' weights are
@@ -138,12 +141,11 @@ class Representation(WithConstants, WithPretrained):
         self.layout = layout
         self.order: OrderName = order
         self.standardize = standardize
-        size = predictor.kernel_size
         self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
-        masks_MKK, numbers_N = layout.masks(size)
+        masks_MKK, numbers_N = layout.masks(predictor.block)
         self.set_constant("masks", masks_MKK)
         self.set_constant("mask_numbers", numbers_N)
-        self.set_constant("target", layout.table(original.net.state_dict(), size).float())
+        self.set_constant("target", layout.table(original.net.state_dict(), predictor.block).float())
 
     def save(self, path: str | Path) -> None:
         """Write a .nern file, from which the reconstructed network is computed without the original.
@@ -184,8 +186,8 @@ class Representation(WithConstants, WithPretrained):
         return self._weights(predictor or self.predictor, quiet=self.training or torch.is_grad_enabled())
 
     def _weights(self, predictor: nn.Module, quiet: bool = False) -> dict[str, Tensor]:
-        size = self.predictor.kernel_size
-        return predicted_weights(predictor, size, self.layout, self.addresses, self.scale, quiet)
+        block = self.predictor.block
+        return predicted_weights(predictor, block, self.layout, self.addresses, self.scale, quiet)
 
     def original_weights(self) -> dict[str, Tensor]:
         """The original's values of the weights that `weights` predicts."""
@@ -200,7 +202,7 @@ class Representation(WithConstants, WithPretrained):
 
     @property
     def _all_full(self) -> bool:
-        return self.layout.num_weights == self.layout.num_kernels * self.predictor.kernel_size**2
+        return self.layout.num_weights == self.layout.num_kernels * math.prod(self.predictor.block)
 
     def forward(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (B, C) of the reconstructed CNN for pixels in [0, 1].
@@ -240,11 +242,12 @@ class Representation(WithConstants, WithPretrained):
 
         Two representations of one original can load each other's checkpoints if and only if these are equal.
         """
+        tile = shortest(self.layout.tile)
         return {
             "layers": {layer.key: list(layer.shape) for layer in self.layout.layers},
             "aliases": {layer.key: list(layer.aliases) for layer in self.layout.layers if layer.aliases},
             "pointwise": self.layout.pointwise,
-            "tile": self.layout.tile,
+            "tile": tile if isinstance(tile, int) else list(tile),
             "order": self.order,
             "standardize": self.standardize,
             "predictor": self.predictor.specification(),

@@ -184,7 +184,7 @@ class Progressive(Scheme):
     def _reconstructed(self) -> Tensor:
         """The table (N, K, K) of the representation's weights; zero outside the crop of smaller kernels."""
         representation = self.representation
-        return representation.layout.table(representation.weights(), representation.predictor.kernel_size)
+        return representation.layout.table(representation.weights(), representation.predictor.block)
 
     def configure_gradient_clipping(
         self,

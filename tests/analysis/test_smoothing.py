@@ -71,7 +71,7 @@ def test_the_mean_of_solutions_and_what_is_refused() -> None:
 def test_padding_of_tiles_is_no_neighbor() -> None:
     layout = Layout([("linear.weight", (3, 5))], tile=2)
     table_NKK = layout.table({"linear.weight": torch.ones(3, 5)})
-    masks, numbers = layout.masks(2)
+    masks, numbers = layout.masks((2, 2))
     smoothed = gaussian_smooth(table_NKK, [torch.arange(6)], 0.7, masks[numbers.long()])
     assert torch.allclose(layout.weights(smoothed)["linear.weight"], torch.ones(3, 5))
     assert not torch.allclose(

@@ -148,6 +148,14 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *QUICK, "--model.optimizer=torch.optim.Adm"],
             r"torch\.optim\.Adm: torch\.optim has no Adm; expected the path of a class",
         ),
+        (
+            ["fit", *QUICK, "--model.representation.predictor.kernel_size=[3,5,7]"],
+            r"predictor\.kernel_size \[3, 5, 7\]: expected a whole number or a list of two whole numbers\.",
+        ),
+        (
+            ["fit", *QUICK, "--model.representation.predictor.kernel_size=[1,9]"],
+            r"kernel_size=\[1,9\] is smaller than layer 'conv1' \(3x3\); pass --model\.representation\.predictor\.k",
+        ),
         (["fit", *QUICK, "--trainer.max_epochs=many"], r"--trainer\.max_epochs many: expected a whole number"),
         (
             ["fit", *QUICK, "--trainer.max_epoch=1"],

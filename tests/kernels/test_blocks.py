@@ -32,19 +32,19 @@ def test_table_and_back_is_exact_to_the_bit_for_any_shapes(seed: int, pointwise:
     draw = random.Random(seed)
     shapes = [[draw.randint(1, 9) for _ in range(draw.randint(2, 5))] for _ in range(draw.randint(1, 4))]
     shapes[0][2:] = [1] * len(shapes[0][2:])  # linear or pointwise
-    tile = draw.randint(1, 6)
+    tile = (draw.randint(1, 6), draw.randint(1, 6))
     layout = Layout([(str(number), tuple(shape)) for number, shape in enumerate(shapes)], None, pointwise, tile)
     state = {layer.key: torch.randn(layer.shape) for layer in layout.layers}
-    size = layout.kernel_size + draw.randint(0, 3)
-    table = layout.table(state, size)
-    assert table.shape == (layout.num_kernels, size, size)
+    block = (layout.block[0] + draw.randint(0, 3), layout.block[1] + draw.randint(0, 3))
+    table = layout.table(state, block)
+    assert table.shape == (layout.num_kernels, *block)
     for key, weight in layout.weights(table).items():
         assert torch.equal(weight, state[key])
     assert layout.num_weights == sum(math.prod(shape) for shape in shapes)
-    masks, numbers = layout.masks(size)
+    masks, numbers = layout.masks(block)
     assert torch.equal(masks[numbers.long()], table != 0)
     rows = torch.arange(0, layout.num_kernels, 2)
-    kernels = torch.randn(len(rows), size, size)
+    kernels = torch.randn(len(rows), *block)
     replaced = layout.with_kernels(state, rows, kernels)
     expected = layout.weights(table.index_copy(0, rows, kernels))
     assert all(torch.equal(replaced[key], expected[key]) for key in state)
@@ -76,11 +76,24 @@ def test_a_matrix_is_divided_into_tiles_row_by_row_with_padding_at_the_edges() -
     assert (layout.num_kernels, layout.num_weights) == (6, 15)
 
 
+def test_tiles_have_the_height_and_width_that_are_asked_for() -> None:
+    layout = Layout([("linear.weight", (3, 5))], tile=(1, 3))
+    table = layout.table({"linear.weight": torch.arange(1.0, 16.0).view(3, 5)})
+    assert table.tolist() == [[[1, 2, 3]], [[4, 5, 0]], [[6, 7, 8]], [[9, 10, 0]], [[11, 12, 13]], [[14, 15, 0]]]
+    with pytest.raises(LayoutError, match=r"tiles have a side of \(1, 0\); expected at least 1"):
+        Layout([("linear.weight", (3, 5))], tile=(1, 0))
+
+
+def test_the_table_is_as_high_and_wide_as_the_highest_and_widest_kernel() -> None:
+    assert Layout([("long.weight", (2, 1, 512, 1)), ("wide.weight", (2, 2, 1, 3))]).block == (512, 3)
+    assert Layout.of(nn.Sequential(nn.Conv1d(1, 2, 9), nn.Conv1d(2, 2, 5))).block == (1, 9)
+
+
 def test_a_pointwise_convolution_is_a_crop_or_tiles() -> None:
     shape = ("conv.weight", (6, 9, 1, 1))
     crop, tile = Layout([shape]), Layout([shape], pointwise="tile", tile=3)
-    assert (crop.num_kernels, crop.kernel_size, crop.num_weights) == (54, 1, 54)
-    assert (tile.num_kernels, tile.kernel_size, tile.num_weights) == (6, 3, 54)
+    assert (crop.num_kernels, crop.block, crop.num_weights) == (54, (1, 1), 54)
+    assert (tile.num_kernels, tile.block, tile.num_weights) == (6, (3, 3), 54)
 
 
 def test_kernels_of_one_and_three_dimensions_are_rows_and_stacks_of_kernels() -> None:

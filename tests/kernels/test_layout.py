@@ -38,7 +38,7 @@ def test_a_smaller_kernel_is_the_centre_of_its_row() -> None:
 def test_a_table_of_any_size_gives_the_weights_back() -> None:
     layout = Layout([("even", (2, 3, 4, 4)), ("odd", (2, 2, 3, 3)), ("pixel", (1, 2, 1, 1))])
     state = {layer.key: torch.randn(layer.shape) for layer in layout.layers}
-    for size in (4, 5, 6, 9):
+    for size in ((4, 4), (5, 5), (6, 6), (9, 9), (4, 7), (6, 5)):
         for key, value in layout.weights(layout.table(state, size)).items():
             assert torch.equal(value, state[key])
 
@@ -63,7 +63,7 @@ def test_replaced_kernels_are_those_of_the_table() -> None:
 
 def test_masks_mark_exactly_the_weights() -> None:
     layout = Layout.of(TinyCNN())
-    masks, numbers = layout.masks(5)
+    masks, numbers = layout.masks((5, 5))
     assert int(masks[numbers.long()].sum()) == layout.num_weights
 
 

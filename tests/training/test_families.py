@@ -109,6 +109,34 @@ def test_every_scheme_trains_every_predictor_on_padded_tiles(scheme: type[Scheme
     assert (rmse < 1e-6 * scale) == is_exact
 
 
+@pytest.mark.parametrize(
+    "predictor", [MLP(8, depth=2, kernel_size=(1, 9)), Table((1, 9)), Codebooks(1, 3, kernel_size=(1, 9))]
+)
+@pytest.mark.parametrize("scheme", [ReconOnly, BaselineJoint, DecoupledDistill, Progressive])
+def test_every_scheme_trains_every_predictor_on_kernels_that_are_not_square(
+    scheme: type[Scheme], predictor: Predictor
+) -> None:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 4, (1, 9)), nn.ReLU(), nn.Conv2d(4, 5, (1, 5))]
+    net = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 10))
+    original = Original.of(net, 10, **STATISTICS, in_chans=3)
+    representation = Representation(original, copy.deepcopy(predictor), layers="all", order="none")
+    assert representation.target.shape == (12 + 20 + 10, 1, 9)
+    batch = (torch.rand(4, 3, 16, 16), torch.randint(0, 10, (4,)))
+    data = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    options: dict[type[Scheme], dict[str, object]] = {
+        BaselineJoint: {"feature_weight": 0.0},
+        DecoupledDistill: {"reconstruction": ReconstructionPhase(steps=1)},
+        Progressive: {"rounds": 1, "trials": 2},
+    }
+    trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0)
+    trainer.fit(scheme(representation, optimizer=_adam, **options.get(scheme, {})), data, data)
+    rmse, scale = float(trainer.callback_metrics["val/recon_rmse"]), float(representation.scale)
+    is_exact = scheme is ReconOnly and isinstance(predictor, Table)  # it starts without an error, so nothing changes
+    assert (rmse < 1e-6 * scale) == is_exact
+    assert rmse < 2 * scale
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_size"),
