@@ -14,20 +14,17 @@ A file is plain YAML: options, and four keys that are no options:
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not in __all__
 
 import nernlit
+from nernlit.cli.config_parts import SCHEDULES, WITH, Part, items
 from nernlit.cli.parser_errors import closest
-from nernlit.cli.yaml_files import EXAMPLE, node_value, read_node, refuse_inline_duplicates
+from nernlit.cli.yaml_files import node_value, read_node, refuse_inline_duplicates
 from nernlit.errors import UsageError
 
-SCHEDULES = ("fast", "paper")
-_WITH = "with"
-#: Keys of a file that are no options of a command.
-_FILE_KEYS = ("base", "schedule", _WITH, *SCHEDULES)
 #: The class that `data: null` stands for. It keeps the length of an epoch that other files gave.
 NO_DATA = "NoImages"
 
@@ -66,53 +63,6 @@ def find_config(name: str, folder: Path = Path()) -> Path:
     close = [own.name] if own.is_file() else closest(Path(name).stem, shipped)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise UsageError(f"no configuration file {path}{hint}; `nernlit configs` lists the shipped ones.")
-
-
-class Part(NamedTuple):
-    """The options of a configuration file, or of one of its sections; as text `FILE::with::NAME::paper`."""
-
-    file: Path
-    keys: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return "::".join([str(self.file), *self.keys])
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        """The part that a text names."""
-        pieces = text.split("::")
-        ends = (end for end in range(len(pieces), 0, -1) if Path("::".join(pieces[:end])).is_file())
-        end = next(ends, 1)
-        return cls(Path("::".join(pieces[:end])), tuple(pieces[end:]))
-
-    def node(self) -> yaml.MappingNode:
-        """The options as a YAML node.
-
-        Raises:
-            UsageError: If the file cannot be read or the section is no mapping.
-        """
-        node: yaml.Node = read_node(self.file)
-        for depth, key in enumerate(self.keys):
-            node = dict(_items(node))[key]
-            if not isinstance(node, yaml.MappingNode):
-                keys = ": ".join(self.keys[: depth + 1])
-                raise UsageError(f"{self.file}: {keys}: expected options such as {EXAMPLE}.")
-        assert isinstance(node, yaml.MappingNode)
-        others = _FILE_KEYS if not self.keys else () if self.keys[-1] in SCHEDULES else SCHEDULES
-        own = [(key, value) for key, value in node.value if key.value not in others]
-        return yaml.MappingNode(node.tag, own, node.start_mark, node.end_mark)
-
-    def options(self) -> dict[str, Any]:
-        """The options as nested values."""
-        content: dict[str, Any] = node_value(self.node(), str(self))
-        return content
-
-    def under(self, schedule: str) -> list["Part"]:
-        """The section for a schedule, where there is one."""
-        node: yaml.Node = read_node(self.file)
-        for key in self.keys:
-            node = dict(_items(node))[key]
-        return [Part(self.file, (*self.keys, schedule))] if schedule in dict(_items(node)) else []
 
 
 class ConfigFile(ActionConfigFile):
@@ -165,7 +115,11 @@ def expand_bases(args: Sequence[str]) -> list[str]:
             seen.add(file.resolve())
             pairs += _pairs(file)
             own += [Part(file), *(part for part, pair in pairs if file.resolve() in pair and pair <= seen)]
-        own_scheduled = [section for part in own for section in part.under(chosen)]
+        own_scheduled = [
+            section.for_classes(part, own[number:])
+            for number, part in enumerate(own, 1)
+            for section in part.under(chosen)
+        ]
         scheduled += own_scheduled
         parts += [*own, *own_scheduled]
     if chosen != "fast" and not scheduled:
@@ -227,21 +181,16 @@ def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
 
 def _pairs(path: Path) -> list[tuple[Part, set[Path]]]:
     """The sections under `with:` of a file, each with the two files that must both be read for it to apply."""
-    node = dict(_items(read_node(path))).get(_WITH)
+    node = dict(items(read_node(path))).get(WITH)
     if node is None:
         return []
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}: with: expected names of files, each with its options.")
-    names = [name for name, _ in _items(node)]
-    return [(Part(path, (_WITH, name)), {path.resolve(), find_config(name, path.parent).resolve()}) for name in names]
+    names = [name for name, _ in items(node)]
+    return [(Part(path, (WITH, name)), {path.resolve(), find_config(name, path.parent).resolve()}) for name in names]
 
 
 def _named(path: Path, key: str) -> Any:
     """The value of a key at the top level of a file."""
-    nodes = dict(_items(read_node(path)))
+    nodes = dict(items(read_node(path)))
     return node_value(nodes[key], path) if key in nodes else None
-
-
-def _items(node: yaml.Node) -> list[tuple[str, yaml.Node]]:
-    """The names and values of a mapping; nothing of other nodes."""
-    return [(key.value, value) for key, value in node.value] if isinstance(node, yaml.MappingNode) else []

@@ -11,7 +11,8 @@ import yaml
 
 from nernlit import __version__
 from nernlit.cli.arguments import CommandParser
-from nernlit.cli.configs import Part, base_files, config_parts, expand_bases, shipped_configs
+from nernlit.cli.config_parts import Part
+from nernlit.cli.configs import base_files, config_parts, expand_bases, shipped_configs
 from nernlit.cli.parser_errors import closest
 from nernlit.errors import UsageError
 from nernlit.storage.files import write_atomically

@@ -33,7 +33,8 @@ from nernlit.callbacks import (
 )
 from nernlit.callbacks.writer import run_folder
 from nernlit.cli.arguments import require_writable
-from nernlit.cli.configs import NO_DATA, SCHEDULES, ConfigFile, config_parts, expand_bases
+from nernlit.cli.config_parts import SCHEDULES
+from nernlit.cli.configs import NO_DATA, ConfigFile, config_parts, expand_bases
 from nernlit.cli.fitted_options import place_weights, require_fitted_options
 from nernlit.cli.parser_errors import explain
 from nernlit.cli.paths import resolve_paths

@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 import yaml
-from jsonargparse import ArgumentError
 from timm.data import ImageNetInfo
 
 from nernlit.callbacks import RepresentationFigures
@@ -160,16 +159,15 @@ def test_every_shipped_configuration_is_valid_under_both_schedules(
         options = parse("-c", config.stem)
         with pytest.raises(UsageError, match="none of the given configurations has a section `paper:`"):
             expand_bases(["fit", "-c", config.stem, "--schedule=paper"])
-    elif "_codebooks" in config.stem:  # not the paper's, whose sections have options of the MLP
-        options = parse("-c", config.stem)
-        with pytest.raises(ArgumentError, match="activation"):
-            parse("-c", config.stem, "--schedule=paper")
     else:
         # The parser checks every part of the files in turn, so that this checks those of the other schedule too.
         options = parse("-c", config.stem, "--schedule=paper")
         assert options["model"]["init_args"]["precision"] == "fp32"
         representation = options["model"]["init_args"].get("representation")
-        if representation is not None:
+        if "_codebooks" in config.stem:
+            assert representation["predictor"]["class_path"] == "nernlit.Codebooks"
+            assert not representation["standardize"]
+        elif representation is not None:
             assert representation["predictor"]["init_args"]["hidden"] == int(config.stem.split("_")[1][1:])
     assert options["trainer"]["logger"]["init_args"]["name"] == config.stem
 
@@ -189,7 +187,7 @@ def test_a_copy_of_a_shipped_configuration_has_the_same_options(
 ) -> None:
     Path("copy.yaml").write_text(self_contained(config.stem), encoding="utf-8")
     assert [part.file for part in config_parts(expand_bases(["-c", "copy.yaml"]))] == [Path("copy.yaml")]
-    has_paper = not config.stem.endswith("_original") and "_codebooks" not in config.stem
+    has_paper = not config.stem.endswith("_original")
     for schedule in ["fast", "paper"] if has_paper else ["fast"]:
         copied = parse("-c", "copy.yaml", "--schedule", schedule)
         assert copied == parse("-c", config.stem, "--schedule", schedule)
@@ -252,6 +250,42 @@ def test_configurations_name_a_known_network_and_say_their_width() -> None:
             assert timm.is_model(next(name for name in reversed(names) if name)), config.name
             widths = [tree["init_args"]["hidden"] for tree in predictors if "hidden" in tree.get("init_args", {})]
             assert widths[-1] == int(match[1]), config.name
+
+
+def test_a_schedules_options_of_a_class_are_left_out_if_a_later_file_names_another_class(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        a="""
+model: {class_path: One, init_args: {part: {class_path: Old, init_args: {x: 1}}}}
+data: {class_path: Some, init_args: {y: 1}}
+paper:
+  model: {init_args: {z: 2, part: {init_args: {x: 2}}}}
+  data: {init_args: {y: 2}}
+""",
+        same="base: a.yaml\nmodel: {init_args: {part: {class_path: mine.Old}}}\n",
+        other="base: a.yaml\nmodel: {init_args: {part: New}}\ndata: {class_path: Other}\n",
+        model="base: a.yaml\nmodel: {class_path: Two}\n",
+    )
+
+    def section(name: str) -> dict[str, Any]:
+        part = config_parts(expand_bases(["-c", str(tmp_path / f"{name}.yaml"), "--schedule=paper"]))[-1]
+        assert part.file.name == "a.yaml"
+        return part.options()
+
+    complete = {"model": {"init_args": {"z": 2, "part": {"init_args": {"x": 2}}}}, "data": {"init_args": {"y": 2}}}
+    assert section("same") == complete
+    assert section("other") == {"model": {"init_args": {"z": 2}}, "data": {"init_args": {"y": 2}}}
+    assert section("model") == {"data": {"init_args": {"y": 2}}}
+
+
+@pytest.mark.parametrize("predictor", [["Table"], ["Codebooks", "codebooks=2", "bits=3"]])
+def test_the_papers_schedule_trains_other_predictors(predictor: list[str], fakes: dict[str, Path]) -> None:
+    name, *options = predictor
+    option = "--model.representation.predictor"
+    given = [f"{option}={name}", *(f"{option}.{each}" for each in options)]
+    cli = _one_step(CONFIGS / "cifar10_h140.yaml", fakes, "--schedule=paper", *given)
+    assert type(cli.model.representation.predictor).__name__ == name
+    assert type(cli.trainer.optimizers[0]).__name__ == "Ranger"
 
 
 def test_a_schedule_that_nothing_has_is_refused(tmp_path: Path) -> None:
