@@ -57,12 +57,24 @@ def test_analyses_of_weights_need_no_data_and_others_name_it(capsys: pytest.Capt
     main(["analyze", "interpolate", str(FOLDER), "--data=DigitsDataModule", "--points=3", "--images=50"])
 
 
+def test_progressive_runs_without_data() -> None:
+    fit = ["fit", "-c", str(CONFIGS / "digits_h128.yaml"), *QUICK[5:], "--data=null", "--data.steps_per_epoch=2"]
+    fit += ["--model.rounds=2", "--model.trials=2", "--model.min_delta=null"]
+    fitted = run([*fit, "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"])
+    folder = Path(fitted.trainer.log_dir or "")
+    records = json.loads((folder / "rounds/rounds.json").read_text())
+    assert [record["val_acc"] for record in records] == [None, None]
+    rmse = float(fitted.trainer.callback_metrics["val/recon_rmse"])
+    assert records[1]["recon_rmse"] == pytest.approx(rmse)
+    continued = run(["validate", *fit[1:], f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"])
+    assert float(continued.trainer.callback_metrics["val/recon_rmse"]) == pytest.approx(rmse)
+
+
 @pytest.mark.parametrize(
     ("config", "scheme"),
     [
         ("digits_h96_decoupled", "DecoupledDistill"),
         ("digits_h96_baseline", "BaselineJoint"),
-        ("digits_h128", "Progressive"),
         ("digits_original", "OriginalModule"),
     ],
 )

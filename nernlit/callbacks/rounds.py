@@ -22,8 +22,8 @@ class RoundCheckpoint(Checkpoint):
 
     At the last validation of a round it writes to the folder `rounds/` of the run: `round-RR.ckpt` (the best trial as
     a Recon-only checkpoint), `round-RR.safetensors` (its reconstructed CNN, which can be an `original.checkpoint`) and
-    `rounds.json` (all rounds so far). It draws accuracy and error over the rounds for TensorBoard. With other schemes
-    it does nothing.
+    `rounds.json` (all rounds so far). With images, it draws accuracy and error over the rounds for TensorBoard. With
+    other schemes it does nothing.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -47,7 +47,7 @@ class RoundCheckpoint(Checkpoint):
         records = [asdict(record) for record in pl_module.ended]
         write_atomically(folder / "rounds.json", (json.dumps(records, indent=1) + "\n").encode())
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, TensorBoardLogger) and pl_module.ended[-1].val_acc is not None:
                 original = float(trainer.callback_metrics["val/acc_original"])
                 figure = rounds_figure(
                     [record["val_acc"] for record in records], [record["recon_rmse"] for record in records], original

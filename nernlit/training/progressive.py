@@ -1,12 +1,13 @@
 """Progressive (arXiv 2407.00356, section 3.1): each round fits the weights that the previous round reconstructed.
 
 A round runs several trials that differ by seed only; the one with the best validation accuracy is the round's winner,
-and its kernels are the next round's target. All rounds are stages of one fit.
+and its kernels are the next round's target. Without images it is the one with the smallest error. All rounds are stages
+of one fit.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 import torch
@@ -35,20 +36,25 @@ class Round:
     Attributes:
         round: Its number, from 1.
         trial: The winner's number, from 0.
-        val_acc: The winner's validation accuracy.
-        val_acc_trials: The validation accuracy of every trial; None for one that has diverged.
+        val_acc: The winner's validation accuracy; None without images.
+        val_acc_trials: The validation accuracy of every trial; None for one that has diverged, and without images.
         recon_rmse: The winner's distance from the original, in weight units.
         round_rmse: Its distance from the round's own target.
-        improved: Whether the accuracy gained at least `min_delta` over the previous round.
+        improved: Whether the round gained more than `min_delta` over the previous round.
     """
 
     round: int
     trial: int
-    val_acc: float
+    val_acc: float | None
     val_acc_trials: list[float | None]
     recon_rmse: float
     round_rmse: float
     improved: bool
+
+    @property
+    def score(self) -> float:
+        """The accuracy; without images, minus the distance from the round's target."""
+        return -self.round_rmse if self.val_acc is None else self.val_acc
 
 
 @final
@@ -69,7 +75,7 @@ class Progressive(Scheme):
         rounds: Largest number of rounds.
         trials: Trials per round.
         min_delta: Least gain of validation accuracy over the previous round; the fit ends after the first round with a
-            smaller gain. None: all rounds are run.
+            smaller gain. Without images it is the least decrease of `round_rmse`. None: all rounds are run.
         sampling: Chooses the kernels of each step, the same ones for all trials.
         loss: `mse`, or `rmse` as in NeRN's code.
         precision: Precision of the predictors in training steps, `bf16` or `fp32`.
@@ -146,21 +152,25 @@ class Progressive(Scheme):
                 "pass epochs that rounds * check_val_every_n_epoch divides."
             )
 
-    def needs_images(self, stage: str) -> bool:
-        return stage == "fit"
-
     def setup(self, stage: str) -> None:
         super().setup(stage)
         # It is copied from the best trial and not trained itself; DDP would wait for its gradients.
         self.representation.predictor.requires_grad_(stage != "fit")
         if stage == "fit" and self.trainer.limit_val_batches == 0:
-            raise UsageError("limit_val_batches=0: Progressive chooses a round's winner on validation images.")
+            raise UsageError("limit_val_batches=0: Progressive chooses a round's winner in a validation.")
         callbacks = getattr(self.trainer, "callbacks", [])
         averaging = [c for c in callbacks if isinstance(c, WeightAveraging | StochasticWeightAveraging)]
         if stage == "fit" and averaging:
             raise UsageError(
                 f"{type(averaging[0]).__name__} would average the representation over trials and rounds; Progressive "
                 "uses each round's winner unchanged. Remove the callback."
+            )
+
+    def on_train_start(self) -> None:
+        if not sum(self.trainer.num_val_batches):
+            raise UsageError(
+                "Progressive chooses a round's winner in a validation, and there is no validation data; pass it to "
+                "`fit`, or datamodule=NoImages() to choose by the error of the weights."
             )
 
     def teardown(self, stage: str) -> None:
@@ -233,20 +243,23 @@ class Progressive(Scheme):
             trial: float(results[name]) for trial in range(self.trials) if (name := f"acc_trial_{trial}") in results
         }
         rmses = [float(reconstruction_rmse(network, target)) for network in networks]
-        leader = max(accs, key=lambda trial: (accs[trial], -rmses[trial]))
+        usable = accs or [trial for trial, rmse in enumerate(rmses) if math.isfinite(rmse)]  # no images, no accuracies
+        leader = max(usable, key=lambda trial: (accs.get(trial, 0.0), -rmses[trial]))
         self.representation.predictor.load_state_dict(self.trial_predictors.each[leader].state_dict())
         self._networks[""] = self._networks[f"_trial_{leader}"]
         everything = dict(results)
-        everything |= {name: results[f"{name}_trial_{leader}"] for name in ("acc", "acc_top5")}
-        everything[f"acc_round_{self.round}"] = everything["acc"]
+        if accs:
+            everything |= {name: results[f"{name}_trial_{leader}"] for name in ("acc", "acc_top5")}
+            everything[f"acc_round_{self.round}"] = everything["acc"]
         everything["round_rmse"] = torch.tensor(rmses[leader])
         if not self.trainer.sanity_checking:
-            before = self.ended[self.round - 2].val_acc if self.round > 1 else float("-inf")
-            improved = self.min_delta is None or accs[leader] > before + self.min_delta
             distance = float(reconstruction_rmse(networks[leader], original))
-            # Each validation replaces the record of the current round; the last one is kept.
             of_trials = [accs.get(trial) for trial in range(self.trials)]
-            record = Round(self.round, leader, accs[leader], of_trials, distance, rmses[leader], improved)
+            record = Round(self.round, leader, accs.get(leader), of_trials, distance, rmses[leader], improved=True)
+            if self.min_delta is not None and self.round > 1:
+                gain = record.score - self.ended[self.round - 2].score
+                record = replace(record, improved=gain > self.min_delta)
+            # Each validation replaces the record of the current round; the last one is kept.
             self.ended[self.round - 1 :] = [record]
         super().log_results(stage, everything)
 

@@ -13,6 +13,7 @@ from nernlit.analysis import layer_energies, layer_errors
 from nernlit.cli.main import main
 from nernlit.data import DigitsDataModule, NoImages
 from nernlit.errors import DataError, UsageError
+from nernlit.losses import reconstruction_rmse
 from nernlit.originals import Original
 from nernlit.predictors import MLP, Table
 from nernlit.representation import Representation
@@ -60,6 +61,41 @@ def test_recon_only_fits_and_measures_the_weights() -> None:
     assert not [name for name in trainer.callback_metrics if "acc" in name]
 
 
+def test_progressive_chooses_the_winner_of_a_round_by_its_error() -> None:
+    representation = _representation()
+    module = Progressive(representation, optimizer=_adam, rounds=3, trials=3, min_delta=None)
+    trainer = quiet_trainer(max_epochs=3)
+    trainer.fit(module, datamodule=NoImages(steps_per_epoch=5))
+    assert [ended.round for ended in module.ended] == [1, 2, 3]
+    assert all(ended.val_acc is None and ended.val_acc_trials == [None] * 3 for ended in module.ended)
+    last = module.ended[-1]
+    layout, target = representation.layout, representation.layout.weights(module.round_target)
+    with torch.no_grad():
+        rmses = [
+            float(reconstruction_rmse(layout.vector(representation.weights(trial)), layout.vector(target)))
+            for trial in module.trial_predictors.each
+        ]
+    assert last.trial == rmses.index(min(rmses))
+    assert last.round_rmse == pytest.approx(min(rmses))
+    winner = module.trial_predictors.each[last.trial].state_dict()
+    assert all(torch.equal(value, winner[name]) for name, value in representation.predictor.state_dict().items())
+    assert float(trainer.callback_metrics["val/recon_rmse"]) == pytest.approx(last.recon_rmse)
+    assert not [name for name in trainer.callback_metrics if "acc" in name]
+
+
+@pytest.mark.parametrize(("min_delta", "improved"), [(-1e9, [True] * 2), (1e9, [True, False])])
+def test_progressive_compares_errors_of_rounds_with_min_delta(min_delta: float, improved: list[bool]) -> None:
+    module = Progressive(_representation(), optimizer=_adam, rounds=2, trials=1, min_delta=min_delta)
+    quiet_trainer(max_epochs=2).fit(module, datamodule=NoImages(steps_per_epoch=2))
+    assert [ended.improved for ended in module.ended] == improved
+
+
+def test_progressive_without_validation_data_says_what_to_pass() -> None:
+    loader = DataLoader(range(3), batch_size=None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"there is no validation data; pass it to `fit`, or datamodule=NoImages\(\)"):
+        quiet_trainer(max_epochs=5).fit(Progressive(_representation(), optimizer=_adam), loader)
+
+
 def test_its_spectrum_and_errors_have_one_entry_per_layer() -> None:
     representation = _representation()
     names = [layer.name for layer in representation.layout.layers]
@@ -98,13 +134,13 @@ def test_what_needs_images_or_classes_says_so(tmp_path: Path) -> None:
         write_onnx(representation, tmp_path / "text.onnx", 8)
     for module in (
         DecoupledDistill(representation, optimizer=_adam),
-        Progressive(representation, optimizer=_adam, rounds=1),
         OriginalModule(representation.original, _adam),
     ):
         with pytest.raises(UsageError, match=f"{type(module).__name__} to fit {needs}"):
             quiet_trainer(max_epochs=1).fit(module, loader, loader)
-    with pytest.raises(UsageError, match=f"the accuracy on images {needs}"):
-        quiet_trainer(max_epochs=1).fit(ReconOnly(representation, _adam), loader, loader)
+    for scheme in (ReconOnly, Progressive):
+        with pytest.raises(UsageError, match=f"the accuracy on images {needs}"):
+            quiet_trainer(max_epochs=5).fit(scheme(representation, optimizer=_adam), loader, loader)
     with pytest.raises(
         DataError, match="DigitsDataModule has images, but the original is no image classifier; use NoI"
     ):
