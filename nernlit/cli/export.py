@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import lightning as L
 import torch
@@ -12,7 +13,7 @@ from nernlit.callbacks import ProgressLine, Summary
 from nernlit.callbacks.writer import say_written, write_weights
 from nernlit.cli.arguments import CommandParser, count
 from nernlit.cli.runs import Run
-from nernlit.coding import Checks, part_bytes
+from nernlit.coding import Checks, KeptForm, part_bytes
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
 from nernlit.representation import load, write_onnx
@@ -35,12 +36,25 @@ def export(args: Sequence[str]) -> None:
         type=count,
         help="for .onnx: height and width of the images in pixels; by default those that timm states for the network",
     )
+    parser.add_argument(
+        "--kept",
+        choices=get_args(KeptForm),
+        help="for .nern: how the tensors that are not predicted are stored; fp32, that is exactly, by default",
+    )
+    parser.add_argument(
+        "--fold_batch_norm",
+        action="store_true",
+        help="for .nern: move the statistics of BatchNorm layers into their weights and biases",
+    )
     parser.add_original()
     options = parser.parse_args(args)
     if options.out.suffix not in (".nern", ".onnx"):
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern or .onnx.")
     if options.image_size is not None and options.out.suffix != ".onnx":
         raise UsageError(f"--image_size {options.image_size} is for .onnx files; leave it out.")
+    if options.out.suffix != ".nern" and (options.kept is not None or options.fold_batch_norm):
+        given = "--fold_batch_norm" if options.kept is None else f"--kept {options.kept}"
+        raise UsageError(f"{given} is for .nern files; leave it out.")
     run = Run.open(options.run, options.select, options.original)
     if options.out.suffix == ".onnx":
         write_onnx(run.representation(), options.out, options.image_size)
@@ -51,7 +65,7 @@ def export(args: Sequence[str]) -> None:
             highlight=False,
         )
         return
-    run.representation().save(options.out)
+    run.representation().save(options.out, options.kept or "fp32", options.fold_batch_norm)
     _print_sizes(options.out)
 
 
@@ -72,6 +86,7 @@ def inspect(args: Sequence[str]) -> None:
         "classes": _shortened(header["class_names"]) or "without names",
         "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
         "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
+        "not predicted": f"stored as {header['kept']['form']}, largest relative change {header['kept']['error']:.1e}",
         "weights": f"SHA-256 {Checks.of_tensors(contents.tensors).reconstructed}",
     }
     for name, value in facts.items():

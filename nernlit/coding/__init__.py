@@ -1,11 +1,13 @@
 """Coding: kernels out of a predictor, and the .nern file that holds all that is needed to compute them."""
 
 from nernlit.coding.checks import Checks
+from nernlit.coding.kept import KeptForm
 from nernlit.coding.nern import NernFile, is_nern, part_bytes, unreadable
 from nernlit.coding.prediction import bind, predicted_kernels, predicted_weights, require_kernel_size
 
 __all__ = [
     "Checks",
+    "KeptForm",
     "NernFile",
     "bind",
     "is_nern",

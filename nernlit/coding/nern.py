@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nernlit.coding.checks import Checks
 from nernlit.coding.described import described_layout, described_predictor, require_memory
+from nernlit.coding.kept import Kept, KeptForm, coded_numbers
 from nernlit.coding.prediction import predicted_weights
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
 from nernlit.kernels import Layout, OrderName, pack_order, unpack_order
@@ -69,7 +70,7 @@ class NernFile:
     layout: Layout
     addresses: Tensor
     scale: Tensor
-    kept: Mapping[str, Tensor]
+    kept: Kept
     checks: Checks
 
     @property
@@ -104,8 +105,9 @@ class NernFile:
         with unreadable(path):
             specification = header["specification"]
             layout = described_layout(specification)
-            # While addresses are unpacked, they take three numbers of 8 bytes per kernel.
-            require_memory(layout.num_weights + 6 * layout.num_kernels, path, limit)
+            # While addresses are unpacked, they take three numbers of 8 bytes per kernel; kept integers take 64 bytes.
+            numbers = layout.num_weights + 6 * layout.num_kernels + 16 * coded_numbers(header["kept"])
+            require_memory(numbers, path, limit)
             order = specification["order"]
             if order not in get_args(OrderName):
                 raise LayoutError(f"it has an unknown order, {order!r}.")
@@ -115,7 +117,7 @@ class NernFile:
             predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout)
             require_memory(layout.num_kernels * math.prod(predictor.block), path, limit)
             addresses_N3 = unpack_order(layout, tensors["order"], order)
-            kept = {name.removeprefix("kept."): value for name, value in tensors.items() if name.startswith("kept.")}
+            kept = Kept.read(header["kept"], tensors)
             return cls(path, header, predictor, layout, addresses_N3, scale, kept, Checks.of_tensors(tensors))
 
     @classmethod
@@ -130,6 +132,7 @@ class NernFile:
         state: Mapping[str, Tensor],
         names: Mapping[str, Sequence[str]],
         original: str,
+        form: KeptForm = "fp32",
     ) -> Self:
         """The file of a reconstructed network.
 
@@ -143,14 +146,17 @@ class NernFile:
             state: The reconstructed network's state dict.
             names: Each of its keys -> all keys of the same tensor.
             original: SHA-256 of the original's weights.
+            form: How the tensors that are not predicted are stored.
 
         Raises:
-            UsageError: If a predicted weight is not finite.
+            UsageError: If a predicted weight is not finite, or the form cannot store a tensor.
         """
         predicted = {key for layer in layout.layers for key in (layer.key, *layer.aliases)}
-        kept = {key: value for key, value in state.items() if key not in predicted and names[key][0] == key}
-        header = {**header, "aliases": {key: list(names[key][1:]) for key in kept if len(names[key]) > 1}}
-        checks = Checks.of(original, layout, state)
+        kept = Kept.of({k: value for k, value in state.items() if k not in predicted and names[k][0] == k}, form)
+        aliases = {key: list(names[key][1:]) for key in kept.values if len(names[key]) > 1}
+        stored = {name: value for key, value in kept.values.items() for name in names[key]}
+        checks = Checks.of(original, layout, {**state, **stored})
+        header = {**header, "aliases": aliases, "kept": kept.described}
         return cls(path, header, predictor, layout, addresses_N3, scale, kept, checks)
 
     @property
@@ -172,7 +178,7 @@ class NernFile:
             aliases = {layer.key: layer.aliases for layer in self.layout.layers} | self.header["aliases"]
             named = [
                 (name, value)
-                for key, value in [*self.kept.items(), *weights.items()]
+                for key, value in [*self.kept.values.items(), *weights.items()]
                 for name in (key, *aliases.get(key, ()))
             ]
             state = dict(named)
@@ -200,7 +206,7 @@ class NernFile:
             "scale": self.scale,
             "order": self.packed_order,
             **{f"predictor.{name}": value for name, value in self.predictor.state_dict().items()},
-            **{f"kept.{name}": value for name, value in self.kept.items()},
+            **self.kept.stored,
             **self.checks.tensors(),
         }
         return Contents(dict(self.header), tensors)

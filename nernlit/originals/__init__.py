@@ -1,5 +1,6 @@
 """Originals: the CNNs that are represented. Any timm model, including the CIFAR ResNets registered here."""
 
+from nernlit.originals.batch_norm import without_statistics
 from nernlit.originals.checks import require_classifier
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
@@ -20,4 +21,5 @@ __all__ = [
     "load_strictly",
     "read_state_dict",
     "require_classifier",
+    "without_statistics",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nernlit.coding import (
+    KeptForm,
     NernFile,
     bind,
     predicted_kernels,
@@ -33,7 +34,7 @@ from nernlit.kernels import (
     pack_order,
     unpack_order,
 )
-from nernlit.originals import Original, decoded_original, description
+from nernlit.originals import Original, decoded_original, description, without_statistics
 from nernlit.predictors import Predictor
 from nernlit.representation.fitting import predictors_are_fitted
 from nernlit.representation.hub import WithPretrained
@@ -147,21 +148,30 @@ class Representation(WithConstants, WithPretrained):
         self.set_constant("mask_numbers", numbers_N)
         self.set_constant("target", layout.table(original.net.state_dict(), predictor.block).float())
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> None:
         """Write a .nern file, from which the reconstructed network is computed without the original.
+
+        Args:
+            path: The file, NAME.nern.
+            kept: How the tensors that are not predicted are stored: as they are (`fp32`), rounded to 16 bits (`fp16`,
+                `bf16`), or to 127 steps below and above 0 for each vector and each row of a matrix (`int8`). The
+                network of the file has the rounded tensors.
+            fold_batch_norm: Whether the statistics of BatchNorm layers move into their weights and biases. They are not
+                stored then, and the network of the file has the same outputs in evaluation mode up to rounding.
 
         Raises:
             StorageError: If the file cannot be written.
-            UsageError: If the path does not end in .nern.
+            UsageError: If the path does not end in .nern, or a number is too large for `kept`.
         """
-        self._file(Path(path), self.reconstructed()).write()
+        self._file(Path(path), self.reconstructed(), kept, fold_batch_norm).write()
 
-    def _file(self, path: Path, state: Mapping[str, Tensor]) -> NernFile:
+    def _file(self, path: Path, state: Mapping[str, Tensor], kept: KeptForm, fold_batch_norm: bool) -> NernFile:
         """The .nern file of a reconstructed network's state dict."""
+        state = {**state, **without_statistics(self.original.net)} if fold_batch_norm else state
         header = {**description(self.original), "specification": self.specification()}
         names = names_of_weights(self.original.net)
         parts = self.predictor, self.layout, self.addresses, self.scale
-        return NernFile.of(path, header, *parts, state, names, self.original.fingerprint())
+        return NernFile.of(path, header, *parts, state, names, self.original.fingerprint(), kept)
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
@@ -230,9 +240,17 @@ class Representation(WithConstants, WithPretrained):
         net.load_state_dict(self.reconstructed())
         return net.eval()
 
-    def sizes(self) -> Sizes:
-        """Sizes by the paper's count and in bytes; training does not change them. Nothing is predicted for them."""
-        file = self._file(Path("sizes.nern"), self.original.net.state_dict())  # as large as the reconstructed network's
+    def sizes(self, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> Sizes:
+        """Sizes by the paper's count and in bytes, of the file that `save` writes now. Nothing is predicted for them.
+
+        Training changes them only for predictors whose codes or integers are entropy-coded.
+
+        Args:
+            kept: See `save`.
+            fold_batch_norm: See `save`.
+        """
+        state = self.original.net.state_dict()  # as large as the reconstructed network's
+        file = self._file(Path("sizes.nern"), state, kept, fold_batch_norm)
         original_bytes = int(file.header["original_bytes"])
         predictor, weights = self.predictor, self.layout.num_weights
         return Sizes(predictor.num_params, predictor.code_bits, weights, file.num_bytes(), original_bytes)

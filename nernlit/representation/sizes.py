@@ -13,7 +13,7 @@ class Sizes:
         predictor_params: Number of the predictor's parameters.
         code_bits: Bits of the predictor's codes, integers that are no parameters; 0 for an MLP.
         predicted_weights: Number of weights that it predicts.
-        file_bytes: Bytes of the .nern file, exactly as `Representation.save` writes it.
+        file_bytes: Bytes of the .nern file, exactly as `Representation.save` writes it with the same options.
         original_bytes: Bytes of the original's weights as a safetensors file without metadata.
     """
 

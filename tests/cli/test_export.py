@@ -9,6 +9,7 @@ from safetensors.torch import save, save_file
 
 import nernlit
 from nernlit.cli.main import main, run
+from nernlit.coding import part_bytes
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
 from nernlit.storage.checkpoint import read_checkpoint
@@ -63,6 +64,33 @@ def test_inspect_says_what_a_file_holds(fitted: Path, tmp_path: Path, capsys: py
     assert "MLP(hidden=8, depth=5, activation=gelu" in shown
     contents = read_container(tmp_path / "net.nern")
     assert f"{sum(v.nbytes for k, v in contents.tensors.items() if k.startswith('predictor.')):,}" in shown
+
+
+def test_kept_tensors_are_rounded_and_batch_norm_is_folded_on_request(
+    fitted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["export", str(fitted), "-o", "exact.nern"])
+    main(["export", str(fitted), "-o", "half.nern", "--kept", "fp16", "--fold_batch_norm"])
+    capsys.readouterr()
+    sizes = []
+    for name, facts in (
+        ("exact", "stored as fp32, largest relative change 0.0e+00"),
+        ("half", "stored as fp16, largest relative change"),
+    ):
+        main(["inspect", f"{name}.nern"])
+        assert f"not predicted: {facts}" in capsys.readouterr().out
+        assert (read_container(Path(f"{name}.nern")).header["kept"]["error"] > 0) == (name == "half")
+        sizes.append(part_bytes(read_container(Path(f"{name}.nern")))["kept"])
+    exact, half = nernlit.load("exact.nern"), nernlit.load("half.nern")
+    norms = sum(value.numel() for key, value in exact.original.net.state_dict().items() if "running_" in key)
+    assert sizes[1] == (sizes[0] - 4 * norms) / 2
+    images = torch.rand(4, 1, 8, 8)
+    assert (half(images) - exact(images)).abs().max() < 0.01 * exact(images).abs().max()
+    for options in (["--kept", "bf16"], ["--fold_batch_norm"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["export", str(fitted), "-o", "net.onnx", *options])
+        assert caught.value.code == 2
+        assert f"{' '.join(options)} is for .nern files; leave it out." in capsys.readouterr().err
 
 
 def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(

@@ -1,0 +1,169 @@
+"""The tensors of a network that are not predicted (BatchNorm, biases, the classifier), as a .nern file stores them.
+
+Tensors whose numbers are all equal stand in the header, integers are entropy-coded, and other numbers take one of the
+forms of `KeptForm`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, Self, final, get_args
+
+import torch
+from torch import Tensor
+
+from nernlit.errors import LayoutError, UsageError
+from nernlit.storage.entropy import decode, encode
+
+#: How floating-point numbers are stored: as they are (`fp32`, whatever their type is), in 16 bits (`fp16`, `bf16`), or
+#: as entropy-coded multiples (`int8`) of a 127th of the largest number of a vector, or of a row of a matrix.
+KeptForm = Literal["fp32", "fp16", "bf16", "int8"]
+_ROUNDED = "rounded"
+_STEPS = 127
+_HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_REAL = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (*_INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """Kept tensors and their stored form.
+
+    Attributes:
+        described: What the header of a file says of them, in primitives; `error` is the largest change of a number,
+            relative to the largest number of its tensor.
+        stored: Tensors of the container.
+        values: State-dict key -> tensor, as the file gives it back.
+    """
+
+    described: Mapping[str, Any]
+    stored: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Tensor], form: KeptForm = "fp32") -> Self:
+        """The stored form of tensors.
+
+        Raises:
+            UsageError: If the form is unknown, or a number cannot be stored in it.
+        """
+        if form not in get_args(KeptForm):
+            raise UsageError(f"kept={form!r}; expected one of {', '.join(get_args(KeptForm))}.")
+        constants: dict[str, Any] = {}
+        coded: dict[str, tuple[str, list[int]]] = {}
+        integers: list[Tensor] = []
+        steps: list[Tensor] = []
+        stored: dict[str, Tensor] = {}
+        for key, value in sorted(values.items(), key=lambda item: _group(item[0], item[1].shape)):
+            kind, shape = str(value.dtype).removeprefix("torch."), list(value.shape)
+            if (constant := _constant(value)) is not None:
+                constants[key] = (kind, shape, constant)
+            elif value.dtype in _INTEGERS and value.numel():
+                coded[key] = (kind, shape)
+                integers.append(value.flatten().long())
+            elif form == "int8" and value.is_floating_point() and value.numel():
+                coded[key] = (_ROUNDED, shape)
+                rows_RC = value.float().reshape(_rows(shape), -1)
+                steps.append((rows_RC.abs().amax(1) / _STEPS).bfloat16())
+                step_R1 = steps[-1].float()[:, None]
+                integers.append((rows_RC / step_R1.where(step_R1 > 0, 1)).round().long().flatten())
+            else:
+                halved = form in _HALVES and value.is_floating_point()
+                stored[f"kept.{key}"] = value.to(_HALVES[form]) if halved else value
+        if integers:
+            stored["kept.integers"] = encode(torch.cat(integers), _counts(coded))
+        if steps:
+            stored["kept.steps"] = torch.cat(steps)
+        described = {"form": form, "constants": constants, "coded": coded}
+        decoded = _decoded(described, stored)
+        changes = {key: _change(value, decoded[key]) for key, value in values.items()} if form != "fp32" else {}
+        if wrong := [key for key, change in changes.items() if not math.isfinite(change)]:
+            raise UsageError(f"kept={form!r} cannot store {wrong[0]!r}, whose numbers are too large; use bf16 or fp32.")
+        return cls({**described, "error": float(f"{max(changes.values(), default=0):.1e}")}, stored, decoded)
+
+    @classmethod
+    def read(cls, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The kept tensors of a file.
+
+        Raises:
+            FileFormatError: If the integers are damaged.
+            LayoutError: If a shape is none.
+        """
+        stored = {name: value for name, value in tensors.items() if name.startswith("kept.")}
+        return cls(described, stored, _decoded(described, stored))
+
+
+def coded_numbers(described: Mapping[str, Any]) -> int:
+    """How many numbers of a file's kept tensors are entropy-coded: they may take little of the file and much memory.
+
+    Raises:
+        LayoutError: If a shape is none.
+    """
+    return sum(_counts(described["coded"]))
+
+
+def _decoded(described: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    form, coded = described["form"], described["coded"]
+    values = {}
+    for key, (kind, shape, constant) in described["constants"].items():
+        # All numbers are one number in memory, so that a shape alone takes none.
+        values[key] = torch.full((), constant, dtype=_REAL[kind]).expand(shape)
+    if coded:
+        shapes = [shape for _, shape in coded.values()]
+        integers = decode(stored["kept.integers"], _counts(coded)).split([math.prod(shape) for shape in shapes])
+        rows = [_rows(shape) for kind, shape in coded.values() if kind == _ROUNDED]
+        steps = iter(stored["kept.steps"].float().split(rows) if rows else ())
+        for (key, (kind, shape)), part in zip(coded.items(), integers, strict=True):
+            if kind == _ROUNDED:
+                values[key] = (part.reshape(_rows(shape), -1) * next(steps)[:, None]).reshape(shape)
+            else:
+                values[key] = part.to(_REAL[kind]).reshape(shape)
+    for name, value in stored.items():
+        if name not in ("kept.integers", "kept.steps"):
+            values[name.removeprefix("kept.")] = (
+                value.float() if form in _HALVES and value.dtype == _HALVES[form] else value
+            )
+    return values
+
+
+def _counts(coded: Mapping[str, tuple[str, Sequence[int]]]) -> list[int]:
+    """How many integers have one model each."""
+    if any(type(length) is not int or length < 0 for _, shape in coded.values() for length in shape):
+        raise LayoutError("a shape of its kept tensors does not consist of whole numbers.")
+    grouped = groupby(coded.items(), key=lambda item: (item[1][0], _group(item[0], item[1][1])))
+    return [sum(math.prod(shape) for _, (_, shape) in items) for _, items in grouped]
+
+
+def _group(key: str, shape: Sequence[int]) -> tuple[str, int]:
+    """What tensors have in common whose integers have one model: the last part of their names, and their dimensions."""
+    return key.rpartition(".")[2], len(shape)
+
+
+def _rows(shape: Sequence[int]) -> int:
+    """How many steps a rounded tensor has."""
+    return shape[0] if len(shape) > 1 else 1
+
+
+def _constant(value: Tensor) -> int | float | None:
+    """The number that all numbers of a tensor are, if there is one that JSON can hold."""
+    is_short = value.numel() == 1 and value.is_floating_point()  # as JSON it takes more bytes
+    if not value.numel() or is_short or value.is_complex() or value.dtype not in _REAL.values():
+        return None
+    first = value.flatten()[0]
+    number: int | float = first.item()
+    # -0.0 equals 0.0, and is another number.
+    is_constant = bool((value == first).all()) and math.isfinite(number) and not (number == 0 and value.signbit().any())
+    return number if is_constant else None
+
+
+def _change(value: Tensor, decoded: Tensor) -> float:
+    """The largest change of a number, relative to the largest number of its tensor; nan if one is not finite."""
+    if not value.is_floating_point() or not value.numel():
+        return 0.0
+    largest = float(value.double().abs().max())
+    return float((decoded.double() - value.double()).abs().max()) / largest if largest else 0.0
