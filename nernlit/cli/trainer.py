@@ -154,8 +154,10 @@ class NernlitCLI(LightningCLI):
 
         The constructor does not do it: in a library call its arguments are whole networks.
         """
-        # The checkpoint's predictor replaces the one that is built here.
-        with without_fitting() if self.config[self.subcommand]["ckpt_path"] else nullcontext():
+        config = self.config[self.subcommand]
+        # The file's predictor replaces the one that is built here.
+        is_loaded = config["ckpt_path"] or config["model"]["init_args"].get("init_from")
+        with without_fitting() if is_loaded else nullcontext():
             super().instantiate_classes()
         parsed = self.config_dump["model"]
         self.model.save_hyperparameters(

@@ -57,7 +57,8 @@ def load_representation(
     Args:
         path: A checkpoint or a .nern file. None returns what is given.
         representation: The predictor of the file is loaded into it instead of building a new representation. The
-            file must have the same specification and the same original.
+            file must have the same specification and the same original. Build it in `without_fitting()`, so that its
+            predictor is not fitted in vain.
         original: File of the original's weights. For a checkpoint, if that file has moved (of a fit that started from
             a .nern file, that .nern file). For a .nern file, if the original is to be the network that the file was
             written from; by default it is the reconstructed network.

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -16,7 +16,7 @@ from nernlit.errors import CheckpointError, UsageError
 from nernlit.losses import explained_power, reconstruction_rmse
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
-from nernlit.representation import Representation
+from nernlit.representation import Representation, without_fitting
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.divergence import all_finite
 from nernlit.training.objectives import Step
@@ -203,6 +203,12 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.seed = self.trainer.strategy.broadcast(self.seed)
         if stage == "fit" and self.trains_on_images and getattr(self._data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """As in Lightning. The predictor is not fitted to the original, because the checkpoint's replaces it."""
+        with without_fitting():
+            return super().load_from_checkpoint(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

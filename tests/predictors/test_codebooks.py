@@ -19,7 +19,7 @@ from nernlit.predictors.codes import pack_codes, unpack_codes
 from nernlit.representation import Representation, load_representation, without_fitting
 from nernlit.storage.container import Contents, read_container, write_container
 from nernlit.training import ReconOnly
-from tests.fakes import QUICK, digits_representation, quiet_trainer, tiny_original
+from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer, tiny_original
 
 EVERY = [(share, scale) for share in ("network", "layer") for scale in ("none", "layer", "filter")]
 
@@ -151,6 +151,24 @@ def test_a_given_representation_takes_the_codes_of_a_file(tmp_path: Path) -> Non
     load_representation(tmp_path / "net.nern", given)
     assert torch.equal(_predictor(given).codes, _predictor(stored).codes)
     assert torch.equal(given.kernels(), stored.kernels())
+
+
+def test_codes_are_computed_once_for_a_fit_and_all_that_starts_from_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fit = Codebooks.fit
+    monkeypatch.setattr(Codebooks, "fit", lambda self, *given: (calls.append(1), fit(self, *given))[1])
+    options = ["--model.representation.predictor=Codebooks", "--model.representation.predictor.bits=3"]
+    options += ["--model.representation.predictor.codebooks=2", "--model.optimizer=torch.optim.Adam"]
+    options += ["--model.optimizer.lr=0.001", *QUICK[5:], "--trainer.max_epochs=1"]
+    run(["fit", "-c", str(CONFIGS / "digits_h96.yaml"), *options, "--data.steps_per_epoch=2"])
+    assert len(calls) == 1
+    file = "runs/digits_h96/version_0/checkpoints/last.ckpt"
+    loaded = ReconOnly.load_from_checkpoint(file)
+    given = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *options, "--data.batch_size=500"]
+    started = run(["fit", *given, "--model.reconstruction.steps=0", f"--model.init_from={file}"]).model
+    assert len(calls) == 1
+    assert torch.equal(_predictor(started.representation).codes, _predictor(loaded.representation).codes)
+    assert _predictor(loaded.representation).codes.any()
 
 
 def test_files_of_other_codes_are_refused(tmp_path: Path) -> None:
