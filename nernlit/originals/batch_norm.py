@@ -1,12 +1,13 @@
-"""BatchNorm layers in evaluation mode: a scale and a shift of each channel.
+"""BatchNorm layers without statistics, for fewer bytes.
 
 Shapes: C channels.
 """
 
+from collections.abc import Mapping
+
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nernlit.utilities.sharing import names_of_weights
 
@@ -14,23 +15,16 @@ from nernlit.utilities.sharing import names_of_weights
 _KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 
 
-def factor_and_offset(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """The scale and the shift (C,) that a BatchNorm layer in evaluation mode applies to each channel, in float64."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor_C = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.affine:
-        factor_C = factor_C * norm.weight
-    offset_C = -norm.running_mean * factor_C
-    return factor_C, offset_C + norm.bias if norm.affine else offset_C
-
-
 @torch.no_grad()
-def without_statistics(net: nn.Module) -> dict[str, Tensor]:
+def without_statistics(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a network's state dict that change if the statistics of its BatchNorm layers become 0 and 1.
 
     Means and variances move into the weights and biases of the same layers. In evaluation mode the network's outputs
     are the same up to rounding. Layers without weights, with shared ones, or of an unknown class are left out.
+
+    Args:
+        net: The network, which says where BatchNorm layers are.
+        state: The values of its tensors.
     """
     names = names_of_weights(net)
     changed: dict[str, Tensor] = {}
@@ -40,8 +34,10 @@ def without_statistics(net: nn.Module) -> dict[str, Tensor]:
         keys = [f"{name}.{part}".removeprefix(".") for part in ("weight", "bias", "running_mean", "running_var")]
         if any(len(names[key]) > 1 for key in keys):
             continue
-        factor_C, offset_C = factor_and_offset(norm)
-        weight_C = factor_C * (1 + norm.eps) ** 0.5  # the layer divides by sqrt(1 + eps)
-        values = weight_C, offset_C, torch.zeros_like(factor_C), torch.ones_like(factor_C)
-        changed |= {key: value.to(norm.running_mean.dtype) for key, value in zip(keys, values, strict=True)}
+        weight_C, bias_C, mean_C, variance_C = (state[key].double() for key in keys)
+        factor_C = weight_C * (variance_C + norm.eps).rsqrt()
+        # The layer will divide by sqrt(1 + eps).
+        new = factor_C * (1 + norm.eps) ** 0.5, bias_C - mean_C * factor_C, mean_C.new_zeros(()), mean_C.new_ones(())
+        for key, value in zip(keys, new, strict=True):
+            changed[key] = value.expand_as(state[key]).to(state[key].dtype)
     return changed

@@ -9,7 +9,6 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from nernlit.originals.batch_norm import factor_and_offset
 from nernlit.originals.original import Original
 from nernlit.originals.taps import FeatureTaps
 from nernlit.originals.trace import Trace
@@ -59,6 +58,17 @@ class Folded:
         return logits
 
 
+def _factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The scale and the shift (C,) that a BatchNorm layer in evaluation mode applies to each channel, in float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor_C = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        factor_C = factor_C * norm.weight
+    offset_C = -norm.running_mean * factor_C
+    return factor_C, offset_C + norm.bias if norm.affine else offset_C
+
+
 def _fold(net: nn.Module, pairs: Mapping[str, str]) -> dict[str, Tensor]:
     """Fold each convolution's BatchNorm layer into it; returns weight key -> scale (O, 1, 1, 1)."""
     factors = {}
@@ -66,7 +76,7 @@ def _fold(net: nn.Module, pairs: Mapping[str, str]) -> dict[str, Tensor]:
         conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        factor_C, offset_C = factor_and_offset(norm)
+        factor_C, offset_C = _factor_and_offset(norm)
         if conv.bias is not None:
             offset_C = offset_C + factor_C * conv.bias
         factor_C111 = factor_C.to(conv.weight.dtype).view(-1, 1, 1, 1)

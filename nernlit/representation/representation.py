@@ -167,7 +167,7 @@ class Representation(WithConstants, WithPretrained):
 
     def _file(self, path: Path, state: Mapping[str, Tensor], kept: KeptForm, fold_batch_norm: bool) -> NernFile:
         """The .nern file of a reconstructed network's state dict."""
-        state = {**state, **without_statistics(self.original.net)} if fold_batch_norm else state
+        state = {**state, **without_statistics(self.original.net, state)} if fold_batch_norm else state
         header = {**description(self.original), "specification": self.specification()}
         names = names_of_weights(self.original.net)
         parts = self.predictor, self.layout, self.addresses, self.scale
