@@ -32,7 +32,9 @@ def _how_to_load(path: Path, original: Original) -> str:
         return f"load it: safetensors.torch.load_file({str(path)!r})"
     home = timm.model_entrypoint(name).__module__
     imports = "timm" if home.split(".")[0] == "timm" else f"timm, {home}"
-    options = f"num_classes={original.num_classes}, in_chans={original.in_chans}"
+    arguments = {"num_classes": original.num_classes, "in_chans": original.in_chans}
+    arguments |= (original.architecture or {}).get("arguments", {})
+    options = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     mean, std = ([round(value, 4) for value in values.flatten().tolist()] for values in (original.mean, original.std))
     return (
         f"import {imports}\n"

@@ -32,6 +32,7 @@ class Original(nn.Module):
         std: Pixel standard deviation; likewise.
         ema: If a checkpoint has two sets of weights, load the moving average (true) or the raw weights (false). By
             default the moving average if there is one, as timm does.
+        arguments: Further arguments of the model in timm, for example `{img_size: 32, patch_size: 4, depth: 6}`.
 
     Raises:
         UsageError: If timm has no model of this name, or options are invalid or contradict each other.
@@ -43,7 +44,7 @@ class Original(nn.Module):
     std: Tensor
     #: Number of logits; 0 if the network is no image classifier, which has no channels, mean and std either.
     num_classes: int
-    #: The arguments of `timm.create_model`; None for a network from memory.
+    #: The options from which the network can be created again; None for a network from memory.
     architecture: dict[str, Any] | None = None
     #: Names of the classes in the order of the logits; empty if they are not known.
     class_names: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class Original(nn.Module):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         ema: bool | None = None,
+        arguments: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         require_name(name)
@@ -78,7 +80,7 @@ class Original(nn.Module):
                 in_chans = (file.header["network"] or {}).get("in_chans") if in_chans is None else in_chans
                 mean = file.header["mean"] if mean is None else mean
                 std = file.header["std"] if std is None else std
-        net = timm_model(name, pretrained, num_classes, in_chans)
+        net = timm_model(name, pretrained, num_classes, in_chans, arguments)
         if checkpoint is not None:
             state = read_state_dict(checkpoint, net, ema) if file is None else file.state_dict()
             load_strictly(net, state, checkpoint)
@@ -89,6 +91,8 @@ class Original(nn.Module):
         self.architecture = {"name": name, "num_classes": int(net.num_classes)}
         if in_chans is not None:
             self.architecture["in_chans"] = in_chans
+        if arguments:
+            self.architecture["arguments"] = arguments
         statistics = (config["mean"] if mean is None else mean, config["std"] if std is None else std)
         self._set_up(net, name, weights, int(net.num_classes), in_chans or int(config["input_size"][0]), *statistics)
         if file is not None:

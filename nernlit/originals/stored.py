@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from nernlit.coding import NernFile, unreadable
 from nernlit.errors import CheckpointError, FileFormatError
 from nernlit.originals.original import Original
+from nernlit.originals.timm_models import timm_model
 from nernlit.storage.matching import misfits
 from nernlit.storage.weights import load_strictly
 from nernlit.utilities.sharing import names_of_weights
+
+_ARCHITECTURE = {"name", "num_classes", "in_chans", "arguments"}
 
 
 def description(original: Original) -> dict[str, Any]:
@@ -112,12 +115,12 @@ def _timm_original(file: NernFile, state: Mapping[str, Tensor]) -> Original:
 
 def _require_architecture(file: NernFile, architecture: Any, state: Mapping[str, Tensor]) -> None:
     """Compare the architecture's shapes with the file's before any memory is taken for them."""
-    if not isinstance(architecture, dict) or not architecture.keys() <= {"name", "num_classes", "in_chans"}:
+    if not isinstance(architecture, dict) or not architecture.keys() <= _ARCHITECTURE:
         raise FileFormatError(f"{file.path} describes its network by unknown options.")
     name = architecture["name"]
     if not isinstance(name, str) or not timm.is_model(name):
         raise FileFormatError(f"{file.path} holds a network that this timm does not know: {str(name)[:100]}.")
     with torch.device("meta"):
-        net = timm.create_model(name, **{key: value for key, value in architecture.items() if key != "name"})
+        net = timm_model(**architecture)
     if problems := misfits(net.state_dict(), state):
         raise FileFormatError(f"{file.path} does not fit {name}: {'; '.join(problems)}.")

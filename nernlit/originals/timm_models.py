@@ -1,6 +1,7 @@
 """Networks that timm creates by name, with errors that say what is wrong with the options."""
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,11 @@ from torch import nn
 
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
+
+#: Options of `timm.create_model` itself, and what Original has options of its own for.
+_NO_ARGUMENTS = {*inspect.signature(timm.create_model).parameters, "num_classes", "in_chans", "features_only"}
+#: A file must not make a network of a billion blocks.
+_LARGEST_ARGUMENT = 16384
 
 
 def require_name(name: str) -> None:
@@ -22,7 +28,13 @@ def require_name(name: str) -> None:
         raise UsageError(f"timm has no model named {name!r}; did you mean {', '.join(close)}?")
 
 
-def timm_model(name: str, pretrained: bool, num_classes: int | None, in_chans: int | None) -> Any:
+def timm_model(
+    name: str,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Any:
     """A network of `timm.create_model`.
 
     Raises:
@@ -30,9 +42,12 @@ def timm_model(name: str, pretrained: bool, num_classes: int | None, in_chans: i
         CheckpointError: If its pretrained weights cannot be loaded.
     """
     require_counts(name, num_classes, in_chans)
-    shape = {k: v for k, v in (("num_classes", num_classes), ("in_chans", in_chans)) if v is not None}
+    arguments = {} if arguments is None else arguments
+    require_arguments(name, arguments)
+    counts = {k: v for k, v in (("num_classes", num_classes), ("in_chans", in_chans)) if v is not None}
+    options = {**arguments, **counts}
     try:
-        return timm.create_model(name, pretrained=pretrained, **shape)
+        return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # timm's models and download backends raise many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if pretrained:
@@ -40,7 +55,7 @@ def timm_model(name: str, pretrained: bool, num_classes: int | None, in_chans: i
                 f"the pretrained weights of {name!r} could not be loaded: {reason} "
                 "Without an internet connection, pass checkpoint=FILE instead of pretrained=true."
             ) from error
-        raise UsageError(f"timm cannot create {name!r} with {shape or 'its own options'}: {reason}") from error
+        raise UsageError(f"timm cannot create {name!r} with {options or 'its own options'}: {reason}") from error
 
 
 def require_counts(name: str, num_classes: int | None, in_chans: int | None) -> None:
@@ -52,6 +67,28 @@ def require_counts(name: str, num_classes: int | None, in_chans: int | None) -> 
     for what, count, least in (("num_classes", num_classes, 2), ("in_chans", in_chans, 1)):
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
             raise UsageError(f"{what}={count!r} for {name!r}; expected a whole number of at least {least}.")
+
+
+def require_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse what is no argument of a timm model's architecture; a file's header must not load files or run code.
+
+    Raises:
+        UsageError: With the argument and its value.
+    """
+    if not isinstance(arguments, Mapping):
+        raise UsageError(f"arguments={arguments!r} of {name!r}; expected argument -> value.")
+    for key, value in arguments.items():
+        if key in _NO_ARGUMENTS or key.startswith("pretrained"):
+            raise UsageError(
+                f"arguments of {name!r} has {key!r}; expected arguments of its architecture. Classes, channels and "
+                "pretrained weights are options of the original itself."
+            )
+        numbers = value if isinstance(value, list | tuple) else [value]
+        for number in numbers:
+            if not isinstance(number, bool | int | float | str | None):
+                raise UsageError(f"arguments of {name!r}: {key}={value!r}; expected a number, a text or a list of them.")
+            if isinstance(number, int | float) and not abs(number) <= _LARGEST_ARGUMENT:
+                raise UsageError(f"arguments of {name!r}: {key}={value!r}; expected at most {_LARGEST_ARGUMENT}.")
 
 
 def image_channels(net: nn.Module) -> int | None:

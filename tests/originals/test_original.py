@@ -126,6 +126,35 @@ def test_options_that_timm_does_not_take_are_told_in_one_sentence() -> None:
         Original("cifar_resnet20", pretrained=True)
 
 
+def test_arguments_of_the_architecture_reach_timm_and_are_kept() -> None:
+    arguments = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads": 3}
+    original = Original("vit_tiny_patch16_224", num_classes=10, in_chans=1, mean=[0.3], std=[0.4], arguments=arguments)
+    assert original(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert len(original.net.blocks) == 2  # type: ignore[arg-type]
+    assert original.architecture == {
+        "name": "vit_tiny_patch16_224",
+        "num_classes": 10,
+        "in_chans": 1,
+        "arguments": arguments,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"checkpoint_path": "x.pt"}, "has 'checkpoint_path'; expected arguments of its architecture"),
+        ({"num_classes": 7}, "has 'num_classes'; expected arguments of its architecture. Classes, channels"),
+        ({"pretrained_strict": False}, "has 'pretrained_strict'; expected"),
+        ({"depth": {}}, r"depth=\{\}; expected a number, a text or a list of them"),
+        ({"depth": 10**9}, "depth=1000000000; expected at most 16384"),
+        ({"dept": 3}, r"timm cannot create 'vit_tiny_patch16_224' with \{'dept': 3\}: .*'dept'"),
+    ],
+)
+def test_arguments_that_are_none_of_the_architecture_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Original("vit_tiny_patch16_224", arguments=arguments)
+
+
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
