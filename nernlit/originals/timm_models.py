@@ -86,7 +86,7 @@ def require_arguments(name: str, arguments: Mapping[str, Any]) -> None:
         numbers = value if isinstance(value, list | tuple) else [value]
         for number in numbers:
             if not isinstance(number, bool | int | float | str | None):
-                raise UsageError(f"arguments of {name!r}: {key}={value!r}; expected a number, a text or a list of them.")
+                raise UsageError(f"arguments of {name!r}: {key}={value!r}; expected a number, text or a list of them.")
             if isinstance(number, int | float) and not abs(number) <= _LARGEST_ARGUMENT:
                 raise UsageError(f"arguments of {name!r}: {key}={value!r}; expected at most {_LARGEST_ARGUMENT}.")
 

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from nernlit.callbacks import RepresentationFigures
@@ -18,6 +19,7 @@ from nernlit.cli.configs import config_parts, expand_bases
 from nernlit.cli.main import NernlitCLI, run
 from nernlit.cli.shipped import merged_options, self_contained
 from nernlit.errors import UsageError
+from nernlit.originals import Original
 from tests.fakes import CONFIGS, write_image_folder, write_stl10, write_weights
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -43,6 +45,12 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             names = ImageNetInfo().label_names() if imagenet else [str(label) for label in range(classes)]
             write_image_folder(folder, classes, 2, ("train", "val" if imagenet else "test"), names)
         write_weights(name, folder / "original.safetensors", num_classes=classes)
+    vit = merged_options(config_parts(expand_bases(["-c", str(CONFIGS / "base" / "digits_vit.yaml")])))["model"][
+        "init_args"
+    ]
+    original = Original(**{**vit["representation"]["original"], "checkpoint": None})
+    places["vit"] = tmp_path_factory.mktemp("vit") / "original.safetensors"
+    save_file(original.net.state_dict(), places["vit"])
     return places
 
 
@@ -64,6 +72,8 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
             args.append(f"--model.representation.original.name={name}")
             args += ["--model.representation.original.pretrained=false", "--model.representation.order=none"]
             args.append(f"--model.representation.original.checkpoint={weights}")
+    if dataset == "digits" and "vit" in words and "original" not in words:
+        args.append(f"--model.representation.original.checkpoint={fakes['vit']}")
     if "codebooks" in words:
         args.append("--model.representation.predictor.beam=1")
     elif "original" not in words:
@@ -168,7 +178,7 @@ def test_every_shipped_configuration_is_valid_under_both_schedules(
             assert representation["predictor"]["class_path"] == "nernlit.Codebooks"
             assert not representation["standardize"]
         elif representation is not None:
-            assert representation["predictor"]["init_args"]["hidden"] == int(config.stem.split("_")[1][1:])
+            assert representation["predictor"]["init_args"]["hidden"] == int(config.stem.split("_h")[1].split("_")[0])
     assert options["trainer"]["logger"]["init_args"]["name"] == config.stem
 
 
@@ -191,6 +201,20 @@ def test_a_copy_of_a_shipped_configuration_has_the_same_options(
     for schedule in ["fast", "paper"] if has_paper else ["fast"]:
         copied = parse("-c", "copy.yaml", "--schedule", schedule)
         assert copied == parse("-c", config.stem, "--schedule", schedule)
+
+
+@pytest.mark.parametrize("scheme", ["baseline", "progressive"])
+def test_the_digits_transformer_is_represented_by_the_schemes_without_a_configuration_of_its_own(
+    scheme: str, fakes: dict[str, Path]
+) -> None:
+    files = [f"-c={CONFIGS / 'base' / name}.yaml" for name in (scheme, "digits_vit")]
+    args = ["--model.representation.predictor.hidden=8", "--model.representation.order=none"]
+    args += [f"--model.representation.original.checkpoint={fakes['vit']}", "--trainer.max_epochs=1"]
+    short = {"baseline": ["--model.warmup_steps=0", "--trainer.limit_train_batches=1"], "progressive": []}[scheme]
+    short += ["--model.rounds=1", "--model.trials=1", "--data.steps_per_epoch=1"] if scheme == "progressive" else []
+    cli = run(["fit", *files, *args, *short, "--trainer.enable_progress_bar=false"])
+    assert cli.trainer.global_step == 1
+    assert len(cli.model.representation.layout.layers) == 1 + 3 * 4 + 1  # patches, four matrices per block, classes
 
 
 @pytest.mark.parametrize("scheme", ["h140", "h140_baseline", "h140_decoupled", "h140_teacher", "h140_noise", "h300"])

@@ -145,7 +145,7 @@ def test_arguments_of_the_architecture_reach_timm_and_are_kept() -> None:
         ({"checkpoint_path": "x.pt"}, "has 'checkpoint_path'; expected arguments of its architecture"),
         ({"num_classes": 7}, "has 'num_classes'; expected arguments of its architecture. Classes, channels"),
         ({"pretrained_strict": False}, "has 'pretrained_strict'; expected"),
-        ({"depth": {}}, r"depth=\{\}; expected a number, a text or a list of them"),
+        ({"depth": {}}, r"depth=\{\}; expected a number, text or a list of them"),
         ({"depth": 10**9}, "depth=1000000000; expected at most 16384"),
         ({"dept": 3}, r"timm cannot create 'vit_tiny_patch16_224' with \{'dept': 3\}: .*'dept'"),
     ],
