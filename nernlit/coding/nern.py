@@ -1,6 +1,6 @@
 """The .nern file: everything from which a network's weights are computed, without the network that they came from.
 
-It holds the predictor, the packed order, the scale, every tensor of the network that is not predicted, checks, and a
+It holds the predictor, the order, the scale, every tensor of the network that is not predicted, checks, and a
 header that says how the network, the layout and the predictor are built. Decoding needs no network: the header has the
 shape of every predicted weight.
 """
@@ -20,7 +20,7 @@ from nernlit.coding.described import described_layout, described_predictor, requ
 from nernlit.coding.kept import Kept, KeptForm, coded_numbers
 from nernlit.coding.prediction import predicted_weights
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
-from nernlit.kernels import Layout, OrderName, pack_order, unpack_order
+from nernlit.kernels import Layout, OrderName, code_order, decode_order, pack_order
 from nernlit.predictors import Predictor
 from nernlit.storage.container import Contents, container_bytes, read_container, write_container
 
@@ -116,7 +116,7 @@ class NernFile:
                 raise LayoutError("its scale is not a finite number.")
             predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout)
             require_memory(layout.num_kernels * math.prod(predictor.block), path, limit)
-            addresses_N3 = unpack_order(layout, tensors["order"], order)
+            addresses_N3 = decode_order(layout, tensors["order"], order)
             kept = Kept.read(header["kept"], tensors)
             return cls(path, header, predictor, layout, addresses_N3, scale, kept, Checks.of_tensors(tensors))
 
@@ -161,7 +161,7 @@ class NernFile:
 
     @property
     def packed_order(self) -> Tensor:
-        """The addresses as the bits that a decoder needs, (P,) uint8."""
+        """The addresses as a checkpoint has them, (P,) uint8; see `pack_order`."""
         return pack_order(self.layout, self.addresses, self.order)
 
     @torch.no_grad()
@@ -204,7 +204,7 @@ class NernFile:
     def _contents(self) -> Contents:
         tensors = {
             "scale": self.scale,
-            "order": self.packed_order,
+            "order": code_order(self.layout, self.addresses, self.order),
             **{f"predictor.{name}": value for name, value in self.predictor.state_dict().items()},
             **self.kept.stored,
             **self.checks.tensors(),

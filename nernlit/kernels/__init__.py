@@ -2,6 +2,7 @@
 
 from nernlit.kernels.addresses import addresses, are_addresses
 from nernlit.kernels.blocks import Layer, Pointwise
+from nernlit.kernels.coded_order import code_order, coded_bits, decode_order
 from nernlit.kernels.layers import LayerFilter, LayerPreset
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order
@@ -21,7 +22,10 @@ __all__ = [
     "Uniform",
     "addresses",
     "are_addresses",
+    "code_order",
+    "coded_bits",
     "cross_filter_order",
+    "decode_order",
     "greedy_order",
     "in_filter_order",
     "mixed_seed",

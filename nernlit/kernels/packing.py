@@ -1,14 +1,12 @@
-"""Packed orders: addresses as the bits that a decoder needs to restore them, and back.
+"""Packed orders, for checkpoints: addresses as bits of fixed positions, and back.
 
-A permutation of M items is stored as M numbers of ceil(log2 M) bits, most significant bit first. An in-filter order has
-one permutation of each layer's filters and one of each filter's channels; a cross-filter order has one of all kernels
-of each layer. Layers are stored without gaps; the last byte is padded with zeros.
+A permutation of M items is stored as M numbers of ceil(log2 M) bits, most significant bit first. Permutations are
+stored without gaps; the last byte is padded with zeros. Files hold fewer bits; see `coded_order`.
 
-Shapes: N kernels, O filters, I channels, M items of a permutation, P bytes.
+Shapes: N kernels, M items of a permutation, P bytes.
 """
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,11 +16,12 @@ from torch import Tensor
 from nernlit.errors import LayoutError
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName
+from nernlit.kernels.permutations import addresses_of, permutation_shapes, permutations
 
 
 def packed_bits(layout: Layout, order: OrderName) -> int:
     """Bits of a layout's packed order."""
-    return sum(count * items * _width(items) for count, items in _permutations(layout, order))
+    return sum(count * items * _width(items) for count, items in permutation_shapes(layout, order))
 
 
 def pack_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor:
@@ -33,14 +32,8 @@ def pack_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor
     >>> [f"{byte:08b}" for byte in pack_order(layout, addresses_N3, "in_filter")]
     ['01001110', '10101010']
     """
-    parts = [np.zeros(0, dtype=np.uint8)]
-    for layer in layout.layers:
-        filters, channels = layer.grid
-        places = addresses_N3[layer.rows, 1:].cpu().numpy().reshape(filters, channels, 2)
-        if order == "in_filter":
-            parts += [_to_bits(places[:, 0, 0], filters), _to_bits(places[:, :, 1], channels)]
-        elif order == "cross_filter":
-            parts.append(_to_bits(places[:, :, 0] * channels + places[:, :, 1], filters * channels))
+    groups = permutations(layout, addresses_N3, order)
+    parts = [np.zeros(0, dtype=np.uint8), *(_to_bits(group, group.shape[1]) for group in groups)]
     return torch.from_numpy(np.packbits(np.concatenate(parts)))
 
 
@@ -56,40 +49,15 @@ def unpack_order(layout: Layout, packed_P: Tensor, order: OrderName) -> Tensor:
             f"the packed order is {packed_P.dtype} of shape {tuple(packed_P.shape)}; expected uint8 of shape "
             f"({needed},) for {layout.num_kernels} kernels in {order} order."
         )
-    bits, start = np.unpackbits(packed_P.numpy()), 0
-
-    def permutations(count: int, items: int) -> NDArray[np.int64]:
-        nonlocal start
+    bits, start, groups = np.unpackbits(packed_P.numpy()), 0, []
+    for count, items in permutation_shapes(layout, order):
         end = start + count * items * _width(items)
-        values = _from_bits(bits[start:end], items, count * items).reshape(count, items)
-        start = end
-        if not (np.sort(values, axis=1) == np.arange(items)).all():
+        group = _from_bits(bits[start:end], items, count * items).reshape(count, items)
+        if not (np.sort(group, axis=1) == np.arange(items)).all():
             raise LayoutError(f"the packed order is damaged: expected a permutation of {items} items.")
-        return values
-
-    tables = []
-    for number, layer in enumerate(layout.layers):
-        filters, channels = layer.grid
-        if order == "in_filter":
-            at_filter = permutations(1, filters).reshape(filters, 1).repeat(channels, axis=1)
-            at_channel = permutations(filters, channels)
-        else:
-            count = filters * channels
-            flat = permutations(1, count) if order == "cross_filter" else np.arange(count)
-            at_filter, at_channel = np.divmod(flat.reshape(filters, channels), channels)
-        table = np.stack([np.full_like(at_filter, number), at_filter, at_channel], axis=-1)
-        tables.append(torch.from_numpy(table.reshape(-1, 3)))
-    return torch.cat(tables)
-
-
-def _permutations(layout: Layout, order: OrderName) -> Iterator[tuple[int, int]]:
-    """(number of permutations, items in each) of every group of permutations of an order."""
-    for layer in layout.layers:
-        filters, channels = layer.grid
-        if order == "in_filter":
-            yield from ((1, filters), (filters, channels))
-        elif order == "cross_filter":
-            yield 1, filters * channels
+        groups.append(group)
+        start = end
+    return addresses_of(layout, groups, order)
 
 
 def _width(items: int) -> int:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from nernlit.errors import FileFormatError
 from nernlit.storage.entropy_coders import Counter, Reader, Writer
-from nernlit.storage.entropy_models import Ints, Model, candidates, code_lengths, entropy
+from nernlit.storage.entropy_models import PRECISION, Ints, Model, candidates, code_lengths, entropy
+
+LARGEST_UNIFORM = 2**PRECISION - 1
 
 
 def encode(integers_N: Tensor, groups: Sequence[int]) -> Tensor:
@@ -58,12 +60,9 @@ def decode(packed_P: Tensor, groups: Sequence[int]) -> Tensor:
     Raises:
         FileFormatError: If the bytes are not those of such groups.
     """
-    if packed_P.dtype != torch.uint8 or packed_P.dim() != 1 or len(packed_P) % 4 or min(groups, default=0) < 0:
-        raise FileFormatError(
-            f"coded integers are {packed_P.dtype} of shape {tuple(packed_P.shape)} in {len(groups)} groups; expected "
-            "bytes, a multiple of 4, and groups of at least 0 integers."
-        )
-    reader, previous, parts = Reader(packed_P.cpu().numpy()), Model(), [np.zeros(0, dtype=np.int64)]
+    if min(groups, default=0) < 0:
+        raise FileFormatError("a group of coded integers has less than 0 integers; expected at least 0.")
+    reader, previous, parts = _reader(packed_P), Model(), [np.zeros(0, dtype=np.int64)]
     for count in groups:
         if count:
             previous = reader.model(previous, previous)
@@ -79,6 +78,38 @@ def cost_bits(integers_N: Tensor, groups: Sequence[int]) -> int:
     32
     """
     return 8 * len(encode(integers_N, groups))
+
+
+def encode_uniform(integers_N: Tensor, sizes_N: Tensor) -> Tensor:
+    """Coded integers (P,) uint8, each of which has a size of its own: all integers from 0 to size - 1 are as probable.
+
+    Args:
+        integers_N: Integers.
+        sizes_N: The size of each, 2 to LARGEST_UNIFORM.
+    """
+    writer = Writer()
+    writer.below(integers_N.cpu().numpy(), sizes_N.cpu().numpy())
+    return torch.from_numpy(writer.coded())
+
+
+def decode_uniform(packed_P: Tensor, sizes_N: Tensor) -> Tensor:
+    """The integers (N,) int64 that `encode_uniform` coded.
+
+    Raises:
+        FileFormatError: If the bytes are not those of integers of such sizes.
+    """
+    reader = _reader(packed_P)
+    integers = reader.below(np.zeros(len(sizes_N), dtype=np.int64), sizes_N.cpu().numpy())
+    reader.finish()
+    return torch.from_numpy(integers)
+
+
+def _reader(packed_P: Tensor) -> Reader:
+    if packed_P.dtype != torch.uint8 or packed_P.dim() != 1 or len(packed_P) % 4:
+        raise FileFormatError(
+            f"coded integers are {packed_P.dtype} of shape {tuple(packed_P.shape)}; expected bytes, a multiple of 4."
+        )
+    return Reader(packed_P.cpu().numpy())
 
 
 def _best_model(integers_N: Ints, previous: Model) -> Model:

@@ -49,6 +49,10 @@ class Coder(ABC):
     def equally_probable(self, values_N: Ints, size: int) -> Ints:
         """Integers from 0 to size - 1 that are equally probable, 2 to 2 ** 16 of them."""
 
+    @abstractmethod
+    def below(self, values_N: Ints, sizes_N: Ints) -> Ints:
+        """Integers from 0 to size - 1 that are equally probable, each with a size of its own."""
+
     @final
     def model(self, model: Model, previous: Model) -> Model:
         """A model, given the one before it."""
@@ -124,6 +128,11 @@ class Writer(Coder):
         self._coder.encode(values_N.astype(np.int32), _Uniform(size))
         return values_N
 
+    def below(self, values_N: Ints, sizes_N: Ints) -> Ints:
+        if len(values_N):
+            self._coder.encode(values_N.astype(np.int32), _Uniform(), sizes_N.astype(np.int32))
+        return values_N
+
     def coded(self) -> NDArray[np.uint8]:
         """All that was coded."""
         words: NDArray[np.uint32] = self._coder.get_compressed()
@@ -145,12 +154,15 @@ class Reader(Coder):
     def symbols(self, values_N: Ints, counts_S: Ints) -> Ints:
         return self._decoded(_exact(counts_S), len(values_N))
 
+    def below(self, values_N: Ints, sizes_N: Ints) -> Ints:
+        return self._decoded(_Uniform(), sizes_N.astype(np.int32)) if len(sizes_N) else values_N
+
     def equally_probable(self, values_N: Ints, size: int) -> Ints:
         return self._decoded(_Uniform(size), len(values_N))
 
-    def _decoded(self, model: "constriction.stream.model.Model", count: int) -> Ints:
+    def _decoded(self, model: "constriction.stream.model.Model", argument: int | NDArray[np.int32]) -> Ints:
         try:
-            read_N: NDArray[np.int32] = self._coder.decode(model, count)
+            read_N: NDArray[np.int32] = self._coder.decode(model, argument)
         except AssertionError as error:
             raise FileFormatError(f"coded integers are damaged: {error}") from error
         return read_N.astype(np.int64)
@@ -182,6 +194,10 @@ class Counter(Coder):
 
     def equally_probable(self, values_N: Ints, size: int) -> Ints:
         self.bits += len(values_N) * math.log2(size)
+        return values_N
+
+    def below(self, values_N: Ints, sizes_N: Ints) -> Ints:
+        self.bits += float(np.log2(sizes_N).sum())
         return values_N
 
 

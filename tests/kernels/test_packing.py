@@ -20,7 +20,7 @@ LAYERS = [
 ]
 
 
-def _case(order: OrderName) -> tuple[Layout, Tensor]:
+def case(order: OrderName) -> tuple[Layout, Tensor]:
     layout = Layout(LAYERS)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     state = {key: torch.randn(shape, generator=generator) for key, shape in LAYERS}
@@ -48,14 +48,14 @@ def _slow(layout: Layout, table: Tensor, order: OrderName) -> str:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_packed_order_comes_back_as_it_was(order: OrderName) -> None:
-    layout, table = _case(order)
+    layout, table = case(order)
     packed = pack_order(layout, table, order)
     assert torch.equal(unpack_order(layout, packed, order), table)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_packed_bits_are_those_of_the_slow_way_and_as_many_as_counted(order: OrderName) -> None:
-    layout, table = _case(order)
+    layout, table = case(order)
     text = _slow(layout, table, order)
     assert len(text) == packed_bits(layout, order)
     packed = pack_order(layout, table, order)
@@ -64,7 +64,7 @@ def test_packed_bits_are_those_of_the_slow_way_and_as_many_as_counted(order: Ord
 
 
 def test_bytes_that_hold_no_order_are_refused() -> None:
-    layout, table = _case("in_filter")
+    layout, table = case("in_filter")
     packed = pack_order(layout, table, "in_filter")
     with pytest.raises(LayoutError, match=r"expected uint8 of shape \(\d+,\) for 294 kernels in in_filter order"):
         unpack_order(layout, packed[:-1], "in_filter")

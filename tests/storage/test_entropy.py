@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nernlit.errors import FileFormatError
-from nernlit.storage.entropy import cost_bits, decode, encode
+from nernlit.storage.entropy import cost_bits, decode, decode_uniform, encode, encode_uniform
 from nernlit.storage.entropy_models import PRECISION, free_counts
 
 
@@ -167,10 +167,23 @@ def test_coded_integers_of_another_form_are_refused() -> None:
     for wrong in (packed[:-1], packed.float(), packed[None]):
         with pytest.raises(FileFormatError, match="expected bytes, a multiple of 4"):
             decode(wrong, [100])
-    with pytest.raises(FileFormatError, match="groups of at least 0 integers"):
+    with pytest.raises(FileFormatError, match="has less than 0 integers; expected at least 0"):
         decode(packed, [101, -1])
     with pytest.raises(FileFormatError, match="damaged: there are more bytes than integers"):
         decode(packed, [50])
+
+
+def test_equally_probable_integers_take_the_logarithms_of_their_sizes() -> None:
+    sizes = torch.randint(2, 1000, (5000,), generator=torch.Generator().manual_seed(0))
+    integers = torch.randint(0, 2**31, (5000,), generator=torch.Generator().manual_seed(1)) % sizes
+    packed = encode_uniform(integers, sizes)
+    assert torch.equal(decode_uniform(packed, sizes), integers)
+    assert 0 <= 8 * len(packed) - float(sizes.double().log2().sum()) < 64
+    assert decode_uniform(encode_uniform(sizes[:0], sizes[:0]), sizes[:0]).shape == (0,)
+    with pytest.raises(FileFormatError, match="expected bytes, a multiple of 4"):
+        decode_uniform(packed[:-1], sizes)
+    with pytest.raises(FileFormatError, match="there are more bytes than integers"):
+        decode_uniform(packed, sizes[:100])
 
 
 def test_damaged_bytes_give_other_integers_or_one_error_in_bounded_time() -> None:
