@@ -106,8 +106,8 @@ def _replaced(section: Any, own: Any, later: Sequence[Any], name: str = "") -> I
     """The options of a section that belong to a class that its own file names and a later file replaces."""
     if not isinstance(section, dict) or name == "data":
         return
-    named, *others = [found for options in (own, *later) if (found := _class_of(options))] or [""]
-    if "class_path" not in section and _class_of(own) and others and others[-1] != named:
+    named, *others = [found for options in (own, *later) if (found := class_of(options))] or [""]
+    if "class_path" not in section and class_of(own) and others and others[-1] != named:
         yield name
         return
     for key, value in section.items():
@@ -115,7 +115,7 @@ def _replaced(section: Any, own: Any, later: Sequence[Any], name: str = "") -> I
         yield from _replaced(value, below[0], below[1:], f"{name}.{key}".removeprefix("."))
 
 
-def _class_of(options: Any) -> str:
+def class_of(options: Any) -> str:
     """The name of the class in an option's value, without its module; empty if there is none."""
     path = options.get("class_path") if isinstance(options, dict) else options
     return path.rpartition(".")[2] if isinstance(path, str) else ""

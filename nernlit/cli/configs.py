@@ -11,7 +11,7 @@ A file is plain YAML: options, and four keys that are no options:
         paper: {model: {init_args: {warmup_steps: 10000}}}
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not in __all__
 
 import nernlit
-from nernlit.cli.config_parts import SCHEDULES, WITH, Part, items
+from nernlit.cli.config_parts import SCHEDULES, WITH, Part, class_of, items
 from nernlit.cli.parser_errors import closest
-from nernlit.cli.yaml_files import node_value, read_node, refuse_inline_duplicates
+from nernlit.cli.yaml_files import EXAMPLE, node_value, read_node, refuse_inline_duplicates
 from nernlit.errors import UsageError
 
 #: The class that `data: null` stands for. It keeps the length of an epoch that other files gave.
@@ -70,6 +70,8 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         root = Part.parse(str(values)).node()
+        if any(key.value == "trainer" and not isinstance(value, yaml.MappingNode) for key, value in root.value):
+            raise UsageError(f"{values}: trainer: expected options such as {EXAMPLE}.")
         no_data = yaml.ScalarNode("tag:yaml.org,2002:str", NO_DATA)
         root.value = [
             (key, no_data if key.value == "data" and value.tag == "tag:yaml.org,2002:null" else value)
@@ -92,13 +94,14 @@ def expand_bases(args: Sequence[str]) -> list[str]:
 
     Raises:
         UsageError: If a file is missing or no valid configuration, builds on itself, or no file has a section for the
-            schedule.
+            schedule, or two files have different schemes.
     """
     given, schedule, rest = _split(args)
     groups: list[list[Path]] = []
     for path in given:
         before = {file.resolve() for group in groups for file in group}
         groups.append([*(file for file in _bases(path, ()) if file.resolve() not in before), path])
+    _require_one_scheme(dict(zip(given, groups, strict=True)))
     named = [(name, path) for group in groups for path in group if (name := _named(path, "schedule")) is not None]
     chosen, origin = ("fast", "") if not named else (str(named[-1][0]), f"{named[-1][1]}: schedule: {named[-1][0]}")
     if schedule is not None:
@@ -173,10 +176,33 @@ def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
         raise UsageError(f"{path}: base: {names}; expected a list of YAML files, relative to this one.")
     found: dict[Path, Path] = {}
     for name in names:
-        base = find_config(name, path.parent)
+        base = _found(name, path, "base")
         for file in [*_bases(base, (*above, path)), base]:
             found.setdefault(file.resolve(), file)
     return list(found.values())
+
+
+def _found(name: str, path: Path, key: str) -> Path:
+    """The file that `path` names under a key."""
+    try:
+        return find_config(name, path.parent)
+    except UsageError as error:
+        raise UsageError(f"{path}: {key}: {error}") from error
+
+
+def _require_one_scheme(groups: Mapping[Path, Sequence[Path]]) -> None:
+    """Refuse two configurations of different schemes: the options of one are none of the other.
+
+    Args:
+        groups: Each given file, with itself and the files that it builds on.
+    """
+    schemes: dict[str, Path] = {}
+    for path, group in groups.items():
+        named = [name for file in group if (name := class_of(Part(file).options().get("model")))]
+        schemes |= {named[-1]: path} if named else {}
+    if len(schemes) > 1:
+        given = " and ".join(f"-c {path} has {name}" for name, path in schemes.items())
+        raise UsageError(f"different schemes: {given}; pass one of them, and others that only change its options.")
 
 
 def _pairs(path: Path) -> list[tuple[Part, set[Path]]]:
@@ -187,7 +213,7 @@ def _pairs(path: Path) -> list[tuple[Part, set[Path]]]:
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}: with: expected names of files, each with its options.")
     names = [name for name, _ in items(node)]
-    return [(Part(path, (WITH, name)), {path.resolve(), find_config(name, path.parent).resolve()}) for name in names]
+    return [(Part(path, (WITH, name)), {path.resolve(), _found(name, path, WITH).resolve()}) for name in names]
 
 
 def _named(path: Path, key: str) -> Any:

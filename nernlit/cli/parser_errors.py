@@ -57,6 +57,8 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         names = ", ".join(found.__name__ for found in _subclasses(roots.get(keys[0], object)))
         return f"{option}: name a class, one of {names}, or pass a configuration: -c NAME."
     value = _value(text)
+    if keys == ["trainer"]:
+        return f"--trainer {value}: expected options of the trainer, such as --trainer.max_epochs 8."
     asks_for_class = re.search(r"import path|accessible or invalid|subclass|Unable to load config|callable class", text)
     has_other_type = re.search(r"Expected a typing\.Literal|Expected an? <class '(?!NoneType)\w+'>", text)
     if asks_for_class and not has_other_type:

@@ -156,6 +156,14 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *QUICK, "--model.representation.predictor.kernel_size=[1,9]"],
             r"kernel_size=\[1,9\] is smaller than layer 'conv1' \(3x3\); pass --model\.representation\.predictor\.k",
         ),
+        (
+            ["fit", *QUICK, "--trainer=null"],
+            r"--trainer null: expected options of the trainer, such as --trainer\.max_ep",
+        ),
+        (
+            ["fit", *QUICK, "-c", "digits_h96_decoupled"],
+            r"different schemes: -c \S*digits_h96\.yaml has ReconOnly and -c \S*digits_h96_decoupled\.yaml has D",
+        ),
         (["fit", *QUICK, "--trainer.max_epochs=many"], r"--trainer\.max_epochs many: expected a whole number"),
         (
             ["fit", *QUICK, "--trainer.max_epoch=1"],

@@ -361,6 +361,20 @@ def test_options_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
     assert expand_bases(line) == ["fit", "-c", str(tmp_path / "a.yaml"), "--trainer.max_epochs", "2"]
 
 
+def test_the_message_about_a_missing_file_names_the_file_that_asks_for_it(tmp_path: Path) -> None:
+    _write(tmp_path, a="base: [gone.yaml]\n", b="base: a.yaml\n", c="with: {lost.yaml: {x: 1}}\n")
+    with pytest.raises(UsageError, match=r"a\.yaml: base: no configuration file \S*gone\.yaml"):
+        expand_bases(["fit", "-c", str(tmp_path / "b.yaml")])
+    with pytest.raises(UsageError, match=r"c\.yaml: with: no configuration file \S*lost\.yaml"):
+        expand_bases(["fit", "-c", str(tmp_path / "c.yaml")])
+
+
+def test_a_trainer_without_options_in_a_file_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path, a="base: digits_h96\ntrainer: null\n")
+    with pytest.raises(UsageError, match=r"a\.yaml: trainer: expected options such as `trainer: \{max_epochs: 8\}`"):
+        run(["fit", "-c", str(tmp_path / "a.yaml")])
+
+
 def test_a_schedule_may_stand_in_a_file(tmp_path: Path) -> None:
     _write(tmp_path, a="schedule: paper\nbase: [b.yaml]\n", b="x: 1\npaper: {x: 2}\n")
     assert _files(expand_bases(["fit", "-c", str(tmp_path / "a.yaml")])) == ["b.yaml", "a.yaml", "b.yaml::paper"]
