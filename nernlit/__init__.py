@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nernlit.data import ImageDataModule, NoImages
     from nernlit.kernels import LayerFilter, Layout
     from nernlit.originals import Original
-    from nernlit.predictors import MLP, Codebooks, FourierEncoding, Predictor, Table
+    from nernlit.predictors import MLP, Codebooks, FourierEncoding, Predictor, Quantize, Quantized, Table
     from nernlit.representation import Representation, Sizes, load
     from nernlit.training import (
         BaselineJoint,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Objective,
         OriginalModule,
         Progressive,
+        Rate,
         ReconOnly,
         Reconstruction,
         ReconstructionPhase,
@@ -50,6 +51,9 @@ __all__ = [
     "OriginalModule",
     "Predictor",
     "Progressive",
+    "Quantize",
+    "Quantized",
+    "Rate",
     "ReconOnly",
     "Reconstruction",
     "ReconstructionPhase",
@@ -73,6 +77,7 @@ _NAMES = {
         "Objective",
         "OriginalModule",
         "Progressive",
+        "Rate",
         "ReconOnly",
         "Reconstruction",
         "ReconstructionPhase",
@@ -81,7 +86,7 @@ _NAMES = {
         "Step",
     ],
     "originals": ["Original"],
-    "predictors": ["MLP", "Codebooks", "FourierEncoding", "Predictor", "Table"],
+    "predictors": ["MLP", "Codebooks", "FourierEncoding", "Predictor", "Quantize", "Quantized", "Table"],
     "representation": ["Representation", "Sizes", "load"],
 }
 _HOME = {name: part for part, names in _NAMES.items() for name in names}

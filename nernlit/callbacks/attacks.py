@@ -107,5 +107,5 @@ def _networks(representation: Representation, images_BCHW: Tensor) -> dict[str, 
     original = Folded(representation.original, images_BCHW[:2])
     # Outside of inference mode: autograd refuses tensors that were created in it.
     with torch.inference_mode(False), torch.no_grad():
-        weights = representation.weights()
+        weights = representation.entries()
     return {"": partial(original, weights=weights), "_original": original}

@@ -49,6 +49,8 @@ def described_predictor(
     tensors: Mapping[str, Tensor],
     predictor_classes: Sequence[type[Predictor]],
     layout: Layout,
+    path: Path,
+    max_gib: float,
 ) -> Predictor:
     """The predictor of a specification, bound to its layout, with the file's tensors `predictor.*` as its state.
 
@@ -59,30 +61,40 @@ def described_predictor(
         tensors: The file's tensors.
         predictor_classes: Classes that may be used beside this package's.
         layout: The predicted weights.
+        path: The file, for messages.
+        max_gib: Most memory that the predictor may need.
 
     Raises:
-        FileFormatError: If the class is none of them.
+        FileFormatError: If the class is none of them, or the predictor needs more memory.
         LayoutError: If the tensors do not have the shapes of the described predictor's, or its kernels are smaller
             than the layout's.
     """
     ours = [getattr(predictors, name) for name in predictors.__all__]
     known = [*predictor_classes, *(cls for cls in ours if isinstance(cls, type) and issubclass(cls, Predictor))]
     by_path = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in known}
-    path = str(described["class_path"])
-    if path not in by_path:
-        raise FileFormatError(f"the file's predictor is a {path[:100]}; pass the class: predictor_classes=[...].")
     state = {n.removeprefix("predictor."): v for n, v in tensors.items() if n.startswith("predictor.")}
 
-    def built() -> Predictor:
-        predictor = by_path[path](**described["init_args"])
+    def built(described: Mapping[str, Any]) -> Predictor:
+        path = str(described["class_path"])
+        if path not in by_path:
+            raise FileFormatError(f"the file's predictor is a {path[:100]}; pass the class: predictor_classes=[...].")
+        nested: dict[str, Any] = {
+            n: built(v) if isinstance(v, dict) and "class_path" in v else v for n, v in described["init_args"].items()
+        }
+        return by_path[path](**nested)
+
+    def bound() -> Predictor:
+        predictor = built(described)
         require_kernel_size(predictor, layout)
         bind(predictor, layout)
         return predictor
 
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in built().state_dict().items()}
-    if shapes != {name: value.shape for name, value in state.items()}:
+        predictor = bound()
+        shapes = predictor.stored_shapes()
+    if shapes.keys() != state.keys() or any(s is not None and s != state[name].shape for name, s in shapes.items()):
         raise LayoutError("its predictor's tensors are not those of its predictor's description.")
-    predictor = built()
-    predictor.load_state_dict(state)
+    require_memory(sum(value.numel() for value in predictor.parameters()), path, max_gib)
+    predictor = bound()
+    predictor.load_stored(state)
     return predictor

@@ -114,7 +114,7 @@ class NernFile:
             scale = tensors["scale"]
             if scale.shape != () or scale.dtype != torch.float32 or not bool(scale.isfinite()):
                 raise LayoutError("its scale is not a finite number.")
-            predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout)
+            predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout, path, limit)
             require_memory(layout.num_kernels * math.prod(predictor.block), path, limit)
             addresses_N3 = decode_order(layout, tensors["order"], order)
             kept = Kept.read(header["kept"], tensors)
@@ -205,7 +205,7 @@ class NernFile:
         tensors = {
             "scale": self.scale,
             "order": code_order(self.layout, self.addresses, self.order),
-            **{f"predictor.{name}": value for name, value in self.predictor.state_dict().items()},
+            **{f"predictor.{name}": value for name, value in self.predictor.stored().items()},
             **self.kept.stored,
             **self.checks.tensors(),
         }

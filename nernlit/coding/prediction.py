@@ -3,6 +3,7 @@
 Shapes: N kernels, K x K size of the predicted kernels (at least the layout's).
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -60,7 +61,7 @@ def predicted_kernels(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor)
         scale: One unit of the predictor's output in weight units, a scalar.
     """
     if len(addresses_N3) > _WHOLE:
-        return _in_chunks(predictor, addresses_N3, scale, _ALL)
+        return _in_chunks(_resolved(predictor), addresses_N3, scale, _ALL)
     return _at_once(predictor, addresses_N3, scale, _ALL)
 
 
@@ -88,20 +89,29 @@ def predicted_weights(
         if kernels <= _WHOLE:
             return layout.weights(_at_once(predictor, addresses_N3, scale, _ALL))
         # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
-        weights = {}
+        weights, predict = {}, _resolved(predictor)
         for layer in layout.layers:
             crop = layer.crop(block)
-            weights[layer.key] = layer.weight(_in_chunks(predictor, addresses_N3[layer.rows], scale, crop))
+            weights[layer.key] = layer.weight(_in_chunks(predict, addresses_N3[layer.rows], scale, crop))
             advance(layer.kernels)
     return weights
 
 
-def _at_once(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor, crop: tuple[slice, slice]) -> Tensor:
+def _at_once(
+    predictor: Callable[[Tensor], Tensor], addresses_N3: Tensor, scale: Tensor, crop: tuple[slice, slice]
+) -> Tensor:
     kernels_NKK: Tensor = predictor(addresses_N3).to(scale.dtype) * scale
     return kernels_NKK[:, *crop]
 
 
-def _in_chunks(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor, crop: tuple[slice, slice]) -> Tensor:
+def _resolved(predictor: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The predictor for several calls."""
+    return predictor.resolved() if isinstance(predictor, Predictor) else predictor
+
+
+def _in_chunks(
+    predictor: Callable[[Tensor], Tensor], addresses_N3: Tensor, scale: Tensor, crop: tuple[slice, slice]
+) -> Tensor:
     """With gradients, a chunk's activations are computed again in the backward pass: memory holds one chunk's."""
     chunks = addresses_N3.split(_CHUNK)
     if torch.is_grad_enabled():

@@ -4,7 +4,8 @@ import copy
 import glob
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import final
+from dataclasses import dataclass
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,10 @@ class Folded:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(images_BCHW.device.type, enabled=False):
             pairs = _proven_pairs(classifier, images_BCHW, read)
             self.classifier = copy.deepcopy(classifier)
-            self.factors = _fold(self.classifier.net, pairs)
+            self.folds = [_Fold.of(self.classifier.net, conv, norm) for conv, norm in pairs.items()]
+            _fold(self.classifier.net, pairs)
+            biases = [f"{conv}.bias" for conv in pairs]
+            self.classifier.places = {**self.classifier.places, **{name: (name,) for name in biases}}
 
     @property
     def net(self) -> nn.Module:
@@ -49,13 +53,62 @@ class Folded:
 
         Args:
             images_BCHW: Pixels.
-            weights: State-dict key -> convolution weight, to be used instead of the classifier's own.
+            weights: State-dict key -> weight, to be used instead of the classifier's own.
         """
-        scaled = {
-            key: value * self.factors[key] if key in self.factors else value for key, value in (weights or {}).items()
-        }
-        logits: Tensor = self.classifier(images_BCHW, scaled)
+        used = dict(weights or {})
+        for fold in self.folds:
+            fold.apply(used)
+        logits: Tensor = self.classifier(images_BCHW, used)
         return logits
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A convolution and the BatchNorm layer that is folded into it; tensors have one number per channel.
+
+    Attributes:
+        conv: Name of the convolution.
+        norm: Name of the BatchNorm layer.
+        factor: What the BatchNorm layer multiplies by, without its own weight.
+        mean: What it subtracts, less the convolution's bias.
+        conv_weight: The convolution's weight.
+        weight: The BatchNorm layer's own weight.
+        bias: Its own bias.
+    """
+
+    conv: str
+    norm: str
+    factor: Tensor
+    mean: Tensor
+    conv_weight: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, net: nn.Module, conv_name: str, norm_name: str) -> Self:
+        """The fold of two modules of a network that are not folded yet."""
+        conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = (norm.running_var.double() + norm.eps).rsqrt().to(conv.weight.dtype)
+        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+        weight = norm.weight if norm.affine else torch.ones_like(mean)
+        bias = norm.bias if norm.affine else torch.zeros_like(mean)
+        return cls(conv_name, norm_name, factor, mean, conv.weight, weight, bias)
+
+    def apply(self, weights: dict[str, Tensor]) -> None:
+        """Replace the entries of the convolution and of the BatchNorm layer by those of the folded convolution."""
+        conv_weight, norm_weight, norm_bias = f"{self.conv}.weight", f"{self.norm}.weight", f"{self.norm}.bias"
+        is_given = norm_weight in weights or norm_bias in weights
+        if conv_weight not in weights and not is_given:
+            return
+        factor = self.factor * weights.pop(norm_weight, self.weight)
+        bias = weights.pop(norm_bias, self.bias)
+        weights[conv_weight] = weights.get(conv_weight, self.conv_weight) * factor.view(-1, 1, 1, 1)
+        if is_given:
+            weights[f"{self.conv}.bias"] = bias - self.mean * factor
 
 
 def _factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -69,9 +122,8 @@ def _factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return factor_C, offset_C + norm.bias if norm.affine else offset_C
 
 
-def _fold(net: nn.Module, pairs: Mapping[str, str]) -> dict[str, Tensor]:
-    """Fold each convolution's BatchNorm layer into it; returns weight key -> scale (O, 1, 1, 1)."""
-    factors = {}
+def _fold(net: nn.Module, pairs: Mapping[str, str]) -> None:
+    """Fold each convolution's BatchNorm layer into it."""
     for conv_name, norm_name in pairs.items():
         conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
@@ -80,11 +132,9 @@ def _fold(net: nn.Module, pairs: Mapping[str, str]) -> dict[str, Tensor]:
         if conv.bias is not None:
             offset_C = offset_C + factor_C * conv.bias
         factor_C111 = factor_C.to(conv.weight.dtype).view(-1, 1, 1, 1)
-        factors[f"{conv_name}.weight"] = factor_C111
         conv.weight = nn.Parameter(conv.weight * factor_C111, requires_grad=False)
         conv.bias = nn.Parameter(offset_C.to(conv.weight.dtype), requires_grad=False)
         net.set_submodule(norm_name, nn.Identity())
-    return factors
 
 
 def _proven_pairs(classifier: Original, images_BCHW: Tensor, read: Collection[str]) -> dict[str, str]:

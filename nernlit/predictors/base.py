@@ -5,10 +5,11 @@ Shapes: N kernels, K x K their size (height Kh and width Kw, which may differ).
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from nernlit.errors import UsageError
@@ -80,6 +81,44 @@ class Predictor(WithConstants, ABC):
     def code_bits(self) -> int:
         """Bits of stored integers that are no parameters."""
         return 0
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit` makes the predictor reconstruct the original, so that reconstruction need not be trained."""
+        return False
+
+    def learning_rates(self) -> dict[str, float]:
+        """Names of parameters whose learning rate is not the optimizer's, and the ratio of the two."""
+        return {}
+
+    def groups(self, per: Literal["tensor", "row"]) -> dict[str, list[int]]:
+        """The parameters that quantization rounds: name -> the sizes of consecutive groups of their numbers.
+
+        By default those with two dimensions or more. Call it after `bind`.
+
+        Args:
+            per: The groups are whole parameters (`tensor`), or the rows of each (`row`).
+        """
+        matrices = {name: value for name, value in self.named_parameters() if value.dim() > 1}
+        if per == "tensor":
+            return {name: [value.numel()] for name, value in matrices.items()}
+        return {name: [value[0].numel()] * len(value) for name, value in matrices.items()}
+
+    def resolved(self) -> Callable[[Tensor], Tensor]:
+        """`forward` for several calls with the same parameters; what depends on parameters alone is computed once."""
+        return self
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors of the .nern file; by default the state dict."""
+        return self.state_dict()
+
+    def stored_shapes(self) -> dict[str, torch.Size | None]:
+        """The names and shapes of `stored()`, None for coded bytes of any number. Works on torch's meta device."""
+        return {name: value.shape for name, value in self.state_dict().items()}
+
+    def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `stored()` returned; the shapes are those of `stored_shapes`."""
+        self.load_state_dict(tensors)
 
     def specification(self) -> dict[str, Any]:
         """The class path and the constructor's arguments, as JSON-compatible values.

@@ -100,6 +100,10 @@ class Codebooks(Predictor):
             nn.init.ones_(self.scales)
 
     @property
+    def is_fitted(self) -> bool:
+        return True
+
+    @property
     def code_bits(self) -> int:
         return self.codes.numel() * self.bits
 

@@ -3,8 +3,9 @@
 Shapes: N addresses, R kernels of the representation, K x K their size.
 """
 
+import math
 from collections.abc import Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.nn.functional import embedding
 from nernlit.errors import UsageError
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.numbering import numbering, numbers
+from nernlit.predictors.scales import Scale, Scales
+from nernlit.utilities.sides import Size
 
 
 @final
@@ -22,12 +25,21 @@ class Table(Predictor):
     Args:
         kernel_size: Size of the predicted kernels: the side of a square, or (height, width). A layer with smaller
             kernels uses their center crop.
+        scale: Which kernels are multiplied by the same number, which is trained too: `none` (by 1), those of a layer,
+            or of a filter. With a scale, the entries have unit root mean square at the start.
     """
 
     numbering: Tensor
 
+    def __init__(self, kernel_size: Size = 3, scale: Scale = "none") -> None:
+        super().__init__(kernel_size)
+        self.scale = scale
+        self.scales = Scales(scale)
+
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.set_constant("numbering", numbering(layers))
+        self.scales.bind(layers)
+        self.layers = tuple(layers)
         kernels = sum(filters * channels for filters, channels in layers)
         self.entries = nn.Parameter(torch.empty(kernels, *self.block))
         self.reset_parameters()
@@ -35,14 +47,30 @@ class Table(Predictor):
     def reset_parameters(self) -> None:
         """Draw all kernels from a normal distribution."""
         nn.init.normal_(self.entries)
+        self.scales.reset_parameters()
+
+    @property
+    def is_fitted(self) -> bool:
+        return True
+
+    def groups(self, per: Literal["tensor", "row"]) -> dict[str, list[int]]:
+        """The entries of each layer (`tensor`), or of each filter (`row`)."""
+        size = math.prod(self.block)
+        if per == "tensor":
+            return {"entries": [size * filters * channels for filters, channels in self.layers]}
+        return {"entries": [size * channels for filters, channels in self.layers for _ in range(filters)]}
 
     @torch.no_grad()
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
-        self.entries[numbers(self.numbering, addresses_N3)] = blocks_NKK.to(self.entries)
+        self.scales.fit(blocks_NKK, addresses_N3, weights_NKK)
+        units_NKK = blocks_NKK / self.scales(addresses_N3).view(-1, 1, 1)
+        self.entries[numbers(self.numbering, addresses_N3)] = units_NKK.to(self.entries)
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         if not hasattr(self, "entries"):
             raise UsageError("the Table does not know its addresses; call bind(layers) first, or use a Representation.")
         entries_RD = self.entries.flatten(1)
         flat = embedding(numbers(self.numbering, addresses_N3), entries_RD)
+        if self.scale != "none":
+            flat = flat * self.scales(addresses_N3)[:, None]
         return flat.view(-1, *self.block).to(torch.promote_types(flat.dtype, torch.float32))

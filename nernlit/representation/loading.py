@@ -80,7 +80,8 @@ def load_representation(
         return representation, {}
     if representation is not None:
         classes = [type(representation.predictor)]
-        state = _stored_state(NernFile.read(path, classes)) if is_nern(path) else _fitted_state(path)[0]
+        keys = representation.tuned.keys
+        state = _stored_state(NernFile.read(path, classes), keys) if is_nern(path) else _fitted_state(path)[0]
         _fill(representation, state, path)
         return representation, {"init_from": None}
     if is_nern(path):
@@ -113,8 +114,8 @@ def load_representation(
     return representation, rebuilt
 
 
-def _stored_state(file: NernFile) -> dict[str, Any]:
-    """The state dict of the representation that a .nern file was written from."""
+def _stored_state(file: NernFile, kept: Sequence[str]) -> dict[str, Any]:
+    """The state dict of the representation that a .nern file was written from, with these kept tensors."""
     extra = {
         "original": file.checks.original,
         "specification": file.specification,
@@ -123,7 +124,8 @@ def _stored_state(file: NernFile) -> dict[str, Any]:
         "class_names": file.header["class_names"],
     }
     predictor = {f"predictor.{name}": value for name, value in file.predictor.state_dict().items()}
-    return {**predictor, "_extra_state": extra}
+    values = {f"tuned.values.{number}": file.kept.values[key] for number, key in enumerate(kept)}
+    return {**predictor, **values, "_extra_state": extra}
 
 
 def _fitted_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,8 +138,14 @@ def _fitted_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _fill(representation: Representation, state: dict[str, Tensor], path: str | Path) -> None:
+    own = {f"tuned.{name}": value for name, value in representation.tuned.state_dict().items()}
+    if more := [name for name in state if name.startswith("tuned.") and name not in own]:
+        raise CheckpointError(
+            f"{path} was fitted with {len(more)} more trained kept tensors; pass the same "
+            "--model.representation.tune_kept, or leave `representation` out."
+        )
     try:
-        representation.load_state_dict(state)
+        representation.load_state_dict({**own, **state})  # a fit without tune_kept has the original's
     except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())[:2000]}") from error
 

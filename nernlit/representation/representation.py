@@ -7,7 +7,7 @@ Shapes: N kernels, K x K size of the predicted kernels (at least the layout's), 
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -35,9 +35,10 @@ from nernlit.kernels import (
     unpack_order,
 )
 from nernlit.originals import Original, decoded_original, description, without_statistics
-from nernlit.predictors import Predictor
+from nernlit.predictors import Predictor, Quantize, Quantized
 from nernlit.representation.fitting import predictors_are_fitted
 from nernlit.representation.hub import WithPretrained
+from nernlit.representation.tuned import TUNED_RATE, TuneKept, Tuned, tuned
 from nernlit.representation.sizes import Sizes
 from nernlit.representation.state import require_same
 from nernlit.utilities.constants import WithConstants
@@ -64,6 +65,9 @@ class Representation(WithConstants, WithPretrained):
         pointwise: How 1x1 convolutions are divided: `crop`, one predicted kernel for each weight, of which the center
             is used (NeRN's), or `tile`, as linear weights: tiles of filters by channels that are as large as predicted
             kernels.
+        quantize: Quantizes the predictor; it becomes a `Quantized`. None does not.
+        tune_kept: Tensors of the network that are trained with the predictor, though they are not predicted: `none`,
+            `affine` (biases, and the scales and shifts of normalization layers) or `all`. They need no more bytes.
 
     Raises:
         LayoutError: If no layer matches, the predictor's kernels are smaller than a layer's, or the layers' weights are
@@ -86,7 +90,11 @@ class Representation(WithConstants, WithPretrained):
         order: OrderName = "in_filter",
         standardize: bool = True,
         pointwise: Pointwise = "crop",
+        quantize: Quantize | None = None,
+        tune_kept: TuneKept = "none",
     ) -> None:
+        if quantize is not None:
+            predictor = Quantized(predictor, quantize.bits, quantize.per)
         layout = Layout.of(original.net, layers, pointwise, tile=predictor.kernel_size)
         require_kernel_size(predictor, layout)
         predictor.specification()  # refuses a predictor that a checkpoint could not describe
@@ -94,6 +102,7 @@ class Representation(WithConstants, WithPretrained):
         address_N3 = addresses(layout, state, order)  # seconds for large networks: what cannot work is refused before
         bind(predictor, layout)
         self._set_up(original, predictor, layout, order, standardize, address_N3)
+        self.tuned = tuned(original.net, layout, tune_kept)
         # In float64: independent of the number of threads, and finite for large weights.
         power = self.target.double().square().sum() / layout.num_weights
         if not power:
@@ -137,6 +146,7 @@ class Representation(WithConstants, WithPretrained):
     ) -> None:
         """Everything but the scale."""
         super().__init__()
+        self.tuned = Tuned({})
         self.set_constant("original", original)
         self.predictor = predictor
         self.layout = layout
@@ -195,6 +205,14 @@ class Representation(WithConstants, WithPretrained):
         # Training steps have a progress bar of their own.
         return self._weights(predictor or self.predictor, quiet=self.training or torch.is_grad_enabled())
 
+    def entries(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """All entries of the original's state dict that are not the original's: predicted ones and trained kept ones.
+
+        Args:
+            weights: What `weights()` returned; predicted here by default.
+        """
+        return {**(self.weights() if weights is None else weights), **self.tuned.named()}
+
     def _weights(self, predictor: nn.Module, quiet: bool = False) -> dict[str, Tensor]:
         block = self.predictor.block
         return predicted_weights(predictor, block, self.layout, self.addresses, self.scale, quiet)
@@ -202,6 +220,16 @@ class Representation(WithConstants, WithPretrained):
     def original_weights(self) -> dict[str, Tensor]:
         """The original's values of the weights that `weights` predicts."""
         return self.layout.weights(self.target)
+
+    def trained_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the predictor, and the kept tensors that are trained."""
+        yield from self.predictor.parameters()
+        yield from self.tuned.parameters()
+
+    def learning_rates(self) -> dict[nn.Parameter, float]:
+        """Trained parameters whose learning rate is not the optimizer's, and the ratio of the two."""
+        own = {self.predictor.get_parameter(n): ratio for n, ratio in self.predictor.learning_rates().items()}
+        return own | dict.fromkeys(self.tuned.parameters(), TUNED_RATE)
 
     def mask(self, indices: Tensor | None = None) -> Tensor | None:
         """(N, K, K) booleans: the entries that are weights; None if all are."""
@@ -221,7 +249,7 @@ class Representation(WithConstants, WithPretrained):
             images_BCHW: Pixels.
             weights: What `weights()` returned, where it serves several batches; predicted here by default.
         """
-        logits: Tensor = self.original(images_BCHW, self.weights() if weights is None else weights)
+        logits: Tensor = self.original(images_BCHW, self.entries(weights))
         return logits
 
     @torch.no_grad()
@@ -232,6 +260,8 @@ class Representation(WithConstants, WithPretrained):
         for layer in self.layout.layers:
             for key in (layer.key, *layer.aliases):
                 state[key].copy_(weights[layer.key])
+        for key, value in self.tuned.named().items():
+            state[key].copy_(value)
         return state
 
     def module(self) -> nn.Module:

@@ -8,6 +8,7 @@ from nernlit.training.objectives import Objective, Reconstruction, Step
 from nernlit.training.original import OriginalModule
 from nernlit.training.plan import Plan
 from nernlit.training.progressive import Progressive, Round
+from nernlit.training.rate import Rate
 from nernlit.training.recon_only import ReconOnly
 from nernlit.training.scheme import Scheme
 from nernlit.training.stages import Stage
@@ -21,6 +22,7 @@ __all__ = [
     "OriginalModule",
     "Plan",
     "Progressive",
+    "Rate",
     "ReconOnly",
     "Reconstruction",
     "ReconstructionPhase",

@@ -18,6 +18,7 @@ from nernlit.representation import Representation
 from nernlit.training.distillation import Distillation
 from nernlit.training.objectives import Objective, Reconstruction, Step, whole_error
 from nernlit.training.plan import Plan
+from nernlit.training.rate import Rate
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.stages import Stage
 
@@ -101,6 +102,7 @@ class BaselineJoint(Scheme):
         teacher: The classifier whose logits are learned, with the same classes; the original by default.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
         precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
+        rate: The price of bits in the loss, for a quantized representation.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class BaselineJoint(Scheme):
         teacher: Original | None = None,
         taps: Sequence[str] = NERN_TAPS,
         precision: Precision = "fp32",
+        rate: Rate | None = None,
     ) -> None:
         require_at_least(0, warmup_steps=warmup_steps, recon_weight=recon_weight)
         distillation = Distillation(
@@ -137,7 +140,7 @@ class BaselineJoint(Scheme):
             )
         reconstruction = Reconstruction(sampling or MagnitudeMix(), "rmse")
         objective = JointObjective(reconstruction, distillation, recon_weight, warmup_steps, gradients)
-        super().__init__(representation, [Stage(objective, optimizer, scheduler)], precision)
+        super().__init__(representation, [Stage(objective, optimizer, scheduler)], precision, rate=rate)
         self.warmup_steps, self.feature_weight, self.kd_weight = warmup_steps, feature_weight, kd_weight
 
     @classmethod

@@ -49,6 +49,10 @@ class ClassifierModule(L.LightningModule, ABC):
     def trained_parameters(self) -> Iterable[Parameter]:
         """The parameters that the optimizer updates."""
 
+    def learning_rates(self) -> dict[Parameter, float]:
+        """Parameters whose learning rate is not the optimizer's, and the ratio of the two."""
+        return {}
+
     @abstractmethod
     def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """Functions that create the optimizer and its schedule, which is stepped after each optimizer step."""
@@ -287,7 +291,9 @@ class ClassifierModule(L.LightningModule, ABC):
         self.check_plan(replace(plan, most_steps=self.trainer.estimated_stepping_batches), self)
         make_optimizer, make_scheduler = self.makers()
         options = self.optimizer_options
-        optimizer = built_optimizer(make_optimizer, self.trained_parameters(), options)
+        rates = self.learning_rates()
+        parameters = {parameter: rates.get(parameter, 1.0) for parameter in self.trained_parameters()}
+        optimizer = built_optimizer(make_optimizer, parameters, options)
         described = built_schedule(make_scheduler, optimizer, self.trainer, options) if make_scheduler else None
         for thing in (optimizer, described["scheduler"] if described else None):
             if isinstance(thing, NeedsTotalSteps):

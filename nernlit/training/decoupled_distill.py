@@ -17,6 +17,7 @@ from nernlit.representation import Representation, load_representation
 from nernlit.training.distillation import Distillation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
+from nernlit.training.rate import Rate
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.stages import Stage
 
@@ -60,6 +61,7 @@ class DecoupledDistill(Scheme):
         feature_weight: Weight of the feature-map loss against the original.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
         precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
+        rate: The price of bits in the loss, for a quantized representation.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class DecoupledDistill(Scheme):
         feature_weight: float = 0.0,
         taps: Sequence[str] = NERN_TAPS,
         precision: Precision = "bf16",
+        rate: Rate | None = None,
     ) -> None:
         _require_phase(reconstruction)
         require_at_least(0, **{"reconstruction.steps": reconstruction.steps})
@@ -105,8 +108,8 @@ class DecoupledDistill(Scheme):
         )
         phase_2 = Stage(distillation, optimizer, scheduler)
         stages = [phase_1, phase_2] if reconstruction.steps else [phase_2]
-        super().__init__(representation, stages, precision, rebuilt)
-        self.has_phase_1 = bool(init_from or reconstruction.steps)
+        super().__init__(representation, stages, precision, rebuilt, rate)
+        self.has_phase_1 = bool(init_from or reconstruction.steps or representation.predictor.is_fitted)
         # Of a .nern file alone, the original is the reconstructed network: the student would be its own teacher.
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
         self._teaches_itself = is_own_original and teacher is None and not cross_entropy_weight

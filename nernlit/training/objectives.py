@@ -85,9 +85,9 @@ class Step:
         return kernels_TSKK.to(representation.scale.dtype) * representation.scale
 
     def all_weights(self) -> dict[str, Tensor]:
-        """All predicted weights, with gradients."""
+        """All predicted weights, and the kept tensors that are trained, with gradients."""
         with self.autocast():
-            return self.representation.weights()
+            return self.representation.entries()
 
 
 class Objective(WithConstants, ABC):

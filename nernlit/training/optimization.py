@@ -1,7 +1,7 @@
 """Creates the optimizer and the schedule that the options name, in the form that Lightning expects."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -12,20 +12,21 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from nernlit.errors import UsageError
 
 
-def built_optimizer(make: OptimizerCallable, parameters: Iterable[Parameter], options: str) -> Optimizer:
+def built_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, float], options: str) -> Optimizer:
     """The optimizer of these parameters.
 
     Args:
         make: Makes it.
-        parameters: The trained parameters.
+        parameters: The trained parameters, and the ratio of the learning rate of each to the optimizer's.
         options: Prefix of its options on the command line, for messages.
 
     Raises:
         UsageError: If it does not accept the options or the parameters, or the learning rate is not above 0.
     """
-    parameters = list(parameters)
+    ratios = sorted(set(parameters.values()), reverse=True)
+    groups = [{"params": [p for p, own in parameters.items() if own == ratio]} for ratio in ratios]
     try:
-        optimizer = make(parameters)
+        optimizer = make(list(parameters) if ratios == [1.0] else groups)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         advice = "; timm.optim.Muon takes all of them" if "2D" in reason else ""
@@ -36,6 +37,9 @@ def built_optimizer(make: OptimizerCallable, parameters: Iterable[Parameter], op
         rate = float(group.get("lr", 1.0))
         if not 0 < rate < math.inf:
             raise UsageError(f"lr={rate:g}; expected a finite learning rate above 0 ({options}.optimizer.lr).")
+    for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+        if ratio != 1.0:
+            group["lr"] *= ratio
     return optimizer
 
 

@@ -127,6 +127,12 @@ class Progressive(Scheme):
     def trained_parameters(self) -> Iterable[Parameter]:
         return self.trial_predictors.parameters()
 
+    def learning_rates(self) -> dict[Parameter, float]:
+        ratios = self.representation.predictor.learning_rates()
+        return {
+            each.get_parameter(name): ratio for each in self.trial_predictors.each for name, ratio in ratios.items()
+        }
+
     @property
     def round(self) -> int:
         """Number of the current round, from 1."""

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from nernlit.kernels import Sampling
 from nernlit.representation import Representation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
+from nernlit.training.rate import Rate
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.stages import Stage
 
@@ -25,6 +26,7 @@ class ReconOnly(Scheme):
         sampling: Chooses the kernels of each step; uniform by default, `MagnitudeMix` for NeRN's.
         loss: `mse`, or `rmse` as in NeRN's code.
         precision: Precision of the predictor in training steps, `bf16` or `fp32`.
+        rate: The price of bits in the loss, for a quantized representation.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class ReconOnly(Scheme):
         sampling: Sampling | None = None,
         loss: ReconstructionLoss = "mse",
         precision: Precision = "fp32",
+        rate: Rate | None = None,
     ) -> None:
         stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
-        super().__init__(representation, [stage], precision)
+        super().__init__(representation, [stage], precision, rate=rate)

@@ -20,6 +20,7 @@ from nernlit.representation import Representation, without_fitting
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.divergence import all_finite
 from nernlit.training.objectives import Step
+from nernlit.training.rate import Rate, RateTerm
 from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
 from nernlit.utilities.constants import WithConstants
 
@@ -40,6 +41,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         stages: The stages in order; all but the last have a number of steps.
         precision: Precision of the predictor and the CNNs in training steps: `bf16` runs them under autocast.
             Parameters, losses and evaluations are always fp32.
+        rate: The price of the bits of a quantized predictor; None adds no term to the loss.
         rebuilt: Hyperparameters that checkpoints hold in place of the given ones, so that a representation that came
             out of a file can be built again; see `load_representation`.
     """
@@ -51,6 +53,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         stages: Sequence[Stage],
         precision: Precision = "fp32",
         rebuilt: Mapping[str, Any] | None = None,
+        rate: Rate | None = None,
     ) -> None:
         super().__init__(representation.original)
         representation.original.require_weights()
@@ -60,6 +63,13 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.objectives = nn.ModuleList(dict.fromkeys(stage.objective for stage in stages))
         self.stage = 0
         self.replaced_hyperparameters = dict(rebuilt or {})
+        self._tuned = list(representation.tuned.parameters())
+        if self._tuned and not self.trains_on_images:
+            raise UsageError(
+                f"tune_kept trains tensors that only images have an effect on, and {type(self).__name__} uses none; "
+                "leave --model.representation.tune_kept out."
+            )
+        self.rate = None if rate is None else RateTerm(representation, rate)
         self.seed = torch.initial_seed()
         self.sizes_N = representation.masks.sum((1, 2), dtype=torch.int16)[representation.mask_numbers.long()].cpu()
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
@@ -98,7 +108,13 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             mean=self.joined_mean,
             curve=self.curve,
         )
-        terms: dict[str, Tensor] = self.stages[self.stage].objective(step)
+        objective = self.stages[self.stage].objective
+        terms: dict[str, Tensor] = objective(step)
+        if self._tuned and not objective.needs_images and self.trainer.world_size > 1:
+            # DistributedDataParallel demands a gradient for every parameter in every step.
+            terms["recon"] = terms["recon"] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
+        if self.rate is not None:
+            terms["rate"] = self.rate(step.metrics)
         for name, value in step.metrics.items():
             self.log(f"train/{name}", value, prog_bar=name == "explained_power", sync_dist=True)
         return terms
@@ -123,7 +139,10 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return logits
 
     def trained_parameters(self) -> Iterable[Parameter]:
-        return self.representation.predictor.parameters()
+        return self.representation.trained_parameters()
+
+    def learning_rates(self) -> dict[Parameter, float]:
+        return self.representation.learning_rates()
 
     @property
     def is_trained(self) -> bool:
@@ -214,6 +233,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         super().on_save_checkpoint(checkpoint)
         checkpoint["sampling_seed"] = self.seed
         checkpoint["stage"] = self.stage
+        if self.rate is not None:
+            checkpoint["rate"] = self.rate.state_dict()
         if self.teacher is not None:
             checkpoint["teacher"] = self.teacher.fingerprint()
         if self.trainer.state.fn == "fit":
@@ -227,6 +248,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         """
         super().on_load_checkpoint(checkpoint)
         self.seed, self.stage = checkpoint["sampling_seed"], checkpoint.get("stage", 0)
+        if self.rate is not None and "rate" in checkpoint:
+            self.rate.load_state_dict(checkpoint["rate"])
         if self._trainer is None:  # `load_from_checkpoint`; the public `trainer` raises then
             return
         if "stage_ends" in checkpoint:

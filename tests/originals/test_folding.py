@@ -47,6 +47,26 @@ def test_answers_and_gradients_are_the_classifiers(name: str, side: int) -> None
         assert torch.allclose(left, right, rtol=1e-6, atol=1e-9 * float(right.abs().max()))
 
 
+@pytest.mark.parametrize(("name", "side"), [("cifar_resnet20_b", 32), ("mobilenetv2_050", 64)])
+@pytest.mark.parametrize("replaced", ["all", "biases"])
+def test_weights_and_biases_of_folded_norms_can_be_replaced(name: str, side: int, replaced: str) -> None:
+    original, images = _trained(name, side)
+    folded = Folded(original, images)
+    entries = {
+        key: torch.randn_like(value).mul(0.1).requires_grad_()
+        for key, value in original.net.named_parameters()
+        if value.dim() == 1 and (replaced == "all" or key.endswith("bias"))
+    }
+    expected, got = original(images, entries), folded(images, entries)
+    assert torch.allclose(got, expected, rtol=1e-9)
+    for left, right in zip(
+        torch.autograd.grad(got.square().sum(), list(entries.values())),
+        torch.autograd.grad(expected.square().sum(), list(entries.values())),
+        strict=True,
+    ):
+        assert torch.allclose(left, right, rtol=1e-6, atol=1e-9 * float(right.abs().max()))
+
+
 def test_every_norm_of_a_resnet_goes_and_the_classifier_stays() -> None:
     original, images = _trained("cifar_resnet20", 32)
     before = original.fingerprint()

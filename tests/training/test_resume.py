@@ -21,12 +21,20 @@ OPTIMIZERS = {
     ],
     "decoupled": QUICK_DECOUPLED,
     "progressive": QUICK_PROGRESSIVE,
+    "rate": [
+        "-c",
+        str(CONFIGS / "digits_table_decoupled.yaml"),
+        "--model.rate.target_bytes=17000",
+        "--trainer.check_val_every_n_epoch=1",
+        "--data.batch_size=500",
+        *QUICK[5:],
+    ],
     "original": ["-c", str(CONFIGS / "digits_original.yaml"), *QUICK[2:4], *QUICK[5:]],
 }
 
 
 #: Before which batch the power goes: in the middle of an epoch that is not the first, in every phase or round.
-CASES = [("muon", 7), ("lookahead_radam", 7), ("ranger21", 7), ("original", 25)]
+CASES = [("muon", 7), ("lookahead_radam", 7), ("ranger21", 7), ("original", 25), ("rate", 3)]
 CASES += [
     ("decoupled", 2),
     ("decoupled", 3),

@@ -1,0 +1,93 @@
+"""Grids of step sizes, and the bits of rounded numbers: what quantization computes, as pure functions.
+
+A group of numbers shares a step size and a probability model; groups are consecutive.
+
+Shapes: n numbers in G groups.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+#: Rounded numbers are between -LIMIT and LIMIT.
+LIMIT = 2**15
+
+
+def rounded(values_n: Tensor) -> Tensor:
+    """The nearest whole numbers, at most `LIMIT` from 0; gradients pass through (straight-through estimator).
+
+    >>> rounded(torch.tensor([0.4, -1.7]))
+    tensor([0., -2.])
+    """
+    return values_n + (values_n.round().clamp(-LIMIT, LIMIT) - values_n).detach()
+
+
+def halved(values: Tensor) -> Tensor:
+    """The nearest numbers of type float16, as float32; gradients pass through."""
+    return values + (values.half().float() - values).detach()
+
+
+def spread(values_G: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Each group's value once per number of the group, (n,).
+
+    >>> spread(torch.tensor([1.0, 2.0]), [1, 2])
+    tensor([1., 2., 2.])
+    """
+    if len(values_G) == 1:
+        return values_G.expand(sizes[0])
+    return cast(Tensor, _Spread.apply(values_G, torch.tensor(sizes, device=values_G.device)))
+
+
+class _Spread(torch.autograd.Function):
+    """`repeat_interleave`, whose own backward pass adds numbers one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, values_G: Tensor, sizes_G: Tensor) -> Tensor:
+        ctx.save_for_backward(sizes_G)
+        return values_G.repeat_interleave(sizes_G)
+
+    @staticmethod
+    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor, None]:
+        (sizes_G,) = ctx.saved_tensors
+        return torch.segment_reduce(grad_n.contiguous(), "sum", lengths=sizes_G), None
+
+
+class Counts:
+    """How often each whole number occurs in each group: the model by which bits are estimated.
+
+    Args:
+        numbers_n: Whole numbers, of any floating-point type.
+        sizes: Numbers of each group.
+    """
+
+    def __init__(self, numbers_n: Tensor, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+        sizes_G = torch.tensor(sizes, device=numbers_n.device)
+        lowest_G = torch.segment_reduce(numbers_n, "min", lengths=sizes_G).long() - 1
+        width_G = torch.segment_reduce(numbers_n, "max", lengths=sizes_G).long() - lowest_G + 2
+        first_G = width_G.cumsum(0) - width_G
+        #: Place of number 0 of each number's group in `bits`.
+        self.origin_n = (first_G - lowest_G).repeat_interleave(sizes_G)
+        self.first_n, self.last_n = (
+            first_G.repeat_interleave(sizes_G),
+            (first_G + width_G - 2).repeat_interleave(sizes_G),
+        )
+        counts_X = (numbers_n.long() + self.origin_n).bincount(minlength=int(width_G.sum()))
+        self._counts = counts_X
+        # Half a count more for each number, so that numbers that do not occur have finite bits.
+        total_X = (sizes_G + width_G / 2).repeat_interleave(width_G)
+        self.bits_X = total_X.log2() - (counts_X + 0.5).log2()
+
+    def entropy_bits(self) -> Tensor:
+        """The entropy of all numbers, a scalar in bits."""
+        totals_n = torch.tensor(self.sizes, device=self._counts.device, dtype=torch.float64)
+        counts_X = self._counts[self._counts > 0].double()
+        return (totals_n * totals_n.log2()).sum() - (counts_X * counts_X.log2()).sum()
+
+    def bits(self, values_n: Tensor) -> Tensor:
+        """Bits of each value, (n,), with gradients; between two whole numbers they are interpolated linearly."""
+        low_n = (values_n.detach().floor().long() + self.origin_n).clamp(self.first_n, self.last_n)
+        below_n, above_n = self.bits_X[low_n], self.bits_X[low_n + 1]
+        return below_n + (values_n - (low_n - self.origin_n)) * (above_n - below_n)

@@ -1,0 +1,190 @@
+"""Quantization of any predictor: its parameters are multiples of learned step sizes.
+
+Shapes: n numbers of a parameter, G groups, N addresses, K kernel side.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, final, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nernlit.errors import LayoutError, UsageError
+from nernlit.predictors.base import Predictor
+from nernlit.predictors.grid import LIMIT, Counts, halved, rounded, spread
+from nernlit.storage.entropy import decode, encode
+
+Per = Literal["tensor", "row"]
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """How a predictor's parameters are quantized; see `Quantized`.
+
+    Args:
+        bits: Bits per number at the start.
+        per: Which numbers have the same step size, `tensor` or `row`.
+    """
+
+    bits: float = 4.0
+    per: Per = "tensor"
+
+
+#: Ratio of the learning rate of the logarithms of step sizes to that of all other parameters.
+_STEP_RATE = 0.2
+#: The smallest step size; half precision has all its digits there.
+_LEAST = 2.0**-14
+
+
+@final
+class Quantized(Predictor):
+    """A predictor whose parameters are whole multiples of step sizes; training learns both.
+
+    The forward pass rounds, and gradients pass the rounding unchanged (straight-through; learned step sizes as in LSQ,
+    arXiv 1902.08153). Parameters without groups (`Predictor.groups`), such as biases and scales, are rounded to half
+    precision. The .nern file holds the whole numbers in an entropy code, and the step sizes.
+
+    `Representation(..., quantize=Quantize(...))` puts it around any predictor.
+
+    Args:
+        predictor: The predictor.
+        bits: Bits per number at the start: step sizes are in one proportion to the standard deviations of their groups,
+            chosen so that the numbers' entropy is this. Training may change it. Above 0, at most 12.
+        per: Which numbers have the same step size and probabilities: `tensor` or `row`; see `Predictor.groups`.
+    """
+
+    def __init__(self, predictor: Predictor, bits: float = 4.0, per: Per = "tensor") -> None:
+        super().__init__(predictor.kernel_size)
+        if not 0 < bits <= 12:
+            raise UsageError(f"quantize.bits={bits}; expected above 0 and at most 12.")
+        if per not in get_args(Per):
+            raise UsageError(f"quantize.per={per!r}; expected one of {', '.join(get_args(Per))}.")
+        if isinstance(predictor, Quantized):
+            raise UsageError("the predictor of Quantized is Quantized already; pass the predictor inside.")
+        self.predictor, self.bits, self.per = predictor, bits, per
+
+    def bind(self, layers: Sequence[tuple[int, int]]) -> None:
+        self.predictor.bind(layers)
+        self.sizes = self.predictor.groups(self.per)
+        if not self.sizes:
+            raise UsageError(f"{type(self.predictor).__name__} has no parameters that can be quantized.")
+        count = sum(len(sizes) for sizes in self.sizes.values())
+        self.log_steps = nn.Parameter(torch.zeros(count))
+        self.reset_parameters()
+
+    @property
+    def all_sizes(self) -> list[int]:
+        """The sizes of the groups of all parameters, one parameter after the other."""
+        return [size for sizes in self.sizes.values() for size in sizes]
+
+    def reset_parameters(self) -> None:
+        """Choose the step sizes for the current values of the parameters."""
+        if self.log_steps.device.type == "meta":
+            return
+        with torch.no_grad():
+            self.log_steps.copy_(_steps_of(self._values(), self.all_sizes, self.bits).log())
+
+    @torch.no_grad()
+    def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
+        self.predictor.fit(blocks_NKK, addresses_N3, weights_NKK)
+        self.reset_parameters()
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.predictor.is_fitted
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of the coded numbers, and of the predictor's own integers."""
+        return self.predictor.code_bits + 8 * len(self.stored()["integers"])
+
+    def learning_rates(self) -> dict[str, float]:
+        inner = {f"predictor.{name}": rate for name, rate in self.predictor.learning_rates().items()}
+        return {**inner, "log_steps": _STEP_RATE}
+
+    def resolved(self) -> Callable[[Tensor], Tensor]:
+        return partial(functional_call, self.predictor, self.rounded_parameters())
+
+    def forward(self, addresses_N3: Tensor) -> Tensor:
+        return self.resolved()(addresses_N3)
+
+    def _values(self) -> Tensor:
+        """All numbers that are rounded, (n,)."""
+        return torch.cat([self.predictor.get_parameter(name).flatten() for name in self.sizes])
+
+    def steps(self) -> Tensor:
+        """The step size of each group, (G,)."""
+        return halved(self.log_steps.exp().clamp_min(_LEAST))
+
+    def rounded_parameters(self) -> dict[str, Tensor]:
+        """The predictor's parameters as it uses them: name -> value, with gradients."""
+        steps_n = spread(self.steps(), self.all_sizes)
+        parts = (rounded(self._values() / steps_n) * steps_n).split([sum(sizes) for sizes in self.sizes.values()])
+        by_name = dict(zip(self.sizes, parts, strict=True))
+        return {
+            name: by_name[name].view_as(value) if name in by_name else halved(value)
+            for name, value in self.predictor.named_parameters()
+        }
+
+    def rate(self) -> tuple[Tensor, Tensor]:
+        """Bits of all rounded numbers, twice: estimated with gradients, and their entropy.
+
+        Both use how often each whole number occurs in its group now, as the file's entropy code does.
+        """
+        units_n = self._values() / spread(self.steps(), self.all_sizes)
+        counts = Counts(units_n.detach().round().clamp(-LIMIT, LIMIT), self.all_sizes)
+        return counts.bits(units_n).sum(), counts.entropy_bits()
+
+    @torch.no_grad()
+    def stored(self) -> dict[str, Tensor]:
+        steps_G = self.steps()
+        integers_n = (self._values() / spread(steps_G, self.all_sizes)).round().clamp(-LIMIT, LIMIT).int()
+        others = {
+            f"predictor.{name}": value.half() if value.is_floating_point() else value
+            for name, value in self.predictor.stored().items()
+            if name not in self.sizes
+        }
+        return {"integers": encode(integers_n, self.all_sizes), "steps": steps_G.half(), **others}
+
+    def stored_shapes(self) -> dict[str, torch.Size | None]:
+        inner = self.predictor.stored_shapes().items()
+        others = {f"predictor.{name}": shape for name, shape in inner if name not in self.sizes}
+        return {"integers": None, "steps": self.log_steps.shape, **others}
+
+    @torch.no_grad()
+    def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
+        steps_G = tensors["steps"].float()
+        if not bool(((steps_G > 0) & steps_G.isfinite()).all()):
+            raise LayoutError("a step size of its predictor is not a number above 0.")
+        self.log_steps.copy_(steps_G.log())
+        numbers_n = decode(tensors["integers"], self.all_sizes) * spread(self.steps().cpu(), self.all_sizes)
+        inner = {
+            n.removeprefix("predictor."): value.float() if value.dtype == torch.float16 else value
+            for n, value in tensors.items()
+            if n.startswith("predictor.")
+        }
+        parts = numbers_n.split([sum(sizes) for sizes in self.sizes.values()])
+        for name, part in zip(self.sizes, parts, strict=True):
+            inner[name] = part.view_as(self.predictor.get_parameter(name))
+        self.predictor.load_stored(inner)
+
+
+def _steps_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> Tensor:
+    """Step sizes (G,) at which the entropy of the rounded numbers is so many bits each.
+
+    All are the same multiple of the root mean squares of their groups, found by bisection; 1 for a group of zeros.
+    """
+    sizes_G = torch.tensor(sizes, device=values_n.device)
+    rms_G = torch.segment_reduce(values_n.square(), "mean", lengths=sizes_G).sqrt()
+    rms_G = rms_G.where(rms_G > 0, 1)
+    units_n = values_n / spread(rms_G, sizes)
+    low, high = -10.0, 5.0  # of the logarithm of the multiple, to base 2
+    for _ in range(20):
+        middle = (low + high) / 2
+        counts = Counts((units_n / 2**middle).round().clamp(-LIMIT, LIMIT), sizes)
+        is_finer = float(counts.entropy_bits()) > bits * len(units_n)
+        low, high = (middle, high) if is_finer else (low, middle)
+    return rms_G * 2 ** ((low + high) / 2)

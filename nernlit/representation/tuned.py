@@ -1,0 +1,58 @@
+"""Tensors of the network that are not predicted, but trained."""
+
+from collections.abc import Mapping
+from typing import Literal, final, get_args
+
+from torch import Tensor, nn
+
+from nernlit.errors import UsageError
+from nernlit.kernels import Layout
+
+#: Ratio of the learning rate of these tensors to that of the predictor.
+TUNED_RATE = 0.1
+
+TuneKept = Literal["none", "affine", "all"]
+
+
+@final
+class Tuned(nn.Module):
+    """Trained copies of some of a network's parameters.
+
+    Args:
+        values: State-dict key -> start value.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.keys = tuple(values)
+        # Names of parameters cannot contain dots.
+        self.values = nn.ParameterList(nn.Parameter(value.detach().clone()) for value in values.values())
+
+    def named(self) -> dict[str, Tensor]:
+        """State-dict key -> value."""
+        return dict(zip(self.keys, self.values, strict=True))
+
+
+def tuned(net: nn.Module, layout: Layout, which: TuneKept) -> Tuned:
+    """The kept tensors to train.
+
+    Args:
+        net: The network.
+        layout: Its predicted weights.
+        which: `none`, `affine` (parameters with one dimension) or `all`.
+
+    Raises:
+        UsageError: If it is none of these.
+    """
+    if which not in get_args(TuneKept):
+        raise UsageError(f"tune_kept={which!r}; expected one of {', '.join(get_args(TuneKept))}.")
+    if which == "none":
+        return Tuned({})
+    predicted = {key for layer in layout.layers for key in (layer.key, *layer.aliases)}
+    return Tuned(
+        {
+            key: value
+            for key, value in net.named_parameters()
+            if key not in predicted and (which == "all" or value.dim() == 1)
+        }
+    )

@@ -1,0 +1,90 @@
+"""The price of bytes in the loss: the bits of a quantized predictor, and a weight that reaches a given file size."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nernlit.coding import KeptForm
+from nernlit.errors import UsageError, require_at_least
+from nernlit.predictors import Quantized
+from nernlit.representation import Representation
+
+#: Change of the weight's logarithm per step and relative difference of the file's size.
+_GAIN = 0.05
+#: The weight at the start with `target_bytes`, and its limits.
+_START, _LEAST, _MOST = 1e-3, 1e-6, 1e3
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Options of the rate term.
+
+    Args:
+        weight: Weight of the bits per predicted weight in the loss; the start value with `target_bytes`.
+        target_bytes: Size of the .nern file, in bytes; the weight changes until the file has it. None keeps the weight.
+        kept: How the file will hold the tensors that are not predicted; see `Representation.save`.
+        fold_batch_norm: See `Representation.save`.
+    """
+
+    weight: float = 0.0
+    target_bytes: int | None = None
+    kept: KeptForm = "fp32"
+    fold_batch_norm: bool = False
+
+
+class RateTerm:
+    """The rate term of a fit.
+
+    With `target_bytes`, the weight is multiplied by a little more than 1 in every step in which the file would be too
+    large, and by a little less where it would be too small (dual ascent on its logarithm).
+
+    Args:
+        representation: The representation; its predictor is quantized.
+        rate: The options.
+
+    Raises:
+        UsageError: If the predictor is not quantized, or an option is out of its range.
+    """
+
+    def __init__(self, representation: Representation, rate: Rate) -> None:
+        require_at_least(0, **{"rate.weight": rate.weight})
+        predictor = representation.predictor
+        if not isinstance(predictor, Quantized):
+            raise UsageError("a rate needs a quantized predictor; pass --model.representation.quantize.bits.")
+        self.predictor, self.num_weights = predictor, representation.layout.num_weights
+        self.target_bytes = rate.target_bytes
+        self.weight = rate.weight or (0.0 if rate.target_bytes is None else _START)
+        sizes = representation.sizes(rate.kept, rate.fold_batch_norm)
+        #: What the file needs beside the quantized numbers.
+        self.fixed_bytes = sizes.file_bytes - sizes.code_bits / 8
+        if rate.target_bytes is not None and rate.target_bytes <= self.fixed_bytes:
+            raise UsageError(
+                f"rate.target_bytes={rate.target_bytes}; the file needs {self.fixed_bytes:.0f} bytes beside the "
+                "quantized numbers. Pass more."
+            )
+
+    def __call__(self, metrics: dict[str, Tensor]) -> Tensor:
+        """The term of a step; the weight changes for the next one.
+
+        Args:
+            metrics: Takes `bits_per_weight`, the entropy of the quantized numbers, and the weight, `rate_weight`.
+        """
+        estimated, entropy = self.predictor.rate()
+        term = self.weight * estimated / self.num_weights
+        metrics["bits_per_weight"] = entropy / self.num_weights
+        metrics["rate_weight"] = estimated.new_tensor(self.weight)
+        if self.target_bytes is not None:
+            target_bits = 8 * (self.target_bytes - self.fixed_bytes)
+            step = _GAIN * max(-1.0, min(1.0, float(entropy) / target_bits - 1))
+            self.weight = min(_MOST, max(_LEAST, self.weight * math.exp(step)))
+        return term
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed fit needs to go on in the same way."""
+        return {"weight": self.weight, "fixed_bytes": self.fixed_bytes}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over the state of the fit that is resumed."""
+        self.weight, self.fixed_bytes = state["weight"], state["fixed_bytes"]

@@ -1,0 +1,144 @@
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nernlit
+from nernlit.errors import LayoutError, UsageError
+from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Quantized, Table
+from nernlit.representation import Representation
+from tests.fakes import digits_representation, tiny_original
+
+PREDICTORS: dict[str, Callable[[], Predictor]] = {
+    "mlp": lambda: MLP(24, kernel_size=5),
+    "table": lambda: Table(5),
+    "table_layer": lambda: Table(5, scale="layer"),
+    "table_filter": lambda: Table(5, scale="filter"),
+    "codebooks": lambda: Codebooks(2, 3, kernel_size=5),
+}
+
+
+def _quantized(name: str, bits: float = 3.0, per: str = "tensor") -> Representation:
+    return Representation(tiny_original(), PREDICTORS[name](), quantize=Quantize(bits, per))  # type: ignore[arg-type]
+
+
+def _predictor(representation: Representation) -> Quantized:
+    predictor = representation.predictor
+    assert isinstance(predictor, Quantized)
+    return predictor
+
+
+@pytest.mark.parametrize("per", ["tensor", "row"])
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_file_holds_the_same_network(name: str, per: str, tmp_path: Path) -> None:
+    representation = _quantized(name, per=per)
+    representation.save(tmp_path / "net.nern")
+    loaded = nernlit.load(tmp_path / "net.nern", net=tiny_original().net)
+    for key, value in representation.weights().items():
+        assert torch.equal(loaded.weights()[key], value), key
+    assert loaded.specification() == representation.specification()
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_every_rounded_number_is_a_multiple_of_its_step(name: str) -> None:
+    predictor = _predictor(_quantized(name))
+    steps = predictor.steps().split([len(sizes) for sizes in predictor.sizes.values()])
+    for (parameter, sizes), own in zip(predictor.sizes.items(), steps, strict=True):
+        values = predictor.rounded_parameters()[parameter].flatten().split(sizes)
+        for group, step in zip(values, own, strict=True):
+            multiples = group / step
+            assert torch.allclose(multiples, multiples.round(), atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [1.5, 3.0, 8.0])
+def test_it_starts_at_the_bits_that_are_asked_for(bits: float) -> None:
+    original = digits_representation().original
+    representation = Representation(original, Table(scale="layer"), order="none", quantize=Quantize(bits))
+    _, entropy = _predictor(representation).rate()
+    assert float(entropy) / representation.layout.num_weights == pytest.approx(bits, rel=0.02)
+
+
+def test_many_bits_are_nearly_exact() -> None:
+    original = tiny_original()
+    representation = Representation(original, Table(5), quantize=Quantize(12))
+    for key, value in representation.weights().items():
+        assert torch.allclose(value, original.net.state_dict()[key], atol=2e-3 * float(value.abs().max()))
+
+
+def test_the_rate_is_within_a_percent_of_the_coded_numbers() -> None:
+    original = digits_representation().original
+    representation = Representation(original, Table(scale="layer"), order="none", quantize=Quantize(2.0))
+    predictor = _predictor(representation)
+    _, entropy = predictor.rate()
+    assert 8 * len(predictor.stored()["integers"]) == pytest.approx(float(entropy), rel=0.01)
+
+
+def test_gradients_are_those_of_learned_step_sizes() -> None:
+    # Of a rounded number s * round(w / s): 1 for w, and round(w / s) - w / s for s.
+    predictor = Quantized(Table(1), bits=2.0)
+    predictor.bind([(2, 3)])
+    values = torch.tensor([0.3, -1.2, 0.8, 2.1, -0.4, 0.1])
+    with torch.no_grad():
+        predictor.predictor.get_parameter("entries").copy_(values.view(6, 1, 1))
+        predictor.log_steps.fill_(math.log(0.5))
+    addresses = torch.tensor([[0, o, i] for o in range(2) for i in range(3)])
+    weights = torch.arange(1.0, 7.0)
+    (predictor(addresses).flatten() * weights).sum().backward()
+    grad = predictor.predictor.get_parameter("entries").grad
+    assert grad is not None
+    assert torch.allclose(grad.flatten(), weights)
+    expected = 0.5 * (weights * ((values / 0.5).round() - values / 0.5)).sum()
+    assert predictor.log_steps.grad is not None
+    assert float(predictor.log_steps.grad) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_many_kernels_are_predicted_in_chunks_with_parameters_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    representation = _quantized("table_layer")
+    whole = representation.weights()
+    monkeypatch.setattr("nernlit.coding.prediction._WHOLE", 10)
+    monkeypatch.setattr("nernlit.coding.prediction._CHUNK", 7)
+    calls = []
+    real = Quantized.rounded_parameters
+    monkeypatch.setattr(Quantized, "rounded_parameters", lambda self: calls.append(1) or real(self))
+    for key, value in representation.weights().items():
+        assert torch.equal(value, whole[key])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 0.0}, r"quantize.bits=0.0; expected above 0 and at most 12"),
+        ({"bits": 13.0}, r"quantize.bits=13.0; expected above 0 and at most 12"),
+        ({"per": "filter"}, r"quantize.per='filter'; expected one of tensor, row"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Representation(tiny_original(), Table(5), quantize=Quantize(**options))  # type: ignore[arg-type]
+
+
+def test_a_quantized_predictor_is_not_quantized_again() -> None:
+    with pytest.raises(UsageError, match="is Quantized already"):
+        Representation(tiny_original(), Quantized(Table(5)), quantize=Quantize())
+
+
+def test_a_damaged_step_size_is_an_error() -> None:
+    predictor = _predictor(_quantized("table"))
+    stored = predictor.stored()
+    stored["steps"][0] = math.nan
+    with pytest.raises(LayoutError, match="step size of its predictor is not a number above 0"):
+        predictor.load_stored(stored)
+
+
+def test_the_steps_have_a_smaller_learning_rate() -> None:
+    representation = _quantized("table")
+    ratios = representation.learning_rates()
+    assert ratios == {_predictor(representation).log_steps: 0.2}
+
+
+def _adam(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-2)

@@ -1,0 +1,85 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from nernlit.cli.main import main
+from nernlit.errors import UsageError
+from nernlit.predictors import MLP, Quantize, Quantized, Table
+from nernlit.representation import Representation
+from nernlit.training import DecoupledDistill, Rate, ReconOnly
+from tests.fakes import QUICK, digits_representation, quiet_trainer, tiny_original
+
+
+def _adam(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-2)
+
+
+def _table(**options: object) -> Representation:
+    original = digits_representation().original
+    return Representation(original, Table(scale="layer"), order="none", quantize=Quantize(3.0), **options)  # type: ignore[arg-type]
+
+
+def _batches(count: int) -> DataLoader[int]:
+    images, labels = torch.rand(4, 1, 8, 8), torch.randint(0, 10, (4,))
+    return DataLoader([(images, labels)] * count, batch_size=None)  # type: ignore[arg-type]
+
+
+def test_the_term_is_the_weight_times_the_bits_per_predicted_weight() -> None:
+    representation = _table()
+    predictor = representation.predictor
+    assert isinstance(predictor, Quantized)
+    estimated, entropy = (float(value.detach()) / representation.layout.num_weights for value in predictor.rate())
+    module = DecoupledDistill(representation, optimizer=_adam, rate=Rate(weight=0.5), precision="fp32")
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, _batches(1))
+    assert float(trainer.callback_metrics["train/rate"]) == pytest.approx(0.5 * estimated, rel=1e-5)
+    assert float(trainer.callback_metrics["train/bits_per_weight"]) == pytest.approx(entropy, rel=1e-5)
+    assert float(trainer.callback_metrics["train/rate_weight"]) == 0.5
+
+
+def test_a_larger_weight_gives_fewer_bits() -> None:
+    bits = []
+    for weight in (0.0, 1.0, 10.0):
+        torch.manual_seed(0)
+        representation = _table()
+        module = DecoupledDistill(representation, optimizer=_adam, rate=Rate(weight=weight), precision="fp32")
+        quiet_trainer(max_steps=30).fit(module, _batches(30))
+        assert isinstance(representation.predictor, Quantized)
+        bits.append(float(representation.predictor.rate()[1]))
+    assert bits[0] > 1.05 * bits[1] > 1.05**2 * bits[2]
+
+
+def test_a_fit_ends_at_the_bytes_that_are_asked_for() -> None:
+    representation = _table()
+    before = representation.sizes()
+    target = before.file_bytes - int(before.code_bits / 8 * 0.3)
+    module = DecoupledDistill(representation, optimizer=_adam, rate=Rate(target_bytes=target), precision="fp32")
+    quiet_trainer(max_steps=300).fit(module, _batches(300))
+    assert representation.sizes().file_bytes == pytest.approx(target, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (Rate(weight=-1.0), r"rate.weight=-1.0; expected at least 0"),
+        (Rate(target_bytes=100), r"rate.target_bytes=100; the file needs \d+ bytes beside the quantized numbers"),
+    ],
+)
+def test_impossible_rates_are_refused(rate: Rate, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DecoupledDistill(_table(), optimizer=_adam, rate=rate)
+
+
+def test_a_rate_needs_a_quantized_predictor() -> None:
+    with pytest.raises(UsageError, match=r"a rate needs a quantized predictor; pass --model.representation.quantize"):
+        ReconOnly(Representation(tiny_original(), MLP(8, kernel_size=5)), _adam, rate=Rate(weight=1.0))
+
+
+def test_the_command_line_names_the_option_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["fit", *QUICK, "--model.rate.weight=1"])
+    assert error.value.code == 2
+    assert "pass --model.representation.quantize.bits" in capsys.readouterr().err
