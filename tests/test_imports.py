@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "predictors",
         "losses",
         "optimizers",
+        "coding",
         "originals",
         "representation",
     },

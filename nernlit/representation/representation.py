@@ -38,9 +38,9 @@ from nernlit.originals import Original, decoded_original, description, without_s
 from nernlit.predictors import Predictor, Quantize, Quantized
 from nernlit.representation.fitting import predictors_are_fitted
 from nernlit.representation.hub import WithPretrained
-from nernlit.representation.tuned import TUNED_RATE, TuneKept, Tuned, tuned
 from nernlit.representation.sizes import Sizes
 from nernlit.representation.state import require_same
+from nernlit.representation.tuned import TUNED_RATE, Tuned, TuneKept, tuned
 from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.sharing import names_of_weights
 from nernlit.utilities.sides import shortest
