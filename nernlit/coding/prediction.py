@@ -49,6 +49,7 @@ def _written(size: Size) -> str:
 
 def bind(predictor: Predictor, layout: Layout) -> None:
     """Call a predictor's `bind` for the addresses of a layout."""
+    predictor.crops = [layer.crop(predictor.block) for layer in layout.layers]
     predictor.bind([layer.grid for layer in layout.layers])
 
 

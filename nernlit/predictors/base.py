@@ -33,6 +33,10 @@ class Predictor(WithConstants, ABC):
         UsageError: If `kernel_size` is neither one nor two numbers of at least 1.
     """
 
+    #: Rows and columns of each layer's weights within its kernels; the rest of a kernel is not used. A representation
+    #: sets it before it calls `bind`. None: all numbers are used.
+    crops: Sequence[tuple[slice, slice]] | None = None
+
     def __init__(self, kernel_size: Size = 3) -> None:
         super().__init__()
         try:
@@ -103,6 +107,13 @@ class Predictor(WithConstants, ABC):
         if per == "tensor":
             return {name: [value.numel()] for name, value in matrices.items()}
         return {name: [value[0].numel()] * len(value) for name, value in matrices.items()}
+
+    def used(self) -> dict[str, Tensor]:
+        """Of parameters of `groups` with numbers that are not used: name -> booleans that are true for the others.
+
+        The booleans have the parameter's shape, and `groups` counts only the numbers for which they are true.
+        """
+        return {}
 
     def resolved(self) -> Callable[[Tensor], Tensor]:
         """`forward` for several calls with the same parameters; what depends on parameters alone is computed once."""

@@ -67,13 +67,17 @@ class Quantized(Predictor):
         self.predictor, self.bits, self.per = predictor, bits, per
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
+        self.predictor.crops = self.crops
         self.predictor.bind(layers)
         self.sizes = self.predictor.groups(self.per)
         if not self.sizes:
             raise UsageError(f"{type(self.predictor).__name__} has no parameters that can be quantized.")
         count = sum(len(sizes) for sizes in self.sizes.values())
         self.log_steps = nn.Parameter(torch.zeros(count))
-        self.reset_parameters()
+        if self.log_steps.device.type != "meta":
+            for name, used in self.predictor.used().items():
+                self.set_constant(f"used_{name}", used)
+            self.reset_parameters()
 
     @property
     def all_sizes(self) -> list[int]:
@@ -82,8 +86,6 @@ class Quantized(Predictor):
 
     def reset_parameters(self) -> None:
         """Choose the step sizes for the current values of the parameters."""
-        if self.log_steps.device.type == "meta":
-            return
         with torch.no_grad():
             self.log_steps.copy_(_steps_of(self._values(), self.all_sizes, self.bits).log())
 
@@ -113,7 +115,20 @@ class Quantized(Predictor):
 
     def _values(self) -> Tensor:
         """All numbers that are rounded, (n,)."""
-        return torch.cat([self.predictor.get_parameter(name).flatten() for name in self.sizes])
+        values = {name: self.predictor.get_parameter(name) for name in self.sizes}
+        return torch.cat(
+            [value.flatten() if (used := self._used(name)) is None else value[used] for name, value in values.items()]
+        )
+
+    def _used(self, name: str) -> Tensor | None:
+        """The numbers of a parameter that are used; None for all."""
+        used: Tensor | None = getattr(self, f"used_{name}", None)
+        return used
+
+    def _in_place(self, name: str, numbers: Tensor) -> Tensor:
+        """A parameter from its used numbers; 0 elsewhere."""
+        shape, used = self.predictor.get_parameter(name).shape, self._used(name)
+        return numbers.view(shape) if used is None else numbers.new_zeros(shape).masked_scatter(used, numbers)
 
     def steps(self) -> Tensor:
         """The step size of each group, (G,)."""
@@ -125,7 +140,7 @@ class Quantized(Predictor):
         parts = (rounded(self._values() / steps_n) * steps_n).split([sum(sizes) for sizes in self.sizes.values()])
         by_name = dict(zip(self.sizes, parts, strict=True))
         return {
-            name: by_name[name].view_as(value) if name in by_name else halved(value)
+            name: self._in_place(name, by_name[name]) if name in by_name else halved(value)
             for name, value in self.predictor.named_parameters()
         }
 
@@ -168,7 +183,7 @@ class Quantized(Predictor):
         }
         parts = numbers_n.split([sum(sizes) for sizes in self.sizes.values()])
         for name, part in zip(self.sizes, parts, strict=True):
-            inner[name] = part.view_as(self.predictor.get_parameter(name))
+            inner[name] = self._in_place(name, part.to(self.log_steps.device))
         self.predictor.load_stored(inner)
 
 

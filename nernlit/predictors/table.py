@@ -55,10 +55,22 @@ class Table(Predictor):
 
     def groups(self, per: Literal["tensor", "row"]) -> dict[str, list[int]]:
         """The entries of each layer (`tensor`), or of each filter (`row`)."""
-        size = math.prod(self.block)
+        sizes = [math.prod(len(range(*part.indices(side))) for part, side in pairs) for pairs in self._crops()]
         if per == "tensor":
-            return {"entries": [size * filters * channels for filters, channels in self.layers]}
-        return {"entries": [size * channels for filters, channels in self.layers for _ in range(filters)]}
+            return {"entries": [size * o * i for size, (o, i) in zip(sizes, self.layers, strict=True)]}
+        return {"entries": [size * i for size, (o, i) in zip(sizes, self.layers, strict=True) for _ in range(o)]}
+
+    def used(self) -> dict[str, Tensor]:
+        used_RKK = torch.zeros_like(self.entries, dtype=torch.bool)
+        counts = [filters * channels for filters, channels in self.layers]
+        for part, ((rows, _), (columns, _)) in zip(used_RKK.split(counts), self._crops(), strict=True):
+            part[:, rows, columns] = True
+        return {} if bool(used_RKK.all()) else {"entries": used_RKK}
+
+    def _crops(self) -> list[list[tuple[slice, int]]]:
+        """Of each layer, the rows and columns that are used, each with the side of a kernel."""
+        whole = [tuple(slice(0, side) for side in self.block)] * len(self.layers)
+        return [list(zip(crop, self.block, strict=True)) for crop in self.crops or whole]
 
     @torch.no_grad()
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:

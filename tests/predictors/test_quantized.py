@@ -1,10 +1,9 @@
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import nernlit
 from nernlit.errors import LayoutError, UsageError
@@ -47,7 +46,9 @@ def test_every_rounded_number_is_a_multiple_of_its_step(name: str) -> None:
     predictor = _predictor(_quantized(name))
     steps = predictor.steps().split([len(sizes) for sizes in predictor.sizes.values()])
     for (parameter, sizes), own in zip(predictor.sizes.items(), steps, strict=True):
-        values = predictor.rounded_parameters()[parameter].flatten().split(sizes)
+        values = predictor.rounded_parameters()[parameter].flatten()
+        used = predictor.predictor.used().get(parameter)
+        values = (values if used is None else values[used.flatten()]).split(sizes)
         for group, step in zip(values, own, strict=True):
             multiples = group / step
             assert torch.allclose(multiples, multiples.round(), atol=1e-3)
@@ -140,5 +141,12 @@ def test_the_steps_have_a_smaller_learning_rate() -> None:
     assert ratios == {_predictor(representation).log_steps: 0.2}
 
 
-def _adam(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-2)
+def test_numbers_outside_of_crops_cost_nothing(tmp_path: Path) -> None:
+    original = tiny_original()  # 5x5, 3x3, 1x3 and 1x1 kernels
+    large, small = (Representation(original, Table(size), quantize=Quantize(3.0)) for size in (9, 5))
+    predictor = _predictor(large)
+    assert len(predictor.all_sizes) == len(large.layout.layers)
+    assert sum(predictor.all_sizes) == large.layout.num_weights
+    assert torch.equal(predictor.stored()["integers"], _predictor(small).stored()["integers"])
+    for key, value in large.weights().items():
+        assert torch.equal(small.weights()[key], value)
