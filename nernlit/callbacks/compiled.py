@@ -4,6 +4,7 @@ from typing import Literal, final
 
 import lightning as L
 
+from nernlit.errors import UsageError
 from nernlit.predictors import Predictor, PredictorEnsemble
 
 
@@ -16,6 +17,9 @@ class Compile(L.Callback):
 
     Args:
         mode: The mode of `torch.compile`.
+
+    Raises:
+        UsageError: In `setup`, if a predictor changes after optimizer steps.
     """
 
     def __init__(self, mode: Literal["default", "reduce-overhead", "max-autotune"] = "default") -> None:
@@ -28,5 +32,10 @@ class Compile(L.Callback):
         # An ensemble calls its predictors through `vmap`, which can be compiled but cannot map compiled modules.
         inside = {predictor for trials in modules if isinstance(trials, PredictorEnsemble) for predictor in trials.each}
         for module in modules:
+            if isinstance(module, Predictor) and module.changes_after_steps:
+                raise UsageError(
+                    f"Compile: {type(module).__name__} reads its gradients to change codes during training (move above "
+                    "0), which compiled code does not allow; pass move: 0, or remove the callback."
+                )
             if isinstance(module, Predictor | PredictorEnsemble) and module not in inside:
                 module.compile(mode=self.mode)

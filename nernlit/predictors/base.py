@@ -77,6 +77,30 @@ class Predictor(WithConstants, ABC):
         """
 
     @property
+    def changes_after_steps(self) -> bool:
+        """Whether `after_step` changes the predictions."""
+        return False
+
+    def after_step(self, relative_rate: float, mean: Callable[[Tensor], Tensor] = torch.positive) -> dict[str, float]:
+        """Change what an optimizer cannot, such as integers. Called after each optimizer step; by default does nothing.
+
+        Args:
+            relative_rate: The step's learning rate as a share of the one that the schedule starts from.
+            mean: Averages a tensor over all processes. Their predictors must remain equal.
+
+        Returns:
+            Metrics by name, which are logged as `train/<name>`.
+        """
+        return {}
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What `after_step` depends on and predictions do not. Checkpoints of fits hold it, .nern files do not."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the training state of a checkpoint; an empty one at the start of each stage."""
+
+    @property
     def num_params(self) -> int:
         """Number of parameters; integers that are stored beside them are counted by `code_bits`."""
         return sum(p.numel() for p in self.parameters())

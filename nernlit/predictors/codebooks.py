@@ -5,17 +5,18 @@ sets of codebooks (one, or one per layer), G scales.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from nernlit.errors import CheckpointError, UsageError
+from nernlit.errors import CheckpointError, UsageError, require_positive
 from nernlit.predictors.additive import additive_codes, work
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.codes import pack_codes, packed_bytes, unpack_codes
+from nernlit.predictors.moves import CodeMoves
 from nernlit.predictors.numbering import numbering, numbers
 from nernlit.utilities.progress import progress
 from nernlit.utilities.sides import Size
@@ -29,9 +30,9 @@ class Codebooks(Predictor):
     """A kernel is the sum of one codeword of each codebook, times a scale.
 
     A new representation computes codes, codewords and scales from the original's kernels. Training changes codewords
-    and scales; the codes are fixed. A kernel needs `codebooks * bits` bits, which are no parameters: `num_params` and
-    `Sizes.cr_paper` do not count them, `Sizes.code_bits` and `Sizes.cr_file` do. `Progressive` starts its trials with
-    random codewords, because they have to differ.
+    and scales, and with `move` also codes. A kernel needs `codebooks * bits` bits, which are no parameters:
+    `num_params` and `Sizes.cr_paper` do not count them, `Sizes.code_bits` and `Sizes.cr_file` do. `Progressive` starts
+    its trials with random codewords, because they have to differ, and keeps all codes.
 
     Args:
         codebooks: Number of codebooks M.
@@ -43,6 +44,8 @@ class Codebooks(Predictor):
         iterations: Iterations of k-means and of the sweeps that follow it; see `additive_codes`.
         beam: Width of the beam search; more is slower and gives a smaller error.
         seed: Seed of k-means.
+        move: Largest share of the kernels whose codes change in a training step; 0 keeps all codes. See `CodeMoves`.
+        move_rate: Length of a step of a kernel's drift at the highest learning rate, in units of its scale.
 
     >>> codebooks = Codebooks(codebooks=2, bits=6)
     >>> codebooks.bind([(16, 3), (16, 16)])
@@ -66,6 +69,8 @@ class Codebooks(Predictor):
         iterations: int = 10,
         beam: int = 4,
         seed: int = 0,
+        move: float = 0.0,
+        move_rate: float = 0.02,
     ) -> None:
         super().__init__(kernel_size)
         if codebooks < 1 or not 1 <= bits <= 16:
@@ -76,7 +81,12 @@ class Codebooks(Predictor):
             if given not in get_args(allowed):
                 raise UsageError(f"{name}={given!r}; expected one of {', '.join(get_args(allowed))}.")
         self.codebooks, self.bits, self.share, self.scale = codebooks, bits, share, scale
+        if not 0 <= move <= 1:
+            raise UsageError(f"move={move}; expected a share of the kernels, between 0 and 1.")
+        require_positive(move_rate=move_rate)
         self.iterations, self.beam, self.seed = iterations, beam, seed
+        self.move, self.move_rate = move, move_rate
+        self.moves = CodeMoves(move, move_rate) if move else None
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         kernels = sum(filters * channels for filters, channels in layers)
@@ -86,6 +96,7 @@ class Codebooks(Predictor):
         self.set_constant("offsets", torch.arange(self.codebooks) * 2**self.bits)
         self.set_constant("codes", torch.zeros(kernels, self.codebooks, dtype=torch.int32))
         self.set_constant("packed", torch.zeros(packed_bytes(kernels * self.codebooks, self.bits), dtype=torch.uint8))
+        self._is_packed = True
         sets = len(layers) if self.share == "layer" else 1
         self.codewords = nn.Parameter(torch.empty(sets, self.codebooks, 2**self.bits, math.prod(self.block)))
         if self.scale != "none":
@@ -132,21 +143,50 @@ class Codebooks(Predictor):
                 codewords_MCD.copy_(found_MCD)
                 codes_NM[row_N[own_N]] = found_MN.T.to(codes_NM)
         self.set_constant("codes", codes_NM)
-        self.set_constant("packed", pack_codes(codes_NM, self.bits).to(codes_NM.device))
+        self._pack()
+
+    def _pack(self) -> None:
+        self.set_constant("packed", pack_codes(self.codes, self.bits).to(self.codes.device))
+        self._is_packed = True
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         if not hasattr(self, "codewords"):
             raise UsageError(
                 "the Codebooks do not know their addresses; call bind(layers) first, or use a Representation."
             )
-        place_NM = self.codes[numbers(self.numbering, addresses_N3)] + self.offsets
+        row_N = numbers(self.numbering, addresses_N3)
+        place_NM = self.codes[row_N] + self.offsets
         if self.share == "layer":
             place_NM = place_NM + addresses_N3[:, :1] * (self.codebooks * 2**self.bits)
         flat_ND = embedding(place_NM, self.codewords.flatten(0, 2)).sum(1)
+        if self.moves is not None and self.training and flat_ND.requires_grad:
+            self.moves.watch(flat_ND, row_N, len(self.codes))
         if self.scale != "none":
             flat_ND = flat_ND * self.scales[self._group(addresses_N3), None]
         kernels_NKK = flat_ND.view(-1, *self.block)
         return kernels_NKK.to(torch.promote_types(flat_ND.dtype, torch.float32))
+
+    @property
+    def changes_after_steps(self) -> bool:
+        return self.moves is not None
+
+    @torch.no_grad()
+    def after_step(self, relative_rate: float, mean: Callable[[Tensor], Tensor] = torch.positive) -> dict[str, float]:
+        if self.moves is None:
+            return {}
+        first_L, count = self.numbering[:, 0].contiguous(), len(self.codes)
+        layer_R = torch.bucketize(torch.arange(count, device=first_L.device), first_L, right=True) - 1
+        set_R = layer_R if self.share == "layer" else torch.zeros_like(layer_R)
+        moved = self.moves.step(self.codes, self.codewords, set_R, relative_rate, mean)
+        self._is_packed = self._is_packed and not moved
+        return {"codes_moved": moved / count}
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {} if self.moves is None else self.moves.state()
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.moves is not None:
+            self.moves.load_state(state, self.codes.device)
 
     def _group(self, addresses_N3: Tensor) -> Tensor:
         """The number of each kernel's scale, (N,)."""
@@ -155,6 +195,8 @@ class Codebooks(Predictor):
 
     def get_extra_state(self) -> Tensor:
         """The packed codes."""
+        if not self._is_packed:
+            self._pack()
         return self.packed
 
     def set_extra_state(self, state: Any) -> None:
@@ -171,3 +213,4 @@ class Codebooks(Predictor):
         device = self.codes.device
         self.set_constant("codes", unpack_codes(state, self.bits, *self.codes.shape).to(device))
         self.set_constant("packed", state.to(device, copy=True))
+        self._is_packed = True

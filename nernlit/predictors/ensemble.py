@@ -22,10 +22,18 @@ class PredictorEnsemble(nn.Module):
     Args:
         predictor: A predictor after `bind`; it is copied.
         count: Number of trials, T.
+
+    Raises:
+        UsageError: If the predictor changes after optimizer steps: trials may differ in parameters only.
     """
 
     def __init__(self, predictor: Predictor, count: int) -> None:
         super().__init__()
+        if predictor.changes_after_steps:
+            raise UsageError(
+                f"{type(predictor).__name__} changes its codes during training (move above 0), which Progressive's "
+                "trials cannot; pass move: 0."
+            )
         self.each = nn.ModuleList(copy.deepcopy(predictor) for _ in range(count))
 
     def reset(self, *seeds: int) -> None:

@@ -113,6 +113,19 @@ class Quantized(Predictor):
     def forward(self, addresses_N3: Tensor) -> Tensor:
         return self.resolved()(addresses_N3)
 
+    @property
+    def changes_after_steps(self) -> bool:
+        return self.predictor.changes_after_steps
+
+    def after_step(self, relative_rate: float, mean: Callable[[Tensor], Tensor] = torch.positive) -> dict[str, float]:
+        return self.predictor.after_step(relative_rate, mean)
+
+    def training_state(self) -> dict[str, Tensor]:
+        return self.predictor.training_state()
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        self.predictor.load_training_state(state)
+
     def _values(self) -> Tensor:
         """All numbers that are rounded, (n,)."""
         values = {name: self.predictor.get_parameter(name) for name in self.sizes}

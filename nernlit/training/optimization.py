@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.nn import Parameter
 from torch.optim import Optimizer, SparseAdam
@@ -70,3 +71,27 @@ def built_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any
             "pass a number as --trainer.check_val_every_n_epoch."
         )
     return {"scheduler": schedule, "monitor": monitor, "interval": "epoch", "frequency": frequency}
+
+
+def relative_rate(optimizer: Optimizer) -> float:
+    """The learning rate as a share of the one that the optimizer was created with.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], lr=0.5)
+    >>> schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
+    >>> relative_rate(optimizer)
+    0.25
+    """
+    group = optimizer.param_groups[0]
+    return float(group["lr"]) / float(group.get("initial_lr", optimizer.defaults.get("lr", group["lr"])))
+
+
+def refuse_averaging(trainer: Any, reason: str) -> None:
+    """Refuse callbacks that average weights.
+
+    Raises:
+        UsageError: If the trainer has one; the message names it and says what it would average.
+    """
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+            raise UsageError(f"{type(callback).__name__} would average {reason}, or remove the callback.")

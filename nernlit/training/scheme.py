@@ -20,6 +20,7 @@ from nernlit.representation import Representation, without_fitting
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.divergence import all_finite
 from nernlit.training.objectives import Step
+from nernlit.training.optimization import refuse_averaging, relative_rate
 from nernlit.training.rate import Rate, RateTerm
 from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
 from nernlit.utilities.constants import WithConstants
@@ -133,6 +134,12 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         assert isinstance(gathered, Tensor)
         return gathered.mean()
 
+    def joined_tensor_mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes, the same to the bit on all of them."""
+        reduced = self.trainer.strategy.reduce(value, reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, C) of the reconstructed CNN for pixels in [0, 1]."""
         logits: Tensor = self.representation(images_BCHW)
@@ -179,6 +186,13 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.stage = stage
             self.start_stage()
             self.trainer.strategy.setup_optimizers(self.trainer)
+            self.representation.predictor.load_training_state({})
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        rate = relative_rate(self.trainer.optimizers[0])
+        for name, value in self.representation.predictor.after_step(rate, self.joined_tensor_mean).items():
+            self.log(f"train/{name}", value)
 
     def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         stage = self.stages[self.stage]
@@ -220,6 +234,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             part.objective.reset()
         # Every process must draw from the same numbers, or their shares of a batch would overlap.
         self.seed = self.trainer.strategy.broadcast(self.seed)
+        if stage == "fit" and self.representation.predictor.changes_after_steps:
+            refuse_averaging(self.trainer, "codewords whose codes change (the predictor's move); pass move: 0")
         if stage == "fit" and self.trains_on_images and getattr(self._data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
 
@@ -239,6 +255,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             checkpoint["teacher"] = self.teacher.fingerprint()
         if self.trainer.state.fn == "fit":
             checkpoint["stage_ends"] = self._stage_ends()
+            if state := self.representation.predictor.training_state():
+                checkpoint["predictor_training"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the checkpoint's stage and seed.
@@ -252,6 +270,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.rate.load_state_dict(checkpoint["rate"])
         if self._trainer is None:  # `load_from_checkpoint`; the public `trainer` raises then
             return
+        if self.trainer.state.fn == "fit":
+            self.representation.predictor.load_training_state(checkpoint.get("predictor_training", {}))
         if "stage_ends" in checkpoint:
             self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]
         fitted, own = checkpoint.get("teacher"), None if self.teacher is None else self.teacher.fingerprint()

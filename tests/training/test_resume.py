@@ -20,6 +20,18 @@ OPTIMIZERS = {
         f"{MODEL}.scheduler=null",
     ],
     "decoupled": QUICK_DECOUPLED,
+    "moving": [
+        *(option for option in QUICK_DECOUPLED if "hidden" not in option),
+        "--model.representation.predictor=Codebooks",
+        "--model.representation.predictor.codebooks=2",
+        "--model.representation.predictor.bits=3",
+        "--model.representation.predictor.move=0.1",
+        "--model.representation.predictor.move_rate=0.3",
+        "--model.optimizer=torch.optim.Adam",
+        "--model.optimizer.lr=0.01",
+        "--model.reconstruction.optimizer=torch.optim.Adam",
+        "--model.reconstruction.optimizer.lr=0.01",
+    ],
     "progressive": QUICK_PROGRESSIVE,
     "rate": [
         "-c",
@@ -39,6 +51,8 @@ CASES += [
     ("decoupled", 2),
     ("decoupled", 3),
     ("decoupled", 5),
+    ("moving", 2),
+    ("moving", 5),
     ("progressive", 3),
     ("progressive", 6),
     ("progressive", 9),
@@ -50,7 +64,7 @@ def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimizer: str, kill
     line = ["fit", *OPTIMIZERS[optimizer]]
     if OPTIMIZERS[optimizer][:1] != ["-c"]:
         line = ["fit", *QUICK, *OPTIMIZERS[optimizer]]
-    if optimizer not in ("decoupled", "progressive"):
+    if optimizer not in ("decoupled", "moving", "progressive"):
         line.append("--trainer.max_epochs=3")
     whole, killed = "--trainer.logger.init_args.save_dir=whole", "--trainer.logger.init_args.save_dir=killed"
     run([*line, whole])
@@ -63,6 +77,12 @@ def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimizer: str, kill
     for key, value in ends[0]["state_dict"].items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, ends[1]["state_dict"][key]), key
+
+    assert ("predictor_training" in ends[0]) == (optimizer == "moving")
+    if optimizer == "moving":
+        drifts = [end["predictor_training"]["drift"] for end in ends]
+        assert bool(drifts[0].any())
+        assert torch.equal(*drifts)
 
     # One folder and one curve: every step once, with the losses of the uninterrupted run.
     curves = []
