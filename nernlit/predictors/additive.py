@@ -4,16 +4,22 @@ Residual k-means finds the first codebooks: each fits what the codebooks before 
 together: a beam search looks for better codes of each block, and in turn each codebook makes a k-means step on what all
 the others leave (iterated conditional modes). No step of a sweep increases the weighted squared error.
 
-Shapes: N blocks, D numbers of a block, M codebooks, C codewords of each, B beam width.
+The codebooks of a large network are found on a sample of its blocks; then a beam search finds the codes of all blocks.
+
+Shapes: N blocks, S blocks of the sample, D numbers of a block, M codebooks, C codewords of each, B beam width,
+X choices.
 """
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-#: Distances that are computed at once; bounds the memory.
-_AT_ONCE = 2**22
+#: Errors that are computed at once: 4 MiB, small enough for a cache, large enough that calls cost little.
+_AT_ONCE = 2**20
+#: Blocks whose codes are found between two reports of progress.
+_REPORTED = 2**16
 
 
 def nearest(blocks_ND: Tensor, weights_ND: Tensor, codewords_CD: Tensor) -> Tensor:
@@ -22,14 +28,35 @@ def nearest(blocks_ND: Tensor, weights_ND: Tensor, codewords_CD: Tensor) -> Tens
     >>> nearest(torch.tensor([[0.9, 9.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 9.0], [1.0, 0.0]]))
     tensor([1])
     """
-    # sum w (x - c)^2 without sum w x^2, which is the same for all codewords: one matrix product.
-    factors = torch.cat([-2 * codewords_CD, codewords_CD.square()], dim=1).T
     rows = max(1, _AT_ONCE // len(codewords_CD))
-    parts = [
-        (torch.cat([weights * blocks, weights], dim=1) @ factors).argmin(1)
-        for blocks, weights in zip(blocks_ND.split(rows), weights_ND.split(rows), strict=True)
-    ]
-    return torch.cat(parts)
+    parts = zip(blocks_ND.split(rows), weights_ND.split(rows), strict=True)
+    return torch.cat([_smallest(_errors(*part, codewords_CD), 1) for part in parts]).squeeze(1)
+
+
+def _errors(blocks_ND: Tensor, weights_ND: Tensor, codewords_CD: Tensor) -> Tensor:
+    """The weighted squared error of each block with each codeword, (N, C), by one matrix product."""
+    # sum w (x - c)^2 = sum w x^2 - 2 sum w x c + sum w c^2
+    weighted_ND = weights_ND * blocks_ND
+    powers_N1 = (weighted_ND * blocks_ND).sum(1, keepdim=True)
+    factors = torch.cat([torch.ones_like(codewords_CD[:, :1]), -2 * codewords_CD, codewords_CD.square()], dim=1)
+    return torch.cat([powers_N1, weighted_ND, weights_ND], dim=1) @ factors.T
+
+
+def _smallest(values_NX: Tensor, count: int) -> Tensor:
+    """The columns of the `count` smallest values in each row, (N, count), in any order."""
+    if values_NX.device.type != "cpu":
+        return values_NX.topk(count, dim=1, largest=False).indices
+    # numpy's vectorized searches take a quarter of the time of torch's.
+    if count == 1:
+        return torch.from_numpy(values_NX.numpy().argmin(1, keepdims=True))
+    choices = values_NX.shape[1]
+    size = next(size for size in (16, 8, 4, 2, 1) if choices % size == 0 and (size == 1 or size**2 * count <= choices))
+    if size == 1:
+        return torch.from_numpy(np.argpartition(values_NX.numpy(), count - 1, axis=1)[:, :count])
+    # The smallest values are in the groups with the smallest minima.
+    groups_NX = _smallest(values_NX.unflatten(1, (size, -1)).amin(1), count)
+    members_NX = (groups_NX[:, None] + torch.arange(0, choices, choices // size)[:, None]).flatten(1)
+    return members_NX.gather(1, _smallest(values_NX.gather(1, members_NX), count))
 
 
 def k_means_step(blocks_ND: Tensor, weights_ND: Tensor, codewords_CD: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,22 +88,18 @@ def beam_search(blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, co
 
 def _searched(blocks_ND: Tensor, weights_ND: Tensor, given_MN: Tensor, codewords_MCD: Tensor, width: int) -> Tensor:
     left_NBD, codes_MNB = blocks_ND[:, None], given_MN[:, :, None][:0]
-    for codewords_CD in codewords_MCD:
-        weights_NBD = weights_ND[:, None].expand_as(left_NBD)
-        factors = torch.cat([-2 * codewords_CD, codewords_CD.square()], dim=1).T
-        changes_NBC = torch.cat([weights_NBD * left_NBD, weights_NBD], dim=2) @ factors
-        errors_NBC = changes_NBC + (weights_NBD * left_NBD.square()).sum(2, keepdim=True)
-        choices_NX = errors_NBC.flatten(1)
-        best_NB = choices_NX.topk(min(width, choices_NX.shape[1]), largest=False).indices
+    for book, codewords_CD in enumerate(codewords_MCD):
+        weights_NBD = weights_ND[:, None].expand(-1, left_NBD.shape[1], -1)
+        errors_NX = _errors(left_NBD.flatten(0, 1), weights_NBD.flatten(0, 1), codewords_CD).view(len(blocks_ND), -1)
+        last = book == len(codewords_MCD) - 1
+        best_NB = _smallest(errors_NX, 1 if last else min(width, errors_NX.shape[1]))
         before_NB, code_NB = best_NB // len(codewords_CD), best_NB % len(codewords_CD)
         left_NBD = left_NBD.gather(1, before_NB[:, :, None].expand(-1, -1, blocks_ND.shape[1]))
         left_NBD = left_NBD - codewords_CD[code_NB]
         codes_MNB = torch.cat([codes_MNB.gather(2, before_NB.expand(len(codes_MNB), -1, -1)), code_NB[None]])
-    errors_NB = (weights_ND[:, None] * left_NBD.square()).sum(2)
-    best_N = errors_NB.argmin(1)
-    found_MN = codes_MNB.gather(2, best_N[None, :, None].expand(len(codes_MNB), -1, -1)).squeeze(2)
-    given_ND = blocks_ND - decoded(codewords_MCD, given_MN)
-    return torch.where(errors_NB.amin(1) < (weights_ND * given_ND.square()).sum(1), found_MN, given_MN)
+    found_N = (weights_ND * left_NBD.squeeze(1).square()).sum(1)
+    given_N = (weights_ND * (blocks_ND - decoded(codewords_MCD, given_MN)).square()).sum(1)
+    return torch.where(found_N < given_N, codes_MNB.squeeze(2), given_MN)
 
 
 def sweep(blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, codes_MN: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +115,10 @@ def sweep(blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, codes_MN
 
 def decoded(codewords_MCD: Tensor, codes_MN: Tensor) -> Tensor:
     """The blocks (N, D) of codes: the sums of their codewords."""
-    return torch.stack([book[codes] for book, codes in zip(codewords_MCD, codes_MN, strict=True)]).sum(0)
+    blocks_ND = codewords_MCD[0, codes_MN[0]]
+    for codewords_CD, codes_N in zip(codewords_MCD[1:], codes_MN[1:], strict=True):
+        blocks_ND += codewords_CD[codes_N]
+    return blocks_ND
 
 
 def additive_codes(
@@ -102,6 +128,7 @@ def additive_codes(
     codewords: int,
     iterations: int,
     beam: int,
+    sample: int,
     generator: torch.Generator,
     advance: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
@@ -114,28 +141,51 @@ def additive_codes(
         codewords: C.
         iterations: k-means steps of each codebook, and sweeps over all codebooks.
         beam: Width of the beam search.
-        generator: Chooses the blocks that k-means starts from.
-        advance: Called with the work done since its last call, in blocks; `work` is the sum.
+        sample: Number of blocks, chosen at random, that the codebooks are found on; all blocks if there are fewer.
+        generator: Chooses the sample and the blocks that k-means starts from.
+        advance: Called with the work done since its last call; `work` is the sum.
     """
-    count, size = blocks_ND.shape
-    codewords_MCD = blocks_ND.new_zeros(codebooks, codewords, size)
-    codes_MN = torch.zeros(codebooks, count, dtype=torch.int64)
-    left_ND = blocks_ND.clone()
-
-    for book in range(codebooks):
-        started = left_ND[torch.randperm(count, generator=generator)[:codewords]]
-        codewords_MCD[book, : len(started)] = started
-        for _ in range(iterations):
-            codes_MN[book], codewords_MCD[book] = k_means_step(left_ND, weights_ND, codewords_MCD[book])
-            advance(count)
-        left_ND -= codewords_MCD[book, codes_MN[book]]
-    for _ in range(iterations):
-        codes_MN = beam_search(blocks_ND, weights_ND, codewords_MCD, codes_MN, beam)
-        codewords_MCD, codes_MN = sweep(blocks_ND, weights_ND, codewords_MCD, codes_MN)
-        advance(count * codebooks * (1 + beam))
+    codes_MN = torch.zeros(codebooks, len(blocks_ND), dtype=torch.int64)
+    chosen_S = torch.randperm(len(blocks_ND), generator=generator)[:sample]
+    options = codebooks, codewords, iterations, beam, advance
+    codewords_MCD, codes_MN[:, chosen_S] = _codebooks(blocks_ND[chosen_S], weights_ND[chosen_S], *options)
+    start = 0
+    for blocks, weights in zip(blocks_ND.split(_REPORTED), weights_ND.split(_REPORTED), strict=True):
+        rows = slice(start, start + len(blocks))
+        codes_MN[:, rows] = beam_search(blocks, weights, codewords_MCD, codes_MN[:, rows], beam)
+        start += len(blocks)
+        advance(len(blocks) * codebooks * beam)
     return codewords_MCD, codes_MN
 
 
-def work(blocks: int, codebooks: int, iterations: int, beam: int) -> int:
-    """The work of `additive_codes`, in the units of its `advance`."""
-    return blocks * codebooks * iterations * (2 + beam)
+def _codebooks(
+    blocks_SD: Tensor,
+    weights_SD: Tensor,
+    codebooks: int,
+    codewords: int,
+    iterations: int,
+    beam: int,
+    advance: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """Codebooks (M, C, D) and codes (M, S) of blocks in random order."""
+    count, size = blocks_SD.shape
+    codewords_MCD = blocks_SD.new_zeros(codebooks, codewords, size)
+    codes_MS = torch.zeros(codebooks, count, dtype=torch.int64)
+    left_SD = blocks_SD.clone()
+    for book in range(codebooks):
+        started = left_SD.roll(-book * codewords, 0)[:codewords]  # other blocks for each codebook
+        codewords_MCD[book, : len(started)] = started
+        for _ in range(iterations):
+            codes_MS[book], codewords_MCD[book] = k_means_step(left_SD, weights_SD, codewords_MCD[book])
+            advance(count)
+        left_SD -= codewords_MCD[book, codes_MS[book]]
+    for _ in range(iterations):
+        codes_MS = beam_search(blocks_SD, weights_SD, codewords_MCD, codes_MS, beam)
+        codewords_MCD, codes_MS = sweep(blocks_SD, weights_SD, codewords_MCD, codes_MS)
+        advance(count * codebooks * (1 + beam))
+    return codewords_MCD, codes_MS
+
+
+def work(blocks: int, codebooks: int, iterations: int, beam: int, sample: int) -> int:
+    """The work of `additive_codes`, in the units of its `advance`: blocks that are compared with a codebook."""
+    return codebooks * (min(blocks, sample) * iterations * (2 + beam) + blocks * beam)

@@ -41,8 +41,9 @@ class Codebooks(Predictor):
         scale: Which kernels have the same scale: `none` (the scale is 1), those of a layer, or of a filter.
         kernel_size: Size of the predicted kernels: the side of a square, or (height, width). A layer with smaller
             kernels uses their center crop.
-        iterations: Iterations of k-means and of the sweeps that follow it; see `additive_codes`.
-        beam: Width of the beam search; more is slower and gives a smaller error.
+        iterations: Iterations of k-means and of the sweeps that follow it; more are slower and give a smaller error.
+        beam: Width of the beam search; likewise.
+        sample: Number of kernels, chosen at random, that the codebooks of larger networks are found on; at least C.
         seed: Seed of k-means.
         move: Largest share of the kernels whose codes change in a training step; 0 keeps all codes. See `CodeMoves`.
         move_rate: Length of a step of a kernel's drift at the highest learning rate, in units of its scale.
@@ -66,8 +67,9 @@ class Codebooks(Predictor):
         share: Share = "network",
         scale: Scale = "none",
         kernel_size: Size = 3,
-        iterations: int = 10,
-        beam: int = 4,
+        iterations: int = 40,
+        beam: int = 16,
+        sample: int = 2**17,
         seed: int = 0,
         move: float = 0.0,
         move_rate: float = 0.02,
@@ -77,6 +79,8 @@ class Codebooks(Predictor):
             raise UsageError(f"codebooks={codebooks}, bits={bits}; expected at least one codebook, and 1 to 16 bits.")
         if iterations < 1 or beam < 1:
             raise UsageError(f"iterations={iterations}, beam={beam}; expected at least 1 of both.")
+        if sample < 2**bits:
+            raise UsageError(f"sample={sample}; expected at least the number of codewords, 2^{bits} = {2**bits}.")
         for name, given, allowed in (("share", share, Share), ("scale", scale, Scale)):
             if given not in get_args(allowed):
                 raise UsageError(f"{name}={given!r}; expected one of {', '.join(get_args(allowed))}.")
@@ -84,7 +88,7 @@ class Codebooks(Predictor):
         if not 0 <= move <= 1:
             raise UsageError(f"move={move}; expected a share of the kernels, between 0 and 1.")
         require_positive(move_rate=move_rate)
-        self.iterations, self.beam, self.seed = iterations, beam, seed
+        self.iterations, self.beam, self.sample, self.seed = iterations, beam, sample, seed
         self.move, self.move_rate = move, move_rate
         self.moves = CodeMoves(move, move_rate) if move else None
 
@@ -120,12 +124,16 @@ class Codebooks(Predictor):
 
     @torch.no_grad()
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
-        blocks_ND, weights_ND = blocks_NKK.where(weights_NKK > 0, 0).flatten(1), weights_NKK.flatten(1)
+        blocks_ND, weights_ND = blocks_NKK.flatten(1), weights_NKK.flatten(1)
+        if (weights_ND == weights_ND[:, :1]).all():
+            weights_ND = weights_ND[:, :1]  # needs no table
+        else:
+            blocks_ND = blocks_ND.where(weights_ND > 0, 0)
         if self.scale != "none":
             group_N = self._group(addresses_N3)
             power_G, weight_G = torch.zeros(2, len(self.scales)).to(blocks_ND).unbind()
-            power_G.index_add_(0, group_N, (weights_ND * blocks_ND.square()).sum(1))
-            weight_G.index_add_(0, group_N, weights_ND.sum(1))
+            power_G.index_add_(0, group_N, blocks_ND.square().mul_(weights_ND).sum(1))
+            weight_G.index_add_(0, group_N, weights_ND.expand_as(blocks_ND).sum(1))
             scale_G = (power_G / weight_G).sqrt()
             scale_G = scale_G.where(scale_G > 0, 1)
             self.scales.copy_(scale_G)
@@ -134,11 +142,13 @@ class Codebooks(Predictor):
         codes_NM = torch.zeros_like(self.codes)
         row_N = numbers(self.numbering, addresses_N3)
         generator = torch.Generator().manual_seed(self.seed)
-        total = work(len(blocks_ND), self.codebooks, self.iterations, self.beam)
+        weights_ND = weights_ND.expand_as(blocks_ND)
+        sizes = torch.bincount(set_N).tolist()
+        total = sum(work(size, self.codebooks, self.iterations, self.beam, self.sample) for size in sizes)
         with progress(f"codes of {len(blocks_ND):,} kernels", total) as advance:
             for number, codewords_MCD in enumerate(self.codewords):
-                own_N = set_N == number
-                options = self.codebooks, 2**self.bits, self.iterations, self.beam, generator, advance
+                own_N = set_N == number if len(self.codewords) > 1 else slice(None)  # a slice copies nothing
+                options = self.codebooks, 2**self.bits, self.iterations, self.beam, self.sample, generator, advance
                 found_MCD, found_MN = additive_codes(blocks_ND[own_N], weights_ND[own_N], *options)
                 codewords_MCD.copy_(found_MCD)
                 codes_NM[row_N[own_N]] = found_MN.T.to(codes_NM)

@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nernlit.predictors.additive import additive_codes, beam_search, decoded, k_means_step, nearest, sweep, work
+from nernlit.predictors.additive import (
+    _smallest,
+    additive_codes,
+    beam_search,
+    decoded,
+    k_means_step,
+    nearest,
+    sweep,
+    work,
+)
 from tests.reference import additive as slow
 
 N, D, M, C = 60, 4, 3, 5
@@ -93,7 +102,7 @@ def test_an_unused_codeword_moves_to_the_block_with_the_largest_error() -> None:
 def test_more_sweeps_never_have_a_larger_error() -> None:
     blocks, weights, _, _ = _problem(masked=True)
     generator = torch.Generator().manual_seed(0)
-    codewords, codes = additive_codes(blocks, weights, M, C, 1, 2, generator)
+    codewords, codes = additive_codes(blocks, weights, M, C, 1, 2, N, generator)
     errors = [_error(blocks, weights, codewords, codes)]
     for _ in range(5):
         codewords, codes = sweep(blocks, weights, codewords, codes)
@@ -108,15 +117,15 @@ def test_sums_of_codewords_are_nearly_found_again() -> None:
     books = torch.randn(2, 4, 6, generator=generator) * torch.tensor([10.0, 1.0]).view(2, 1, 1)
     blocks = decoded(books, torch.randint(0, 4, (2, 200), generator=generator))
     weights = torch.ones_like(blocks)
-    codewords, codes = additive_codes(blocks, weights, 2, 4, 20, 8, generator)
+    codewords, codes = additive_codes(blocks, weights, 2, 4, 20, 8, 200, generator)
     assert _error(blocks, weights, codewords, codes) < 0.01 * float(blocks.square().sum())
 
 
 def test_the_seed_decides() -> None:
     blocks, weights, _, _ = _problem(masked=True)
-    one = additive_codes(blocks, weights, M, C, 3, 2, torch.Generator().manual_seed(1))
-    again = additive_codes(blocks, weights, M, C, 3, 2, torch.Generator().manual_seed(1))
-    other = additive_codes(blocks, weights, M, C, 3, 2, torch.Generator().manual_seed(2))
+    one = additive_codes(blocks, weights, M, C, 3, 2, N, torch.Generator().manual_seed(1))
+    again = additive_codes(blocks, weights, M, C, 3, 2, N, torch.Generator().manual_seed(1))
+    other = additive_codes(blocks, weights, M, C, 3, 2, N, torch.Generator().manual_seed(2))
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not torch.equal(one[1], other[1])
 
@@ -124,12 +133,34 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_fewer_blocks_than_codewords_are_exact(count: int) -> None:
     blocks = torch.randn(count, D, generator=torch.Generator().manual_seed(0))
-    codewords, codes = additive_codes(blocks, torch.ones_like(blocks), 2, 8, 3, 2, torch.Generator().manual_seed(0))
+    codewords, codes = additive_codes(
+        blocks, torch.ones_like(blocks), 2, 8, 3, 2, 100, torch.Generator().manual_seed(0)
+    )
     assert torch.allclose(decoded(codewords, codes), blocks, atol=1e-5)
 
 
-def test_the_reported_work_adds_up() -> None:
+@pytest.mark.parametrize("sample", [20, N, 2 * N])
+def test_the_reported_work_adds_up(sample: int) -> None:
     blocks, weights, _, _ = _problem(masked=False)
     done: list[int] = []
-    additive_codes(blocks, weights, M, C, 3, 2, torch.Generator().manual_seed(0), done.append)
-    assert sum(done) == work(N, M, 3, 2)
+    additive_codes(blocks, weights, M, C, 3, 2, sample, torch.Generator().manual_seed(0), done.append)
+    assert sum(done) == work(N, M, 3, 2, sample)
+
+
+def test_a_sample_finds_codebooks_for_all_blocks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randn(20_000, D, generator=generator)
+    weights = torch.ones_like(blocks)
+    errors = []
+    for sample in (len(blocks), 2_000):
+        codewords, codes = additive_codes(blocks, weights, 2, 8, 10, 4, sample, generator)
+        errors.append(_error(blocks, weights, codewords, codes))
+    assert codes.shape == (2, len(blocks))
+    assert errors[1] < 1.03 * errors[0] < 0.3 * float(blocks.square().sum())
+
+
+@pytest.mark.parametrize(("count", "choices"), [(1, 64), (4, 64), (5, 128), (3, 15), (64, 64)])
+def test_the_smallest_values_are_found_in_groups(count: int, choices: int) -> None:
+    values = torch.randn(50, choices, generator=torch.Generator().manual_seed(0))
+    found = values.gather(1, _smallest(values, count)).sort(1).values
+    assert torch.equal(found, values.topk(count, largest=False).values)

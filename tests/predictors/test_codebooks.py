@@ -90,7 +90,7 @@ def test_tiles_have_codes_too(tmp_path: Path) -> None:
 
 
 def test_more_codebooks_bits_and_beam_have_a_smaller_error() -> None:
-    base = _error(_digits())
+    base = _error(_digits(beam=4))
     assert _error(_digits(codebooks=3)) < base
     assert _error(_digits(bits=5)) < base
     assert _error(_digits(beam=16)) < base
@@ -243,6 +243,7 @@ def test_the_seed_is_an_option_and_global_randomness_does_not_matter() -> None:
         ({"codebooks": 0}, "codebooks=0, bits=4; expected at least one codebook, and 1 to 16 bits"),
         ({"bits": 17}, "codebooks=2, bits=17; expected"),
         ({"beam": 0}, "iterations=3, beam=0; expected at least 1 of both"),
+        ({"sample": 15}, r"sample=15; expected at least the number of codewords, 2\^4 = 16"),
         ({"share": "stage"}, "share='stage'; expected one of network, layer"),
         ({"scale": "channel"}, "scale='channel'; expected one of none, layer, filter"),
     ],
