@@ -32,7 +32,7 @@ from nernlit.callbacks import (
 from nernlit.data import Corrupted, DigitsDataModule
 from nernlit.kernels import LayerFilter, Uniform
 from nernlit.originals import Original
-from nernlit.predictors import MLP
+from nernlit.predictors import MLP, Codebooks
 from nernlit.representation import Representation
 from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase, Scheme
 from tests.fakes import tiny_representation
@@ -59,7 +59,7 @@ class Fit(NamedTuple):
 FITS = [
     *(
         Fit(scheme, processes, 64 // processes)
-        for scheme in ("mse", "rmse", "decoupled", "joint", "progressive")
+        for scheme in ("mse", "rmse", "decoupled", "moving", "joint", "progressive")
         for processes in (1, 2)
     ),
     *(Fit(scheme, processes, 16 // processes) for scheme in ("mixed_mse", "mixed_rmse") for processes in (1, 2)),
@@ -85,6 +85,8 @@ class Record(L.Callback):
             pl_module.norms_N, pl_module.seed, 0, rank, world_size
         )
         self.outcome["end"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
+        predictor = pl_module.representation.predictor
+        self.outcome["codes"] = predictor.codes if isinstance(predictor, Codebooks) else None
         self.outcome["val"] = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
         names = ("train/recon", "train/loss", "train/explained_power") if self.fit.scheme in UNEVEN else ()
         self.outcome["train"] = [float(trainer.callback_metrics[name]) for name in names]
@@ -111,9 +113,10 @@ def sgd(params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def build(scheme: str, batch_size: int) -> Scheme:
-    representation = Representation(Original("digits_resnet8", pretrained=True), MLP(16), order="none")
+    predictor = Codebooks(2, 3, move=0.05, move_rate=0.3) if scheme == "moving" else MLP(16)
+    representation = Representation(Original("digits_resnet8", pretrained=True), predictor, order="none")
     sampling = Uniform(batch_size)
-    if scheme == "decoupled":
+    if scheme in ("decoupled", "moving"):
         return DecoupledDistill(
             representation,
             optimizer=sgd,

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import nernlit
+from nernlit.predictors import Codebooks
+from tests.training.ddp_fit import build
 
 # The first test that needs the fits waits for all of them: a minute on an idle machine, several on a busy one.
 pytestmark = pytest.mark.timeout(900)
@@ -41,7 +43,7 @@ def _outcomes(fits: Path, scheme: str, processes: int, suffix: str = "") -> list
     return [torch.load(fits / f"{scheme}.{processes}.{rank}{suffix}", weights_only=True) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("scheme", ["mse", "rmse", "decoupled", "joint", "progressive"])
+@pytest.mark.parametrize("scheme", ["mse", "rmse", "decoupled", "moving", "joint", "progressive"])
 def test_two_processes_train_like_one_with_the_joined_batch(fits: Path, scheme: str) -> None:
     (alone,) = _outcomes(fits, scheme, 1)
     both = _outcomes(fits, scheme, 2)
@@ -54,6 +56,13 @@ def test_two_processes_train_like_one_with_the_joined_batch(fits: Path, scheme: 
     for one, two, single in zip(both[0]["end"], both[1]["end"], alone["end"], strict=True):
         assert torch.equal(one, two)
         assert torch.allclose(one, single, rtol=1e-4, atol=1e-6)
+    assert (alone["codes"] is not None) == (scheme == "moving")
+    if scheme == "moving":
+        fitted = build(scheme, 64).representation.predictor
+        assert isinstance(fitted, Codebooks)
+        assert not torch.equal(alone["codes"], fitted.codes)
+        assert torch.equal(both[0]["codes"], both[1]["codes"])
+        assert torch.equal(both[0]["codes"], alone["codes"])
     # 31 images on two processes: the shares of 31 must come out exactly, on every process.
     for outcome in both:
         for name in ("val/acc", "val/acc_original", "val/acc_top5"):
