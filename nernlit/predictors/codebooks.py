@@ -1,11 +1,12 @@
 """Additive quantization as a predictor (as in arXiv 2111.10320): a kernel is a sum of codewords.
 
 Shapes: N addresses, R kernels of the representation, K x K their size, D = K * K, M codebooks, C codewords of each, S
-sets of codebooks (one, or one per layer), G scales.
+sets of codebooks (one, or one per stage or layer), G scales.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Literal, final, get_args
 
 import torch
@@ -21,7 +22,7 @@ from nernlit.predictors.numbering import numbering, numbers
 from nernlit.utilities.progress import progress
 from nernlit.utilities.sides import Size
 
-Share = Literal["network", "layer"]
+Share = Literal["network", "stage", "layer"]
 Scale = Literal["none", "layer", "filter"]
 
 
@@ -37,7 +38,8 @@ class Codebooks(Predictor):
     Args:
         codebooks: Number of codebooks M.
         bits: Bits of a code; a codebook has C = 2^bits codewords. 1 to 16.
-        share: Which kernels have the same codebooks: those of the whole network, or of a layer.
+        share: Which kernels have the same codebooks: those of the whole network, of a stage, or of a layer. A stage
+            starts at each layer with more filters than all layers before it; in a ResNet18 these are its stages.
         scale: Which kernels have the same scale: `none` (the scale is 1), those of a layer, or of a filter.
         kernel_size: Size of the predicted kernels: the side of a square, or (height, width). A layer with smaller
             kernels uses their center crop.
@@ -57,6 +59,7 @@ class Codebooks(Predictor):
     numbering: Tensor
     first_filter: Tensor
     offsets: Tensor
+    sets: Tensor
     codes: Tensor
     packed: Tensor
 
@@ -101,8 +104,9 @@ class Codebooks(Predictor):
         self.set_constant("codes", torch.zeros(kernels, self.codebooks, dtype=torch.int32))
         self.set_constant("packed", torch.zeros(packed_bytes(kernels * self.codebooks, self.bits), dtype=torch.uint8))
         self._is_packed = True
-        sets = len(layers) if self.share == "layer" else 1
-        self.codewords = nn.Parameter(torch.empty(sets, self.codebooks, 2**self.bits, math.prod(self.block)))
+        sets = _sets(layers, self.share)
+        self.set_constant("sets", torch.tensor(sets))
+        self.codewords = nn.Parameter(torch.empty(sets[-1] + 1, self.codebooks, 2**self.bits, math.prod(self.block)))
         if self.scale != "none":
             scales = len(layers) if self.scale == "layer" else sum(filters for filters, _ in layers)
             self.scales = nn.Parameter(torch.empty(scales))
@@ -138,7 +142,7 @@ class Codebooks(Predictor):
             scale_G = scale_G.where(scale_G > 0, 1)
             self.scales.copy_(scale_G)
             blocks_ND, weights_ND = blocks_ND / scale_G[group_N, None], weights_ND * scale_G[group_N, None].square()
-        set_N = addresses_N3[:, 0].long() if self.share == "layer" else torch.zeros_like(addresses_N3[:, 0]).long()
+        set_N = self.sets[addresses_N3[:, 0].long()]
         codes_NM = torch.zeros_like(self.codes)
         row_N = numbers(self.numbering, addresses_N3)
         generator = torch.Generator().manual_seed(self.seed)
@@ -166,8 +170,8 @@ class Codebooks(Predictor):
             )
         row_N = numbers(self.numbering, addresses_N3)
         place_NM = self.codes[row_N] + self.offsets
-        if self.share == "layer":
-            place_NM = place_NM + addresses_N3[:, :1] * (self.codebooks * 2**self.bits)
+        if len(self.codewords) > 1:
+            place_NM = place_NM + self.sets[addresses_N3[:, :1].long()] * (self.codebooks * 2**self.bits)
         flat_ND = embedding(place_NM, self.codewords.flatten(0, 2)).sum(1)
         if self.moves is not None and self.training and flat_ND.requires_grad:
             self.moves.watch(flat_ND, row_N, len(self.codes))
@@ -186,8 +190,7 @@ class Codebooks(Predictor):
             return {}
         first_L, count = self.numbering[:, 0].contiguous(), len(self.codes)
         layer_R = torch.bucketize(torch.arange(count, device=first_L.device), first_L, right=True) - 1
-        set_R = layer_R if self.share == "layer" else torch.zeros_like(layer_R)
-        moved = self.moves.step(self.codes, self.codewords, set_R, relative_rate, mean)
+        moved = self.moves.step(self.codes, self.codewords, self.sets[layer_R], relative_rate, mean)
         self._is_packed = self._is_packed and not moved
         return {"codes_moved": moved / count}
 
@@ -224,3 +227,15 @@ class Codebooks(Predictor):
         self.set_constant("codes", unpack_codes(state, self.bits, *self.codes.shape).to(device))
         self.set_constant("packed", state.to(device, copy=True))
         self._is_packed = True
+
+
+def _sets(layers: Sequence[tuple[int, int]], share: Share) -> list[int]:
+    """The number of each layer's set of codebooks.
+
+    >>> _sets([(16, 3), (16, 16), (32, 16), (16, 32), (64, 16)], "stage")
+    [0, 0, 1, 1, 2]
+    """
+    if share == "layer":
+        return list(range(len(layers)))
+    largest = list(accumulate((filters for filters, _ in layers), max))
+    return [sorted(set(largest)).index(filters) if share == "stage" else 0 for filters in largest]

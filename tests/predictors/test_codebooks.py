@@ -1,6 +1,7 @@
 import copy
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from nernlit.storage.container import Contents, read_container, write_container
 from nernlit.training import ReconOnly
 from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer, tiny_original
 
-EVERY = [(share, scale) for share in ("network", "layer") for scale in ("none", "layer", "filter")]
+EVERY = [(share, scale) for share in ("network", "stage", "layer") for scale in ("none", "layer", "filter")]
 
 
 def _adam(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -64,7 +65,8 @@ def test_a_kernel_is_the_scaled_sum_of_its_codewords(share: str, scale: str) -> 
     for row, (layer, filter_, channel) in enumerate(representation.addresses.tolist()):
         before = sum(own.shape[0] * own.shape[1] for own in representation.layout.layers[:layer])
         codes = predictor.codes[before + filter_ * representation.layout.layers[layer].shape[1] + channel]
-        books = predictor.codewords[layer if share == "layer" else 0]
+        stage = len(set(accumulate(filters[: layer + 1], max))) - 1
+        books = predictor.codewords[{"network": 0, "stage": stage, "layer": layer}[share]]
         flat = books[0, codes[0]] + books[1, codes[1]]
         if scale != "none":
             flat = flat * predictor.scales[layer if scale == "layer" else sum(filters[:layer]) + filter_]
@@ -244,7 +246,7 @@ def test_the_seed_is_an_option_and_global_randomness_does_not_matter() -> None:
         ({"bits": 17}, "codebooks=2, bits=17; expected"),
         ({"beam": 0}, "iterations=3, beam=0; expected at least 1 of both"),
         ({"sample": 15}, r"sample=15; expected at least the number of codewords, 2\^4 = 16"),
-        ({"share": "stage"}, "share='stage'; expected one of network, layer"),
+        ({"share": "block"}, "share='block'; expected one of network, stage, layer"),
         ({"scale": "channel"}, "scale='channel'; expected one of none, layer, filter"),
     ],
 )
