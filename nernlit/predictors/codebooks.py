@@ -16,12 +16,14 @@ from torch.nn.functional import embedding
 from nernlit.errors import CheckpointError, UsageError, require_positive
 from nernlit.predictors.additive import additive_codes, work
 from nernlit.predictors.base import Predictor
-from nernlit.predictors.codes import pack_codes, packed_bytes, unpack_codes
+from nernlit.predictors.codes import decode_codes, encode_codes, pack_codes, packed_bytes, unpack_codes
 from nernlit.predictors.moves import CodeMoves
 from nernlit.predictors.numbering import numbering, numbers
 from nernlit.utilities.progress import progress
 from nernlit.utilities.sides import Size
 
+#: Where a state dict has the codes.
+_PACKED = "_extra_state"
 Share = Literal["network", "stage", "layer"]
 Scale = Literal["none", "layer", "filter"]
 
@@ -32,8 +34,9 @@ class Codebooks(Predictor):
 
     A new representation computes codes, codewords and scales from the original's kernels. Training changes codewords
     and scales, and with `move` also codes. A kernel needs `codebooks * bits` bits, which are no parameters:
-    `num_params` and `Sizes.cr_paper` do not count them, `Sizes.code_bits` and `Sizes.cr_file` do. `Progressive` starts
-    its trials with random codewords, because they have to differ, and keeps all codes.
+    `num_params` and `Sizes.cr_paper` do not count them, `Sizes.code_bits` and `Sizes.cr_file` do. A .nern file has an
+    entropy code of them, in fewer bits where some are more frequent. `Progressive` starts its trials with random
+    codewords, because they have to differ, and keeps all codes.
 
     Args:
         codebooks: Number of codebooks M.
@@ -96,7 +99,8 @@ class Codebooks(Predictor):
         self.moves = CodeMoves(move, move_rate) if move else None
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
-        kernels = sum(filters * channels for filters, channels in layers)
+        self.kernels_of_layers = [filters * channels for filters, channels in layers]
+        kernels = sum(self.kernels_of_layers)
         filters_L = torch.tensor([filters for filters, _ in layers])
         self.set_constant("numbering", numbering(layers))
         self.set_constant("first_filter", filters_L.cumsum(0) - filters_L)
@@ -205,6 +209,20 @@ class Codebooks(Predictor):
         """The number of each kernel's scale, (N,)."""
         layer_N, filter_N, _ = addresses_N3.long().unbind(1)
         return layer_N if self.scale == "layer" else self.first_filter[layer_N] + filter_N
+
+    def stored(self) -> dict[str, Tensor]:
+        """The state dict, with codes as an entropy code."""
+        state = {name: value for name, value in self.state_dict().items() if name != _PACKED}
+        return {**state, "codes": encode_codes(self.codes, self.kernels_of_layers)}
+
+    def stored_shapes(self) -> dict[str, torch.Size | None]:
+        shapes: dict[str, torch.Size | None] = {n: v.shape for n, v in self.state_dict().items() if n != _PACKED}
+        return {**shapes, "codes": None}
+
+    def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
+        codes_NM = decode_codes(tensors["codes"], self.kernels_of_layers, self.codebooks, self.bits)
+        state = {name: value for name, value in tensors.items() if name != "codes"}
+        self.load_state_dict({**state, _PACKED: pack_codes(codes_NM, self.bits)})
 
     def get_extra_state(self) -> Tensor:
         """The packed codes."""

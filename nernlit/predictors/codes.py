@@ -1,11 +1,19 @@
-"""Codes of b bits as bytes, without gaps, most significant bit first; the last byte is padded with zeros.
+"""Codes of b bits as bytes: packed for checkpoints, without gaps, and coded for files, in as many bits as they need.
 
-Shapes: N kernels, M codes of each, P bytes.
+Packed codes have their most significant bit first; the last byte is padded with zeros. Coded ones have an entropy code
+for each codebook in each layer.
+
+Shapes: L layers, N kernels, M codes of each, P bytes.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nernlit.errors import LayoutError
+from nernlit.storage.entropy import decode, encode
 
 
 def packed_bytes(codes: int, bits: int) -> int:
@@ -34,3 +42,36 @@ def unpack_codes(packed_P: Tensor, bits: int, kernels: int, codebooks: int) -> T
     padded[:, 16 - bits :] = np.unpackbits(packed_P.cpu().numpy(), count=count * bits).reshape(count, bits)
     codes = np.packbits(padded, axis=1).view(">u2").astype(np.int32)
     return torch.from_numpy(codes.reshape(kernels, codebooks))
+
+
+def encode_codes(codes_NM: Tensor, kernels_L: Sequence[int]) -> Tensor:
+    """The codes as an entropy code, (P,) uint8.
+
+    Args:
+        codes_NM: The codes of each kernel, one layer after the other.
+        kernels_L: The number of kernels of each layer.
+
+    >>> codes_NM = torch.tensor([[0, 5], [0, 5], [1, 7]], dtype=torch.int32)
+    >>> decode_codes(encode_codes(codes_NM, [2, 1]), [2, 1], codebooks=2, bits=3)
+    tensor([[0, 5], [0, 5], [1, 7]], dtype=torch.int32)
+    """
+    by_layer = [codes.T.flatten() for codes in codes_NM.split(list(kernels_L))]
+    return encode(torch.cat(by_layer), _groups(kernels_L, codes_NM.shape[1]))
+
+
+def decode_codes(coded_P: Tensor, kernels_L: Sequence[int], codebooks: int, bits: int) -> Tensor:
+    """The codes (N, M) int32 that `encode_codes` coded.
+
+    Raises:
+        FileFormatError: If the bytes are not those of so many codes.
+        LayoutError: If a code does not have so many bits.
+    """
+    codes = decode(coded_P, _groups(kernels_L, codebooks))
+    if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < 2**bits:
+        raise LayoutError(f"a code of its predictor is not a number of {bits} bits.")
+    by_layer = codes.split([codebooks * kernels for kernels in kernels_L])
+    return torch.cat([part.view(codebooks, -1).T for part in by_layer]).int()
+
+
+def _groups(kernels_L: Sequence[int], codebooks: int) -> list[int]:
+    return [kernels for kernels in kernels_L for _ in range(codebooks)]

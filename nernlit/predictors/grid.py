@@ -19,7 +19,7 @@ def rounded(values_n: Tensor) -> Tensor:
     """The nearest whole numbers, at most `LIMIT` from 0; gradients pass through (straight-through estimator).
 
     >>> rounded(torch.tensor([0.4, -1.7]))
-    tensor([0., -2.])
+    tensor([ 0., -2.])
     """
     return values_n + (values_n.round().clamp(-LIMIT, LIMIT) - values_n).detach()
 

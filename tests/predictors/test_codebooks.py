@@ -1,4 +1,5 @@
 import copy
+import math
 import re
 from collections.abc import Iterator
 from itertools import accumulate
@@ -16,7 +17,7 @@ from nernlit.coding import part_bytes
 from nernlit.errors import CheckpointError, FileFormatError, UsageError
 from nernlit.kernels import AllKernels
 from nernlit.predictors import Codebooks, PredictorEnsemble
-from nernlit.predictors.codes import pack_codes, unpack_codes
+from nernlit.predictors.codes import decode_codes, encode_codes, pack_codes, unpack_codes
 from nernlit.representation import Representation, load_representation, without_fitting
 from nernlit.storage.container import Contents, read_container, write_container
 from nernlit.training import ReconOnly
@@ -122,7 +123,8 @@ def test_sizes_count_parameters_codes_and_the_whole_file(tmp_path: Path) -> None
     assert sizes.cr_paper == sizes.predictor_params / representation.layout.num_weights
     assert sizes.file_bytes == (tmp_path / "net.nern").stat().st_size
     parts = part_bytes(read_container(tmp_path / "net.nern"))
-    assert parts["predictor"] == 4 * sizes.predictor_params + kernels
+    coded = parts["predictor"] - 4 * sizes.predictor_params
+    assert 0.8 * kernels < coded < kernels + 16  # packed, two codes of four bits are a byte
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8, 11, 16])
@@ -131,6 +133,14 @@ def test_packed_codes_are_unpacked(bits: int) -> None:
     packed = pack_codes(codes, bits)
     assert packed.shape == ((37 * 3 * bits + 7) // 8,)
     assert torch.equal(unpack_codes(packed, bits, 37, 3), codes)
+
+
+def test_coded_codes_are_decoded_and_frequent_ones_take_few_bits() -> None:
+    codes = torch.randint(0, 64, (3000, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    codes[1000:] //= 16
+    coded = encode_codes(codes, [1000, 0, 2000])
+    assert torch.equal(decode_codes(coded, [1000, 0, 2000], 2, 6), codes)
+    assert len(coded) < (2 * 1000 * 6 + 2 * 2000 * 2) / 8 + 40
 
 
 @pytest.mark.parametrize(("share", "scale"), EVERY)
@@ -177,13 +187,16 @@ def test_files_of_other_codes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.nern"
     _digits().save(path)
     header, tensors = read_container(path)
-    codes = tensors["predictor._extra_state"]
+    codes = tensors["predictor.codes"]
     for forged in (codes[:-1], codes.float(), codes[None]):
-        write_container(path, Contents(header, {**tensors, "predictor._extra_state": forged}))
-        with pytest.raises(
-            FileFormatError, match=r"tensors are not those of its|the codes are torch\.float32 of shape"
-        ):
+        write_container(path, Contents(header, {**tensors, "predictor.codes": forged}))
+        with pytest.raises(FileFormatError, match=r"net\.nern: coded integers are torch.* expected bytes"):
             nernlit.load(path)
+    layers = [math.prod(shape[:2]) for shape in header["specification"]["layers"].values()]
+    large = torch.full((sum(layers), 2), 16, dtype=torch.int32)
+    write_container(path, Contents(header, {**tensors, "predictor.codes": encode_codes(large, layers)}))
+    with pytest.raises(FileFormatError, match=r"a code of its predictor is not a number of 4 bits"):
+        nernlit.load(path)
     for option, value in (
         ("codebooks", 10**9),
         ("bits", 16),
