@@ -58,7 +58,7 @@ class RateTerm:
         self.weight = rate.weight or (0.0 if rate.target_bytes is None else _START)
         sizes = representation.sizes(rate.kept, rate.fold_batch_norm)
         #: What the file needs beside the quantized numbers.
-        self.fixed_bytes = sizes.file_bytes - sizes.code_bits / 8
+        self.fixed_bytes = float(sizes.file_bytes - len(predictor.stored()["integers"]))
         if rate.target_bytes is not None and rate.target_bytes <= self.fixed_bytes:
             raise UsageError(
                 f"rate.target_bytes={rate.target_bytes}; the file needs {self.fixed_bytes:.0f} bytes beside the "

@@ -7,9 +7,10 @@ from torch.utils.data import DataLoader
 
 from nernlit.cli.main import main
 from nernlit.errors import UsageError
-from nernlit.predictors import MLP, Quantize, Quantized, Table
+from nernlit.predictors import MLP, Codebooks, Quantize, Quantized, Table
 from nernlit.representation import Representation
 from nernlit.training import DecoupledDistill, Rate, ReconOnly
+from nernlit.training.rate import RateTerm
 from tests.fakes import QUICK, digits_representation, quiet_trainer, tiny_original
 
 
@@ -38,6 +39,14 @@ def test_the_term_is_the_weight_times_the_bits_per_predicted_weight() -> None:
     assert float(trainer.callback_metrics["train/rate"]) == pytest.approx(0.5 * estimated, rel=1e-5)
     assert float(trainer.callback_metrics["train/bits_per_weight"]) == pytest.approx(entropy, rel=1e-5)
     assert float(trainer.callback_metrics["train/rate_weight"]) == 0.5
+
+
+def test_codes_are_bytes_that_the_rate_does_not_change() -> None:
+    original = digits_representation().original
+    representation = Representation(original, Codebooks(2, 4), order="none", quantize=Quantize(6.0))
+    term = RateTerm(representation, Rate(weight=1.0))
+    kernels = representation.layout.num_kernels  # two codes of four bits each
+    assert 0.8 * kernels < term.fixed_bytes < representation.sizes().file_bytes
 
 
 def test_a_larger_weight_gives_fewer_bits() -> None:
