@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Scheme,
         Stage,
         Step,
+        compress,
     )
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "Stage",
     "Step",
     "Table",
+    "compress",
     "load",
 ]
 __version__ = "0.1.0"  # the only place that states it: pyproject.toml reads it from here
@@ -84,6 +86,7 @@ _NAMES = {
         "Scheme",
         "Stage",
         "Step",
+        "compress",
     ],
     "originals": ["Original"],
     "predictors": ["MLP", "Codebooks", "FourierEncoding", "Predictor", "Quantize", "Quantized", "Table"],

@@ -77,6 +77,14 @@ def finite(text: str) -> float:
     return value
 
 
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text}; expected a number above 0")
+    return value
+
+
 def require_writable(folder: Path, option: str) -> None:
     """Check before long work that files can be written into a folder, which need not exist yet.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -66,7 +66,7 @@ def export(args: Sequence[str]) -> None:
         )
         return
     run.representation().save(options.out, options.kept or "fp32", options.fold_batch_norm)
-    _print_sizes(options.out)
+    print_sizes(options.out)
 
 
 def inspect(args: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ def inspect(args: Sequence[str]) -> None:
     }
     for name, value in facts.items():
         Console().print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
-    _print_sizes(options.file)
+    print_sizes(options.file)
 
 
 def reconstruct(args: Sequence[str]) -> None:
@@ -129,23 +129,25 @@ def test(args: Sequence[str]) -> None:
     trainer.test(module, datamodule=data, verbose=False)
 
 
-def _print_sizes(file: Path) -> None:
+def print_sizes(file: Path) -> None:
     """What each part of a file costs, and how large the file is beside the original's weights."""
+    plain: dict[str, Any] = {"soft_wrap": True, "highlight": False}
     contents = read_container(file)
     total, original = file.stat().st_size, int(contents.header["original_bytes"])
     parts = part_bytes(contents)
     parts["header"] = total - sum(parts.values())
     rows = [[name, f"{size:,}", f"{size / total:.1%}"] for name, size in [*parts.items(), ("file", total)]]
     print_table(str(file), ["part", "bytes", "of file"], rows)
-    predicted = sum(map(_numbers, contents.header["specification"]["layers"].values()))
+    Console().print(
+        f"CR of the file {total / original:.1%} (its bytes / {original:,} of the original's safetensors)", **plain
+    )
+    specification = contents.header["specification"]
+    if "predictor.steps" in contents.tensors:  # quantized: parameters are no measure of size
+        return
+    predicted = sum(map(_numbers, specification["layers"].values()))
     own = [value for name, value in contents.tensors.items() if name.startswith("predictor.")]
     parameters = sum(value.numel() for value in own if value.is_floating_point())  # codes are integers
-    Console().print(
-        f"CR of the file {total / original:.1%} (its bytes / {original:,} of the original's safetensors)\n"
-        f"CR of the paper {parameters / predicted:.1%} (predictor parameters / predicted weights)",
-        soft_wrap=True,
-        highlight=False,
-    )
+    Console().print(f"CR of the paper {parameters / predicted:.1%} (predictor parameters / predicted weights)", **plain)
 
 
 def _shortened(names: Sequence[str], shown: int = 5) -> str:

@@ -89,6 +89,11 @@ class Quantized(Predictor):
         with torch.no_grad():
             self.log_steps.copy_(_steps_of(self._values(), self.all_sizes, self.bits).log())
 
+    def restart(self, bits: float) -> None:
+        """Choose the step sizes again, for another number of bits."""
+        self.bits = bits
+        self.reset_parameters()
+
     @torch.no_grad()
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
         self.predictor.fit(blocks_NKK, addresses_N3, weights_NKK)

@@ -2,6 +2,7 @@
 
 from nernlit.training.baseline_joint import BaselineJoint
 from nernlit.training.classifier import ClassifierModule
+from nernlit.training.compression import compress
 from nernlit.training.decoupled_distill import DecoupledDistill, ReconstructionPhase
 from nernlit.training.distillation import Distillation
 from nernlit.training.objectives import Objective, Reconstruction, Step
@@ -30,4 +31,5 @@ __all__ = [
     "Scheme",
     "Stage",
     "Step",
+    "compress",
 ]

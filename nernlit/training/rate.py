@@ -14,7 +14,7 @@ from nernlit.representation import Representation
 #: Change of the weight's logarithm per step and relative difference of the file's size.
 _GAIN = 0.05
 #: The weight at the start with `target_bytes`, and its limits.
-_START, _LEAST, _MOST = 1e-3, 1e-6, 1e3
+_START, _LEAST, _MOST = 0.3, 1e-6, 1e3
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,159 @@
+"""Compression of a network in memory, with images from anywhere."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, final
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from nernlit.errors import DataError, UsageError, require_at_least, require_positive
+from nernlit.kernels import Layout
+from nernlit.optimizers import WarmupCosine
+from nernlit.originals import Original
+from nernlit.predictors import Quantize, Quantized, Table
+from nernlit.representation import Representation
+from nernlit.training.decoupled_distill import DecoupledDistill
+from nernlit.training.rate import Rate
+
+#: The fewest bits per weight that a size may leave.
+_LEAST_BITS = 0.1
+
+
+def compress(
+    net: nn.Module,
+    images: Iterable[Any],
+    target_bytes: int | None = None,
+    bits: float = 1.75,
+    steps: int = 3000,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    teacher: Original | None = None,
+) -> Representation:
+    """A small representation of an image classifier; `save(path, "fp16", fold_batch_norm=True)` writes the file.
+
+    Weights are rounded to learned step sizes, and trained on the network's own answers to the images, without labels.
+
+    Args:
+        net: The classifier, from pixels (B, C, H, W), normalized with `mean` and `std`, to logits. It is not changed.
+        images: Batches of pixels in [0, 1]: tensors, or pairs whose first part they are. They are read again from the
+            start until all steps are made.
+        target_bytes: Size of the file; None for `bits`.
+        bits: Bits per weight.
+        steps: Training steps, each with one batch.
+        mean: Pixel mean per channel that the network expects to be subtracted; 0 by default.
+        std: Pixel standard deviation per channel; 1 by default.
+        teacher: A better classifier with the same classes to learn from; by default the network itself.
+
+    Raises:
+        UsageError: If an option is out of its range.
+        DataError: If there are no batches, or they are no images.
+        LayoutError: If the network has no convolution and no linear layer.
+    """
+    require_at_least(1, steps=steps)
+    require_positive(bits=bits)
+    pixels_BCHW = next(iter(_Batches(images, 1)))[0]
+    channels = pixels_BCHW.shape[1]
+    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
+    with torch.no_grad():
+        logits = net.eval()(pixels_BCHW[:1])
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise UsageError("the network does not return logits (B, C); wrap it in a module that does.")
+    original = Original.of(net, num_classes=logits.shape[1], mean=mean, std=std, in_chans=channels)
+    representation = quantized_table(original)
+    target, bits = planned_size(representation, target_bytes, bits)
+    assert isinstance(representation.predictor, Quantized)
+    representation.predictor.restart(min(bits, 12.0))
+    module = DecoupledDistill(
+        representation,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+        scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_steps=20),
+        teacher=teacher,
+        temperature=4.0,
+        rate=Rate(target_bytes=target, kept="fp16", fold_batch_norm=True),
+    )
+    trainer = L.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        devices=1,
+    )
+    trainer.fit(module, DataLoader(_Batches(images, steps), batch_size=None))
+    return representation.eval()
+
+
+def quantized_table(original: Original) -> Representation:
+    """The representation that compression trains: every weight is rounded, with a scale per layer."""
+    height, width = Layout.of(original.net, "all", "tile", tile=1).block
+    return Representation(
+        original,
+        Table((max(height, 3), max(width, 3)), scale="layer"),
+        layers="all",
+        order="none",
+        pointwise="tile",
+        quantize=Quantize(2.0),
+        tune_kept="affine",
+    )
+
+
+def planned_size(representation: Representation, target_bytes: int | None, bits: float) -> tuple[int, float]:
+    """The bytes of the file, and the bits per weight that they leave.
+
+    Args:
+        representation: From `quantized_table`.
+        target_bytes: The bytes; None computes them from `bits`.
+        bits: Bits per weight.
+
+    Raises:
+        UsageError: If the file would be larger without any bit for the weights.
+    """
+    sizes = representation.sizes("fp16", fold_batch_norm=True)
+    fixed, weights = sizes.file_bytes - sizes.code_bits // 8, sizes.predicted_weights
+    target = fixed + round(bits * weights / 8) if target_bytes is None else target_bytes
+    left = 8 * (target - fixed) / weights
+    if left < _LEAST_BITS:
+        raise UsageError(
+            f"target_bytes={target:,}: the file needs {fixed:,} bytes beside the bits of the {weights:,} predicted "
+            f"weights; expected at least {fixed + round(_LEAST_BITS * weights / 8):,}."
+        )
+    return target, left
+
+
+@final
+class _Batches(IterableDataset[tuple[Tensor, Tensor]]):
+    """So many batches of pixels, with labels that say that there are none."""
+
+    def __init__(self, images: Iterable[Any], count: int) -> None:
+        self.images, self.count = images, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        done = 0
+        while done < self.count:
+            before = done
+            for batch in self.images:
+                if done == self.count:
+                    return
+                pixels = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+                if not isinstance(pixels, Tensor) or pixels.dim() != 4 or not pixels.is_floating_point():
+                    given = (
+                        f"{tuple(pixels.shape)} {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
+                    )
+                    raise DataError(
+                        f"a batch of images is {given}; expected floating-point pixels (B, C, H, W) in [0, 1]."
+                    )
+                done += 1
+                yield pixels, torch.full((len(pixels),), -1)
+            if done == before:
+                raise DataError(
+                    "the images have no batch"
+                    + (
+                        f" after the first {done}; pass a list or a DataLoader, which can be read again."
+                        if done
+                        else "."
+                    )
+                )

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save, save_file
+
+import nernlit
+from nernlit.cli.main import main
+
+DIGITS = ["--data", "DigitsDataModule", "--threads=1"]
+
+
+def _refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as error:
+        main(["compress", *args])
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_network_becomes_a_file_of_the_size_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compress", "digits_resnet8", "-o", "small.nern", "--target_bytes=24000", "--epochs=8", *DIGITS]
+    main(command)
+    shown = capsys.readouterr().out
+    size = Path("small.nern").stat().st_size
+    assert size == pytest.approx(24_000, rel=0.03)
+    original = len(save(timm.create_model("digits_resnet8").state_dict()))
+    assert f"digits_resnet8 has {original:,} bytes as safetensors" in shown
+    assert f"small.nern will have 24,000 ({24_000 / original:.1%})" in shown
+    accuracy = float(next(line for line in shown.splitlines() if line.startswith("accuracy")).split()[-1].rstrip("%"))
+    assert accuracy > 90
+    assert nernlit.load("small.nern").original.class_names == tuple("0123456789")
+
+    before = torch.load(next(Path("runs").rglob("last.ckpt")), weights_only=True)["global_step"]
+    main(command)  # the fit is complete
+    assert Path("small.nern").stat().st_size == size
+    assert torch.load(next(Path("runs").rglob("last.ckpt")), weights_only=True)["global_step"] == before
+    assert len(list(Path("runs").glob("small-*/version_*"))) == 1
+
+
+def test_an_interrupted_command_continues(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compress", "digits_resnet8", "-o", "small.nern", "--epochs=3", *DIGITS, "--data.batch_size=500"]
+    cut = ["--trainer.callbacks=tests.fakes.PowerCut", "--trainer.callbacks.before_batch=5"]
+    main([*command, "-o", "whole.nern"])
+    with pytest.raises(ConnectionAbortedError):
+        main([*command, *cut])
+    assert not Path("small.nern").exists()
+    (run,) = Path("runs").glob("small-*")
+    options = "".join(run.name.rpartition("-")[0:2])
+    whole = next(path for path in Path("runs").iterdir() if path.name.startswith("whole-"))
+    run.rename(run.with_name(options + whole.name.rpartition("-")[2]))  # of the same options without the power cut
+    main(command)
+    assert Path("small.nern").read_bytes() == Path("whole.nern").read_bytes()
+
+
+def test_a_file_of_weights_says_its_network_or_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    state = timm.create_model("digits_resnet8", pretrained=True).state_dict()
+    save_file(state, "silent.safetensors")
+    save_file(state, "speaking.safetensors", {"timm_name": "digits_resnet8"})
+    quick = [*DIGITS, "--epochs=1", "--data.batch_size=500"]
+    assert "silent.safetensors does not say which network its weights are of; pass --network NAME" in _refused(
+        ["silent.safetensors", "-o", "a.nern", *quick], capsys
+    )
+    main(["compress", "silent.safetensors", "--network", "digits_resnet8", "-o", "a.nern", *quick])
+    main(["compress", "speaking.safetensors", "-o", "b.nern", *quick])
+    assert Path("a.nern").stat().st_size == pytest.approx(Path("b.nern").stat().st_size, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["digits_resnet8", "-o", "a.nern"], "images are needed: --data FolderDataModule --data.root DIR"),
+        (["digits_resnet8", "-o", "a.zip", *DIGITS], "--out a.zip: expected a file name that ends in .nern"),
+        (["gone.pt", "-o", "a.nern", *DIGITS], "no file at gone.pt; expected a file of weights, or the name of a timm"),
+        (["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=0"], "--bits: 0; expected a number above 0"),
+        (["digits_resnet8", "-o", "a.nern", *DIGITS, "--target_bytes=900"], "target_bytes=900: the file needs"),
+        (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=2", "--target_bytes=9000"],
+            "argument --target_bytes: not allowed with argument --bits",
+        ),
+    ],
+)
+def test_impossible_commands_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in _refused(args, capsys)
+    assert not Path("a.nern").exists()

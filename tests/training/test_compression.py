@@ -1,0 +1,63 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nernlit
+from nernlit.data import DigitsDataModule
+from nernlit.errors import DataError, UsageError
+from nernlit.originals import Original
+
+
+def _digits() -> Iterator[torch.Tensor]:
+    data = DigitsDataModule(batch_size=100)
+    data.setup("fit")
+    for batch in data.train_dataloader():
+        yield data.on_after_batch_transfer(batch, 0)[0]
+
+
+def test_ten_lines_give_a_small_file_of_nearly_the_same_answers(tmp_path: Path) -> None:
+    net = Original("digits_resnet8", pretrained=True)
+    batches = list(_digits())
+    before = {key: value.clone() for key, value in net.net.state_dict().items()}
+    small = nernlit.compress(net.net, batches, target_bytes=25_000, steps=60, mean=(0.5,), std=(0.5,))
+    small.save(tmp_path / "small.nern", "fp16", fold_batch_norm=True)
+    assert (tmp_path / "small.nern").stat().st_size == pytest.approx(25_000, rel=0.05)
+    loaded = nernlit.load(tmp_path / "small.nern", net=Original("digits_resnet8").net)
+    pixels = torch.cat(batches)
+    same = loaded(pixels).argmax(1) == net.net((pixels - 0.5) / 0.5).argmax(1)
+    assert float(same.float().mean()) > 0.94
+    assert all(torch.equal(value, before[key]) for key, value in net.net.state_dict().items())
+
+
+class Headless(nn.Module):
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return pixels_BCHW
+
+
+@pytest.mark.parametrize(
+    ("net", "images", "options", "error", "message"),
+    [
+        ("digits", [], {}, DataError, r"the images have no batch\."),
+        ("digits", [torch.zeros(2, 8, 8)], {}, DataError, r"a batch of images is \(2, 8, 8\) torch.float32; expected"),
+        ("digits", ["cat.jpg"], {}, DataError, r"a batch of images is str; expected floating-point pixels"),
+        ("digits", None, {"bits": 0.0}, UsageError, r"bits=0.0; expected a finite number above 0"),
+        ("digits", None, {"steps": 0}, UsageError, r"steps=0; expected at least 1"),
+        ("digits", None, {"target_bytes": 1000}, UsageError, r"target_bytes=1,000: the file needs [\d,]+ bytes beside"),
+        ("headless", None, {}, UsageError, r"the network does not return logits \(B, C\)"),
+    ],
+)
+def test_impossible_requests_are_refused(
+    net: str, images: list[object] | None, options: dict[str, int], error: type[Exception], message: str
+) -> None:
+    module = Headless() if net == "headless" else Original("digits_resnet8").net
+    with pytest.raises(error, match=message):
+        nernlit.compress(module, [torch.zeros(2, 1, 8, 8)] if images is None else images, **options)  # type: ignore[arg-type]
+
+
+def test_images_that_can_be_read_once_only_are_an_error() -> None:
+    batches = iter([torch.rand(4, 1, 8, 8)] * 3)
+    with pytest.raises(DataError, match=r"no batch after the first 2; pass a list or a DataLoader"):
+        nernlit.compress(Original("digits_resnet8").net, batches, steps=5)
