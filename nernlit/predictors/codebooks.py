@@ -52,6 +52,7 @@ class Codebooks(Predictor):
         seed: Seed of k-means.
         move: Largest share of the kernels whose codes change in a training step; 0 keeps all codes. See `CodeMoves`.
         move_rate: Length of a step of a kernel's drift at the highest learning rate, in units of its scale.
+            Too long is worse than too short: noise then moves codes.
 
     >>> codebooks = Codebooks(codebooks=2, bits=6)
     >>> codebooks.bind([(16, 3), (16, 16)])
@@ -78,7 +79,7 @@ class Codebooks(Predictor):
         sample: int = 2**17,
         seed: int = 0,
         move: float = 0.0,
-        move_rate: float = 0.02,
+        move_rate: float = 0.015,
     ) -> None:
         super().__init__(kernel_size)
         if codebooks < 1 or not 1 <= bits <= 16:
