@@ -162,8 +162,8 @@ def candidates(model: Model, histogram_S: Ints) -> Iterator[Model]:
         for exponent in EXPONENTS
         for skew in _skews(model, histogram_S)
     ]
-    yield from shaped
     best = sorted(shaped, key=lambda each: _bits(each, histogram_S))[:2]
+    yield from best
     least = entropy(histogram_S)
     for each in (model, *best):
         for step in STEPS[1:]:
@@ -173,7 +173,9 @@ def candidates(model: Model, histogram_S: Ints) -> Iterator[Model]:
 
 
 def _bits(model: Model, histogram_S: Ints) -> float:
-    return float((histogram_S * code_lengths(model.free_counts())).sum())
+    """Bits of a histogram, up to the rounding of probabilities; faster than with `code_lengths`."""
+    lengths_S = model.levels() / UNIT
+    return float(histogram_S @ lengths_S + histogram_S.sum() * np.log2(np.exp2(-lengths_S).sum()))
 
 
 def _skews(model: Model, histogram_S: Ints) -> set[int]:
