@@ -9,12 +9,12 @@ from nernlit.analysis.figures import (
     landscape_figure,
     layer_error_figure,
     rounds_figure,
-    tradeoff_figure,
-    width_figure,
 )
 from nernlit.analysis.layers import LayerError, layer_errors
 from nernlit.analysis.paired import PairedDifference, correct_answers, paired_difference
+from nernlit.analysis.rivals import factorized, multiplied, pruned
 from nernlit.analysis.spectrum import LayerEnergy, layer_energies, low_frequency_energy
+from nernlit.analysis.tradeoffs import pareto_figure, tradeoff_figure, width_figure
 
 __all__ = [
     "Attack",
@@ -26,6 +26,7 @@ __all__ = [
     "correct_answers",
     "curves_figure",
     "energy_figure",
+    "factorized",
     "interpolation_figure",
     "kernel_figure",
     "landscape_figure",
@@ -33,7 +34,10 @@ __all__ = [
     "layer_error_figure",
     "layer_errors",
     "low_frequency_energy",
+    "multiplied",
     "paired_difference",
+    "pareto_figure",
+    "pruned",
     "rounds_figure",
     "tradeoff_figure",
     "width_figure",

@@ -1,4 +1,4 @@
-"""Matplotlib figures of representations, fits and sweeps; they are returned and not shown in a window."""
+"""Matplotlib figures of representations and fits; they are returned and not shown in a window."""
 
 import itertools
 import math
@@ -55,10 +55,10 @@ def _bars(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
         offset = (number - (len(series) - 1) / 2) * width
-        axis.bar([place + offset for place in range(len(values))], values, width, label=_label(name))
+        axis.bar([place + offset for place in range(len(values))], values, width, label=literal_label(name))
 
 
-def _label(name: str) -> str:
+def literal_label(name: str) -> str:
     """A label that matplotlib shows literally: `$` would start a formula, and a leading `_` would hide the label."""
     escaped = name.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
@@ -94,34 +94,6 @@ def kernel_figure(representation: Representation, count: int = 10) -> Figure:
             if column == 0:
                 axis.set_ylabel(title, fontsize=8)
         axes[0, column].set_title(layer.name, fontsize=7)
-    return figure
-
-
-def _original_line(axis: Axes, original: float | None) -> None:
-    if original is not None:
-        label = f"original {100 * original:.2f}%"
-        axis.axhline(100 * original, color="black", linestyle="--", linewidth=1, label=label)
-
-
-def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original: float | None, title: str) -> Figure:
-    """Test accuracy (%) against CR (%).
-
-    Args:
-        runs: Configuration name -> (CR, accuracy) of its runs, as fractions.
-        original: The original's accuracy, drawn as a line; None if the runs have different originals.
-        title: The title.
-    """
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-    axis = figure.subplots()
-    _original_line(axis, original)
-    for name, points in runs.items():
-        axis.plot([100 * cr for cr, _ in points], [100 * accuracy for _, accuracy in points], "o", label=_label(name))
-    axis.axvline(100, color="gray", linestyle=":", linewidth=1)
-    axis.set_xlabel("CR: predictor parameters / predicted weights (%)")
-    axis.set_ylabel("test accuracy (%)")
-    axis.set_title(title)
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
     return figure
 
 
@@ -209,7 +181,7 @@ def landscape_figure(
     filled = axis.contourf(xs, ys, losses, levels=levels, norm=LogNorm(), cmap="viridis")
     figure.colorbar(filled, label=f"{split} loss", ticks=levels[::4], format="%.4g")
     for (name, (x, y)), shape in zip(marks.items(), itertools.cycle("o^sDv*"), strict=False):
-        axis.plot(x, y, shape, color="white", markeredgecolor="black", linestyle="none", label=_label(name))
+        axis.plot(x, y, shape, color="white", markeredgecolor="black", linestyle="none", label=literal_label(name))
     axis.set_aspect("equal")
     axis.set_xlabel(unit)
     axis.set_ylabel(unit)
@@ -223,32 +195,11 @@ def curves_figure(curves: Mapping[str, Sequence[tuple[int, float]]], title: str)
     figure = Figure(figsize=(7.0, 3.4), layout="constrained")
     axis = figure.subplots()
     for name, points in curves.items():
-        axis.plot([step for step, _ in points], [value for _, value in points], label=_label(name), linewidth=1.2)
+        axis.plot(
+            [step for step, _ in points], [value for _, value in points], label=literal_label(name), linewidth=1.2
+        )
     axis.set_xlabel("step")
     axis.set_title(title)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return figure
-
-
-def width_figure(fits: Mapping[str, Sequence[tuple[int, float, float]]], original: float | None) -> Figure:
-    """Accuracy (%) and RMSE against the hidden width (arXiv 2407.00356, Fig. 1).
-
-    Args:
-        fits: Configuration name -> (width, accuracy, RMSE) of its fits.
-        original: The original's accuracy; None if the fits have different originals.
-    """
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _original_line(left, original)
-    for name, points in fits.items():
-        widths = [width for width, _, _ in points]
-        left.plot(widths, [100 * accuracy for _, accuracy, _ in points], "o", label=_label(name))
-        right.plot(widths, [rmse for _, _, rmse in points], "o", label=_label(name))
-    for axis, label in ((left, "test accuracy (%)"), (right, "RMSE (weight units)")):
-        axis.set_xlabel("hidden width")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    right.set_ylim(bottom=0)
-    left.legend(loc="lower right", fontsize=8)
     return figure

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from nernlit.analysis import factorized, multiplied, pruned
+from nernlit.errors import UsageError
+
+
+def test_pruning_keeps_the_largest_weights_of_all_layers() -> None:
+    state = {
+        "small.weight": torch.tensor([[0.1, -0.2], [0.3, 0.05]]),
+        "large.weight": torch.tensor([[4.0], [-5.0]]),
+        "large.bias": torch.tensor([0.01]),
+    }
+    kept = pruned(state, ["small.weight", "large.weight"], 0.5)
+    assert kept["small.weight"].equal(torch.tensor([[0.0, 0.0], [0.3, 0.0]]))
+    assert kept["large.weight"].equal(state["large.weight"])
+    assert kept["large.bias"].equal(state["large.bias"])
+    assert pruned(state, ["small.weight"], 1.0)["small.weight"].equal(state["small.weight"])
+
+
+def test_factors_have_the_share_of_the_numbers_and_the_smallest_error_of_their_rank() -> None:
+    weight = torch.randn(12, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    state = {"conv.weight": weight, "head.weight": torch.ones(1, 5), "conv.bias": torch.zeros(12)}
+    stored = factorized(state, ["conv.weight", "head.weight"], 0.5)
+    assert {name: tuple(value.shape) for name, value in stored.items()} == {
+        "conv.weight.left": (12, 4),  # 0.5 * 12 * 36 / (12 + 36) = 4.5
+        "conv.weight.right": (4, 36),
+        "head.weight": (1, 5),
+        "conv.bias": (12,),
+    }
+    restored = multiplied(stored, state)
+    values = torch.linalg.svdvals(weight.flatten(1))
+    assert float((restored["conv.weight"] - weight).norm()) == pytest.approx(float(values[4:].norm()), rel=1e-5)
+    assert restored["head.weight"].equal(state["head.weight"])
+
+
+@pytest.mark.parametrize("compress", [pruned, factorized])
+@pytest.mark.parametrize("share", [0.0, 1.1])
+def test_a_share_out_of_its_range_is_refused(compress: object, share: float) -> None:
+    assert callable(compress)
+    with pytest.raises(UsageError, match=f"={share}; expected a share of the numbers above 0 and up to 1"):
+        compress({"weight": torch.ones(2, 2)}, ["weight"], share)
