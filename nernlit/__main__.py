@@ -21,6 +21,7 @@ commands:
   test        measure a checkpoint, or a .nern file, on the test images
   predict     write a checkpoint's reconstructed CNN as safetensors
   compress    from a trained network and images to a small .nern file, and its accuracy
+  compare     compress a network by several methods: one table and one figure of accuracy and bytes
   export      write a fit as a .nern file, which needs neither the original nor its data, or as ONNX
   inspect     what a .nern file holds, and what each part costs in bytes
   reconstruct write a .nern file's network as safetensors

@@ -51,7 +51,7 @@ def compress(args: Sequence[str]) -> None:
             "the DataModule of a dataset, such as CIFAR10DataModule."
         )
     require_writable(options.out.parent, "--out")
-    network = _network(options.net, options.network)
+    network = network_options(options.net, options.network)
     original = Original(network["name"], network.get("checkpoint"), pretrained="pretrained" in network)
     representation = quantized_table(original)
     target, bits = planned_size(representation, options.target_bytes, options.bits or _BITS)
@@ -78,8 +78,12 @@ def compress(args: Sequence[str]) -> None:
     test([str(options.out), *data])
 
 
-def _network(net: str, name: str | None) -> dict[str, str]:
-    """The options of the original.
+def network_options(net: str, name: str | None) -> dict[str, str]:
+    """The options of `Original` for a file of weights or the name of a timm model.
+
+    Args:
+        net: The file or the name.
+        name: timm name of the network, for a file that does not say it.
 
     Raises:
         UsageError: If the architecture of a file's weights is not known.

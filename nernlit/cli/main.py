@@ -25,6 +25,7 @@ __all__ = ["NernlitCLI", "main", "run", "user_message"]
 
 #: Commands without a trainer -> their module in `nernlit.cli` and its function.
 _OTHER_COMMANDS = {
+    "compare": ("compare", "compare"),
     "compress": ("compress", "compress"),
     "configs": ("shipped", "main"),
     "export": ("export", "export"),

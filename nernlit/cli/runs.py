@@ -175,11 +175,7 @@ class Run:
         if own is None and not any(option.startswith("--data=") for option in overrides):
             reason = f"{self.checkpoint} names no data" if self.is_file else f"{self.folder} was fitted without data"
             raise UsageError(f"{reason}; name it: --data=CIFAR10DataModule --data.root=DIR.")
-        parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-        parser.add_subclass_arguments(ImageDataModule, "data")
-        given = parser.parse_args([*(["--data", json.dumps(own, default=str)] if own is not None else []), *overrides])
-        data: ImageDataModule = parser.instantiate(given).data
-        return data
+        return data_module([*(["--data", json.dumps(own, default=str)] if own is not None else []), *overrides])
 
     def batches(
         self, split: Split, images: int | None = None, overrides: Sequence[str] = (), at_most: int | None = None
@@ -214,3 +210,11 @@ class Run:
                 batches.append((pixels.float() / 255, labels))
                 advance(len(part))
         return batches
+
+
+def data_module(options: Sequence[str]) -> ImageDataModule:
+    """The data that options name as on the command line: `--data=CLASS`, `--data.root=DIR`."""
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    data: ImageDataModule = parser.instantiate(parser.parse_args(list(options))).data
+    return data

@@ -87,9 +87,9 @@ def main(args: Sequence[str]) -> None:
                 )
                 raise
             except Exception as error:
-                if _is_unknown_option(error):
+                if is_unknown_option(error):
                     raise
-                failed[fit] = _described(error)
+                failed[fit] = described(error)
                 print(f"nernlit: error: {fit.name}: {failed[fit]}", file=sys.stderr, flush=True)
                 continue
             seconds.append(time.monotonic() - began)
@@ -138,13 +138,13 @@ def _key(fit: Fit, select: str, fit_args: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _is_unknown_option(error: Exception) -> bool:
+def is_unknown_option(error: Exception) -> bool:
     """Whether the command line has an option that no fit has; a class of one configuration may lack one, too."""
     text = str(error.__cause__)  # the parser's own message
     return "unrecognized arguments" in text and "Parser key" not in text
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
     """An error in one line; one that no user can fix shows its traceback too."""
     message = user_message(error)
     if message is None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Timer
 from safetensors.torch import save
 from torch import Tensor
@@ -34,6 +35,12 @@ def _peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def fit_timer(trainer: Trainer) -> Timer:
+    """The timer of a fit, which goes on where a fit is continued."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    return next(callback for callback in callbacks if isinstance(callback, Timer))
+
+
 def measure(cli: NernlitCLI, select: str) -> Row:
     """Test a checkpoint of a fit that has just ended, and keep which test images it classifies correctly.
 
@@ -49,8 +56,7 @@ def measure(cli: NernlitCLI, select: str) -> Row:
         raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
     if not isinstance(module, Scheme):
         raise UsageError(f"{type(module).__name__} trains no representation; a sweep compares those that do.")
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-    timer = next(callback for callback in callbacks if isinstance(callback, Timer))
+    timer = fit_timer(trainer)
     seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
     steps = trainer.global_step
     peak = _peak_memory_mib()

@@ -51,8 +51,13 @@ class Fit(NamedTuple):
         return ", ".join([Path(self.config).stem, *width, f"seed {self.seed}"])
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, texts: Sequence[str] = _TEXTS, numbers: Sequence[str] = _NUMBERS) -> list[Row]:
     """The fits that a table holds; none where there is no table.
+
+    Args:
+        path: The file.
+        texts: The columns that hold texts.
+        numbers: The columns that hold finite numbers.
 
     Raises:
         UsageError: If the file is no such table, or a row of it is damaged.
@@ -63,11 +68,11 @@ def read_rows(path: Path) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            if set(reader.fieldnames or ()) != {*_TEXTS, *_NUMBERS}:
+            if set(reader.fieldnames or ()) != {*texts, *numbers}:
                 raise UsageError(f"{path} is no table of this version of nernlit; {advice}")
             rows: list[Row] = []
             for row in reader:
-                if not _is_whole(row):
+                if not _is_whole(row, numbers):
                     raise UsageError(f"{path}, line {reader.line_num}: expected {len(row)} values; {advice}")
                 rows.append(dict(row))
     except (OSError, ValueError, csv.Error) as error:
@@ -75,9 +80,9 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _is_whole(row: Mapping[str, str | None]) -> bool:
+def _is_whole(row: Mapping[str, str | None], numbers: Sequence[str]) -> bool:
     try:
-        return None not in row and all(math.isfinite(float(row[name] or "")) for name in _NUMBERS)
+        return None not in row and all(math.isfinite(float(row[name] or "")) for name in numbers)
     except ValueError:
         return False
 

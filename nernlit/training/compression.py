@@ -13,6 +13,7 @@ from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original
 from nernlit.predictors import Quantize, Quantized, Table
+from nernlit.predictors.scales import Scale
 from nernlit.representation import Representation
 from nernlit.training.decoupled_distill import DecoupledDistill
 from nernlit.training.rate import Rate
@@ -84,16 +85,22 @@ def compress(
     return representation.eval()
 
 
-def quantized_table(original: Original) -> Representation:
-    """The representation that compression trains: every weight is rounded, with a scale per layer."""
+def quantized_table(original: Original, bits: float = 2.0, scale: Scale = "layer") -> Representation:
+    """The representation that compression trains: every weight is rounded.
+
+    Args:
+        original: The network.
+        bits: Bits per weight at the start.
+        scale: Which weights have the same scale and so the same step size: those of a layer, or of a filter.
+    """
     height, width = Layout.of(original.net, "all", "tile", tile=1).block
     return Representation(
         original,
-        Table((max(height, 3), max(width, 3)), scale="layer"),
+        Table((max(height, 3), max(width, 3)), scale),
         layers="all",
         order="none",
         pointwise="tile",
-        quantize=Quantize(2.0),
+        quantize=Quantize(bits),
         tune_kept="affine",
     )
 

@@ -1,0 +1,217 @@
+"""`nernlit compare`: compress one network by several methods, and compare accuracies and bytes of the files."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nernlit.analysis import correct_answers, paired_difference, pareto_figure
+from nernlit.cli.arguments import CommandParser, count, positive, require_writable, take_data_options
+from nernlit.cli.compress import network_options
+from nernlit.cli.fits import continued_fit
+from nernlit.cli.rivals import SETTINGS, TRAINED, WITH_BITS, Rivals, rival_name, write
+from nernlit.cli.runs import data_module
+from nernlit.cli.sweep import described, is_unknown_option
+from nernlit.cli.sweep_fit import fit_timer
+from nernlit.cli.sweep_table import Row, read_rows
+from nernlit.data import ImageDataModule
+from nernlit.errors import NernlitError, UsageError
+from nernlit.originals import Original, description
+from nernlit.storage.files import write_figure, write_table
+from nernlit.utilities.signals import Interrupted
+from nernlit.utilities.tables import print_table
+
+#: Columns: `original` is the fingerprint of its weights; `data` and `options` are as on the command line.
+_TEXTS = ("method", "file", "original", "data", "options")
+_NUMBERS = (
+    *("setting", "bytes", "original_bytes", "acc_original", "acc"),
+    *("difference", "difference_low", "difference_high", "p_value", "fit_seconds"),
+)
+
+
+def compare(args: Sequence[str]) -> None:
+    """`nernlit compare NET --data CLASS --data.root DIR --out DIR`: compress a network by several methods.
+
+    Each method writes files, and the accuracy on the test images is that of the networks in the files. Without
+    training: `fp16`, `svd` (truncated singular values, in fp16), `prune` (the smallest weights become 0), `round`
+    (whole multiples of a step size per filter). Trained on the network's own answers to the images: `round_distill`
+    (as `round`), `table` (what `nernlit compress` does: the size of the file is in the loss), `codebooks` (sums of
+    codewords). The numbers in .nern files are entropy-coded. The same command continues an interrupted one.
+    """
+    parser = CommandParser("compare", compare.__doc__, "All other options are those of `nernlit fit`.")
+    parser.add_argument(
+        "net", metavar="NET", help="file of the network's weights, or a timm model with pretrained ones"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of files, fits, table and figure")
+    parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
+    parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
+    parser.add_argument("--bits", type=positive, nargs="+", help=f"bits per weight of {', '.join(WITH_BITS)}")
+    parser.add_argument("--epochs", type=count, help="passes of each fit over the training images (30 by default)")
+    others, data_options = take_data_options(args)
+    options, fit_options = parser.parse_known_args(others)
+    if options.epochs is not None:
+        fit_options += [f"--trainer.max_epochs={options.epochs}"]
+        fit_options += [f"--trainer.check_val_every_n_epoch={max(1, options.epochs // 5)}"]
+    trains = not set(TRAINED).isdisjoint(options.methods)
+    if fit_options and not trains:
+        raise UsageError(f"{fit_options[0]} is for methods that train ({', '.join(TRAINED)}); leave it out.")
+    if options.bits and set(WITH_BITS).isdisjoint(options.methods):
+        raise UsageError(f"--bits is for {', '.join(WITH_BITS)}; leave it out.")
+    if not any(option.startswith("--data=") for option in data_options):
+        raise UsageError("images are needed: --data FolderDataModule --data.root DIR, or the DataModule of a dataset.")
+    require_writable(options.out, "--out")
+    network = network_options(options.net, options.network)
+    original = Original(network["name"], network.get("checkpoint"), pretrained="pretrained" in network)
+    data = _test_data(data_options, original)
+    own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
+    keys = {method: {**own, "options": " ".join(fit_options) if method in TRAINED else ""} for method in SETTINGS}
+    table = options.out / "compare.csv"
+    rows = read_rows(table, _TEXTS, _NUMBERS)
+    for row in rows:
+        _require_same(row, keys[str(row["method"])] if trains and row["method"] in TRAINED else own, table)
+    wanted = [
+        (method, setting)
+        for method in options.methods
+        for setting in (options.bits if options.bits and method in WITH_BITS else SETTINGS[method])
+    ]
+    done = {(row["method"], float(row["setting"])) for row in rows if (options.out / str(row["file"])).is_file()}
+    waiting = [each for each in dict.fromkeys(wanted) if each not in done]
+    if len(waiting) < len(wanted):
+        print(f"{len(wanted) - len(waiting)} of {len(wanted)} files are in {table} already", flush=True)
+    comparison = _Comparison(Rivals(original, network), data, options.out, [*data_options, *fit_options])
+    failed: dict[str, str] = {}
+    for number, (method, setting) in enumerate(waiting, 1):
+        name = rival_name(method, setting)
+        print(f"{number} of {len(waiting)}: {name}", flush=True)
+        try:
+            row = {"method": method, "setting": setting, **keys[method], **comparison.measure(method, setting)}
+        except Interrupted as interrupted:
+            interrupted.message = f"interrupted in {name}; the same command continues it, and finished files are kept"
+            raise
+        except Exception as error:
+            if is_unknown_option(error):
+                raise
+            failed[name] = described(error)
+            print(f"nernlit: error: {name}: {failed[name]}", file=sys.stderr, flush=True)
+            continue
+        rows = [*(other for other in rows if (other["method"], float(other["setting"])) != (method, setting)), row]
+        write_table(table, rows)
+    if rows:
+        _print(rows)
+        write_figure(options.out / "compare.png", _figure(rows, options.net))
+        print(f"table: {table}\nfigure: {options.out / 'compare.png'}")
+    if failed:
+        raise NernlitError(f"{len(failed)} files were not written; the same command tries only those again.")
+
+
+@final
+class _Comparison:
+    """Compresses a network by one method after the other, and measures the files.
+
+    Args:
+        rivals: The methods.
+        data: The test images.
+        out: Folder of files and fits.
+        fit_options: Further options of each fit.
+    """
+
+    def __init__(self, rivals: Rivals, data: ImageDataModule, out: Path, fit_options: Sequence[str]) -> None:
+        self.rivals, self.data, self.out, self.fit_options = rivals, data, out, fit_options
+        self.original_bytes = int(description(rivals.original)["original_bytes"])
+
+    def measure(self, method: str, setting: float) -> Row:
+        """Write a file, and measure it."""
+        name, seconds = rival_name(method, setting, "_"), 0.0
+        if method in TRAINED:
+            fit = [*self.rivals.fit_options(method, setting), *self.fit_options]
+            cli = continued_fit(fit, self.out / "fits", name)
+            network, seconds = cli.model.representation, fit_timer(cli.trainer).time_elapsed("train")
+        else:
+            network = self.rivals.untrained(method, setting)
+        file = write(network, self.out, name)
+        correct = correct_answers(self.rivals.read(file), self._batches())
+        difference = paired_difference(correct, self._reference)
+        return {
+            "file": file.name,
+            "bytes": file.stat().st_size,
+            "original_bytes": self.original_bytes,
+            "acc_original": float(self._reference.double().mean()),
+            "acc": float(correct.double().mean()),
+            "difference": difference.difference,
+            "difference_low": difference.low,
+            "difference_high": difference.high,
+            "p_value": difference.p_value,
+            "fit_seconds": seconds,
+        }
+
+    @cached_property
+    def _reference(self) -> Tensor:
+        return correct_answers(self.rivals.original, self._batches())
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.data.test_dataloader()[0]:
+            yield self.data.on_after_batch_transfer(batch, 0)
+
+
+def _test_data(options: Sequence[str], original: Original) -> ImageDataModule:
+    """The data, ready for test batches.
+
+    Raises:
+        UsageError: If it has no images.
+    """
+    data = data_module(options)
+    if not data.has_images:
+        raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
+    data.network, data.eval_sets = original, []
+    data.prepare_data()
+    data.setup("test")
+    original.class_names = original.class_names or tuple(data.classes)
+    return data
+
+
+def _require_same(row: Row, expected: Mapping[str, str], table: Path) -> None:
+    """Check that a row of an existing table belongs to the same comparison.
+
+    Raises:
+        UsageError: With what differs.
+    """
+    for name, value in expected.items():
+        if row[name] != value:
+            raise UsageError(
+                f"{table}: {row['file']} was written with {name} {str(row[name])!r}, and now {value!r} is given; "
+                "files can be compared only if both are equal. Pass another folder as --out."
+            )
+
+
+def _print(rows: Sequence[Row]) -> None:
+    """A line per file: its size, and its accuracy with the 95% interval of the difference from the original's."""
+    lines = []
+    for row in sorted(rows, key=lambda row: (list(SETTINGS).index(str(row["method"])), -float(row["bytes"]))):
+        size, acc, difference, p_value = (float(row[n]) for n in ("bytes", "acc", "difference", "p_value"))
+        lines.append(
+            [
+                rival_name(str(row["method"]), float(row["setting"])),
+                f"{size:,.0f}",
+                f"{size / float(row['original_bytes']):.1%}",
+                f"{acc:.2%}",
+                f"{100 * difference:+.2f} ± {100 * (float(row['difference_high']) - difference):.2f}",
+                "<0.001" if p_value < 0.001 else f"{p_value:.3f}",
+                f"{float(row['fit_seconds']):.0f}",
+            ]
+        )
+    original_bytes, accuracy = int(rows[0]["original_bytes"]), float(rows[0]["acc_original"])
+    title = f"test images (original: {original_bytes:,} bytes, {accuracy:.2%}; ± is the 95% interval)"
+    print_table(title, ["file", "bytes", "size", "acc", "difference", "p", "fit s"], lines)
+
+
+def _figure(rows: Sequence[Row], name: str) -> Figure:
+    files = {
+        method: [(int(row["bytes"]), float(row["acc"])) for row in rows if row["method"] == method]
+        for method in SETTINGS
+    }
+    original = int(rows[0]["original_bytes"]), float(rows[0]["acc_original"])
+    return pareto_figure({method: points for method, points in files.items() if points}, original, Path(name).name)

@@ -1,0 +1,31 @@
+"""Fits that other commands make: each continues where an earlier call of the same command was interrupted."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from nernlit.cli.main import NernlitCLI, run
+from nernlit.errors import UsageError
+
+_LOGGER = "--trainer.logger.init_args"
+#: Options that name a fit's folder or its checkpoint.
+_OWN_OPTIONS = ("--ckpt_path", f"{_LOGGER}.save_dir", f"{_LOGGER}.name", "--trainer.logger.save_dir")
+
+
+def continued_fit(options: Sequence[str], folder: Path, name: str) -> NernlitCLI:
+    """Run a fit, or continue it: the hash of its options is part of the name of its folder.
+
+    Args:
+        options: `fit` and its options.
+        folder: Where the fit's folder is.
+        name: What the name of the fit's folder starts with.
+
+    Raises:
+        UsageError: If an option is set here.
+    """
+    for option in options:
+        if (flag := option.partition("=")[0]) in _OWN_OPTIONS:
+            raise UsageError(f"{flag}: this command names the folder of its fits itself; leave it out.")
+    name = f"{name}-{hashlib.sha256(repr(list(options)).encode()).hexdigest()[:8]}"
+    last = ["--ckpt_path=last"] if any((folder / name).glob("version_*/checkpoints/last.ckpt")) else []
+    return run([*options, f"{_LOGGER}.save_dir={folder}", f"{_LOGGER}.name={name}", *last])

@@ -1,0 +1,138 @@
+"""The methods of `nernlit compare`: each makes one file of a network, without training or by a fit."""
+
+import copy
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+from safetensors.torch import load_file, save
+from scipy.stats import entropy
+from torch import Tensor
+
+from nernlit.analysis import factorized, multiplied, pruned
+from nernlit.coding import is_nern
+from nernlit.originals import Original
+from nernlit.representation import Representation, load
+from nernlit.storage.files import write_atomically
+from nernlit.training.compression import planned_size, quantized_table
+from nernlit.utilities.sharing import names_of_weights
+
+#: Method -> its settings: bits per weight, or the share of the numbers that is kept (`svd`, `prune`).
+SETTINGS: dict[str, tuple[float, ...]] = {
+    "fp16": (16,),
+    "svd": (0.75, 0.5, 0.25),
+    "prune": (0.7, 0.5, 0.4, 0.3),
+    "round": (8, 6, 5, 4, 3, 2),
+    "round_distill": (4, 3, 2),
+    "table": (3, 2, 1.5, 1),
+    "codebooks": (3, 2, 1.5),
+}
+#: Methods whose bits can be chosen.
+WITH_BITS = ("round", "round_distill", "table", "codebooks")
+#: Methods that train.
+TRAINED = ("round_distill", "table", "codebooks")
+#: Bits of the weights that pruning keeps, of codes, and of the numbers of codewords.
+_PRUNED_BITS, _CODE_BITS, _CODEWORD_BITS = 6, 6, 6
+
+#: A compressed network, as it is written into a file.
+Network = Representation | Mapping[str, Tensor]
+
+
+def rival_name(method: str, setting: float, separator: str = " ") -> str:
+    """What a method with a setting is called.
+
+    >>> rival_name("round", 4.0), rival_name("fp16", 16)
+    ('round 4', 'fp16')
+    """
+    return method if len(SETTINGS[method]) == 1 else f"{method}{separator}{setting:g}"
+
+
+@final
+class Rivals:
+    """The compressed forms of one network.
+
+    Args:
+        original: The network.
+        options: The options of `Original`, by name.
+    """
+
+    def __init__(self, original: Original, options: Mapping[str, str]) -> None:
+        self.original, self.options = original.freeze(), options
+
+    @cached_property
+    def _table(self) -> Representation:
+        return quantized_table(self.original)
+
+    @property
+    def _weights(self) -> list[str]:
+        return [layer.key for layer in self._table.layout.layers]
+
+    def untrained(self, method: str, setting: float) -> Network:
+        """The network by a method that does not train.
+
+        Raises:
+            UsageError: If the setting is out of its range.
+        """
+        state = self.original.net.state_dict()
+        if method == "round":
+            return quantized_table(self.original, setting, scale="filter")
+        if method == "prune":
+            smaller = copy.deepcopy(self.original)
+            smaller.net.load_state_dict(pruned(state, self._weights, setting))
+            # Which weights are kept takes bits too: the entropy of a coin with this probability.
+            bits = setting * _PRUNED_BITS + entropy([setting, 1 - setting], base=2)
+            return quantized_table(smaller, float(bits), scale="filter")
+        if method == "svd":
+            state = factorized(state, self._weights, setting)
+        names = names_of_weights(self.original.net)
+        first = {key: value for key, value in state.items() if names.get(key, (key,))[0] == key}
+        return {key: value.half() if value.is_floating_point() else value for key, value in first.items()}
+
+    def fit_options(self, method: str, bits: float) -> list[str]:
+        """`fit` and the options that train the network by a method.
+
+        Raises:
+            UsageError: If there are too few bits.
+        """
+        representation, table = "--model.representation", self._table
+        fit = ["fit", "-c", "compress"]
+        fit += [f"{representation}.original.{name}={value}" for name, value in self.options.items()]
+        if method == "codebooks":
+            per_kernel = bits * table.layout.num_weights / table.layout.num_kernels
+            codebooks = max(1, round(per_kernel / _CODE_BITS))
+            fit += [f"{representation}.predictor=Codebooks", f"{representation}.predictor.codebooks={codebooks}"]
+            fit += [f"{representation}.predictor.bits={_CODE_BITS}", f"{representation}.predictor.move=0.003"]
+        if method == "table":
+            fit += [f"--model.rate.target_bytes={planned_size(table, None, bits)[0]}"]
+        else:
+            fit += [f"{representation}.predictor.scale=filter", "--model.rate=null"]
+        fit += [f"{representation}.predictor.kernel_size={json.dumps(table.predictor.kernel_size)}"]
+        fit += [f"{representation}.quantize.bits={_CODEWORD_BITS if method == 'codebooks' else bits:g}"]
+        return fit
+
+    def read(self, file: Path) -> Original:
+        """The network of a file that `write` wrote."""
+        if is_nern(file):
+            return load(file).original
+        network = copy.deepcopy(self.original)
+        state = multiplied(load_file(file), network.net.state_dict())
+        names = names_of_weights(network.net)
+        network.net.load_state_dict({name: value for key, value in state.items() for name in names[key]})
+        return network
+
+
+def write(network: Network, folder: Path, name: str) -> Path:
+    """Write a network as a .nern file, or tensors as a safetensors file.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    if isinstance(network, Representation):
+        file = folder / f"{name}.nern"
+        network.eval().cpu().save(file, "fp16", fold_batch_norm=True)
+    else:
+        file = folder / f"{name}.safetensors"
+        write_atomically(file, save({key: value.contiguous() for key, value in network.items()}))
+    return file

@@ -1,0 +1,124 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nernlit.analysis import paired_difference
+from nernlit.cli.main import main
+from nernlit.cli.rivals import SETTINGS, Rivals
+from nernlit.cli.runs import data_module
+from nernlit.originals import Original
+
+DATA = ["--data", "DigitsDataModule"]
+TINY = ["--threads=1", "--data.batch_size=500", "--epochs=1"]
+
+
+def _compare(*args: str) -> None:
+    main(["compare", "digits_resnet8", "--out", "out", *DATA, *args])
+
+
+def _refused(run: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as error:
+        run()
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+def _rows() -> dict[str, dict[str, str]]:
+    with Path("out/compare.csv").open() as file:
+        return {row["file"]: row for row in csv.DictReader(file)}
+
+
+@torch.no_grad()
+def _correct(original: Original) -> Tensor:
+    data = data_module(["--data=DigitsDataModule"])
+    data.setup("test")
+    pixels, labels = data.sources["test"][list(range(len(data.sources["test"])))]
+    return original(pixels / 255).argmax(1) == labels
+
+
+def test_the_table_has_the_bytes_and_the_accuracies_of_the_files(capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["--methods", "fp16", "svd", "prune", "round"]
+    _compare(*methods, "--bits", "4", "2")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = _rows()
+    assert len(rows) == 1 + len(SETTINGS["svd"]) + len(SETTINGS["prune"]) + 2
+    original = Original("digits_resnet8", pretrained=True)
+    rivals, reference = Rivals(original, {}), _correct(original)
+    for name, row in rows.items():
+        assert int(row["bytes"]) == Path("out", name).stat().st_size
+        correct = _correct(rivals.read(Path("out", name)))
+        assert float(row["acc"]) == pytest.approx(float(correct.float().mean()))
+        assert float(row["p_value"]) == pytest.approx(paired_difference(correct, reference).p_value)
+    share = {name: int(row["bytes"]) / int(row["original_bytes"]) for name, row in rows.items()}
+    assert share["fp16.safetensors"] == pytest.approx(0.5, abs=0.01)
+    assert share["svd_0.5.safetensors"] == pytest.approx(0.25, abs=0.02)
+    assert share["round_4.nern"] == pytest.approx(4 / 32, abs=0.01)
+    assert share["round_2.nern"] < share["round_4.nern"] < share["prune_0.7.nern"]
+    assert float(rows["round_4.nern"]["acc"]) > 0.9
+    assert any(line.startswith("round 4 ") and f"{share['round_4.nern']:.1%}" in line for line in lines)
+    assert Path("out/compare.png").stat().st_size > 10_000
+
+    times = {path: path.stat().st_mtime_ns for path in Path("out").glob("*.nern")}
+    Path("out/round_4.nern").unlink()
+    _compare(*methods, "--bits", "4", "2")
+    shown = capsys.readouterr().out
+    assert f"{len(rows) - 1} of {len(rows)} files are in out/compare.csv already" in shown
+    assert "1 of 1: round 4" in shown
+    changed = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {Path("out/round_4.nern")}
+    assert _rows() == rows
+
+
+def test_methods_that_train_have_the_same_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["--methods", "round_distill", "table", "codebooks", "--bits", "2"]
+    _compare(*methods, *TINY)
+    rows = _rows()
+    assert set(rows) == {"round_distill_2.nern", "table_2.nern", "codebooks_2.nern"}
+    for row in rows.values():
+        assert int(row["bytes"]) / int(row["original_bytes"]) == pytest.approx(2.2 / 32, abs=0.006)
+        assert float(row["fit_seconds"]) > 0
+    steps = {
+        torch.load(path, weights_only=True)["global_step"]
+        for path in Path("out/fits").glob("*/*/checkpoints/last.ckpt")
+    }
+    assert steps == {2}
+    _compare("--methods", "fp16", "--data.batch_size=500")  # needs no budget
+    assert len(_rows()) == 4
+    capsys.readouterr()
+    message = _refused(lambda: _compare(*methods, *TINY[:2], "--epochs=2"), capsys)
+    assert "round_distill_2.nern was written with options '--threads=1 --trainer.max_epochs=1" in message
+    assert "Pass another folder as --out" in message
+
+
+def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    message = _refused(lambda: _compare("--methods", "round", "fp16", "--bits", "13"), capsys)
+    assert "nernlit: error: round 13: quantize.bits=13.0; expected above 0 and at most 12." in message
+    assert "1 files were not written; the same command tries only those again" in message
+    assert set(_rows()) == {"fp16.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: NET, --out"),
+        (["digits_resnet8", "--out", "out"], "images are needed: --data FolderDataModule --data.root DIR"),
+        (["digits_resnet8", "--out", "out", "--data", "NoImages"], "--data has no images; name a dataset"),
+        (["gone.pt", "--out", "out", *DATA], "no file at gone.pt"),
+        (["digits_resnet8", "--out", "out", *DATA, "--methods", "zip"], "argument --methods: invalid choice: 'zip'"),
+        (["digits_resnet8", "--out", "out", *DATA, "--bits", "0"], "--bits: 0; expected a number above 0"),
+        (["digits_resnet8", "--out", "out", *DATA, "--methods", "svd", "--bits", "2"], "--bits is for round, round"),
+        (["digits_resnet8", "--out", "out", *DATA, "--methods", "svd", "--epochs", "2"], "is for methods that train"),
+        (
+            ["digits_resnet8", "--out", "out", *DATA, "--methods", "table", "--trainer.logger.init_args.name=x"],
+            "--trainer.logger.init_args.name: this command names the folder of its fits itself; leave it out",
+        ),
+    ],
+)
+def test_impossible_comparisons_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in _refused(lambda: main(["compare", *args]), capsys)
+    assert not Path("out").exists()
