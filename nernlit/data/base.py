@@ -33,7 +33,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         val_share: Share of the training images that is held out for validation, if the dataset has no validation split.
         split_seed: Seed of that choice; separate from the run's seed, so that all runs validate on the same images.
         train_on: The batches to train on: `images`, `noise` (uniform pixels, labels -1) or `none` (only an index).
-        steps_per_epoch: Steps per epoch with `noise` and `none`.
+        steps_per_epoch: Steps per epoch with `noise` and `none`, 250 by default. With `images` an epoch is a pass over
+            them, and a fit refuses this option.
         noise_range: `noise` is U(-r, r) in pixels normalized with this dataset's statistics; NeRN draws from U(-2, 2).
         pad_crop: Pixels of zero padding before a random crop of training images; 0 for none.
         flip: Whether to mirror each training image with probability 1/2.
@@ -63,7 +64,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         val_share: float = 0.1,
         split_seed: int = 0,
         train_on: TrainOn = "images",
-        steps_per_epoch: int = 250,
+        steps_per_epoch: int | None = None,
         noise_range: float = 2.0,
         pad_crop: int = 0,
         flip: bool = False,
@@ -73,7 +74,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         eval_sets: Sequence[EvalSet] | None = None,
     ) -> None:
         super().__init__()
-        require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, steps_per_epoch=steps_per_epoch)
+        require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        if steps_per_epoch is not None:
+            require_at_least(1, steps_per_epoch=steps_per_epoch)
         require_at_least(0, split_seed=split_seed, num_workers=num_workers)
         if not 0 < val_share < 1:
             raise UsageError(f"val_share={val_share}; expected a share of the training images between 0 and 1.")
@@ -83,7 +86,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             raise UsageError(f"noise_range={noise_range}; expected a finite number above 0.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_share, self.split_seed = val_share, split_seed
-        self.train_on, self.steps_per_epoch, self.noise_range = train_on, steps_per_epoch, noise_range
+        self.train_on, self.noise_range = train_on, noise_range
+        self.steps_per_epoch = 250 if steps_per_epoch is None and train_on != "images" else steps_per_epoch
         self.augmentation = Augmentation(pad_crop, flip, resized_crop, mixup)
         self.num_workers = num_workers
         self.eval_sets = list(eval_sets or [])
@@ -185,7 +189,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self.sources[split] = source.in_memory() if fits else source
 
     def train_dataloader(self) -> DataLoader[Any]:
-        if self.train_on == "images":
+        if self.train_on == "images" or self.steps_per_epoch is None:  # it is only None with images
             return self._loader(self.sources["train"], self.batch_size, training=True)
         return step_loader(self.steps_per_epoch)
 

@@ -26,16 +26,21 @@ class Plan:
         """Read the plan from a trainer and a data module, or from their options (all are read by attribute).
 
         Raises:
-            UsageError: If the fit would make no step.
+            UsageError: If the fit would make no step, or `steps_per_epoch` has no effect.
         """
+        train_on, batches = getattr(data, "train_on", None), getattr(data, "steps_per_epoch", None)
+        if train_on == "images" and batches is not None:
+            raise UsageError(
+                f"--data.steps_per_epoch {batches} has no effect with --data.train_on images, where an epoch is a pass "
+                "over the images; leave it out, or set it to null. --trainer.limit_train_batches N shortens epochs."
+            )
         for name in ("max_epochs", "max_steps", "limit_train_batches"):
             if getattr(trainer, name) == 0:
                 raise UsageError(f"--trainer.{name} 0: the fit would make no step; leave it out, or pass more.")
         epochs, steps = trainer.max_epochs, trainer.max_steps
         epochs = None if epochs is None or epochs < 0 else epochs
         most = math.inf if steps is None or steps < 0 else float(steps)
-        batches = None if getattr(data, "train_on", "images") == "images" else getattr(data, "steps_per_epoch", None)
-        if epochs is not None and batches is not None:
+        if epochs is not None and train_on is not None and batches is not None:
             limit = 1.0 if trainer.limit_train_batches is None else trainer.limit_train_batches
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
             most = min(most, epochs * math.ceil(batches / trainer.accumulate_grad_batches))

@@ -22,7 +22,7 @@ SCHEMES = {
     "recon_only": [*QUICK, "--trainer.max_epochs=3"],
     "decoupled": QUICK_DECOUPLED,
     "progressive": QUICK_PROGRESSIVE,
-    "original": ["fit", "-c", str(CONFIGS / "digits_original.yaml"), *QUICK[2:4], *QUICK[5:], "--trainer.max_epochs=3"][
+    "original": ["fit", "-c", str(CONFIGS / "digits_original.yaml"), QUICK[2], *QUICK[5:], "--trainer.max_epochs=3"][
         1:
     ],
 }

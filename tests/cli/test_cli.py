@@ -164,6 +164,10 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *QUICK, "-c", "digits_h96_decoupled"],
             r"different schemes: -c \S*digits_h96\.yaml has ReconOnly and -c \S*digits_h96_decoupled\.yaml has D",
         ),
+        (
+            ["fit", *DECOUPLED, "--data.steps_per_epoch=5"],
+            r"--data\.steps_per_epoch 5 has no effect with --data\.train_on images, where an epoch is",
+        ),
         (["fit", *QUICK, "--trainer.max_epochs=many"], r"--trainer\.max_epochs many: expected a whole number"),
         (
             ["fit", *QUICK, "--trainer.max_epoch=1"],

@@ -98,7 +98,7 @@ def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
 ) -> None:
     main(["export", str(fitted), "-o", "first.nern"])
     shutil.rmtree("runs")
-    distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[2:]]
+    distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), QUICK[2], *QUICK[4:]]
     distill = [option for option in distill if "representation" not in option]
     distill += [
         "--model.representation=null",
@@ -143,7 +143,7 @@ def _weights_of(representation: nernlit.Representation) -> torch.Tensor:
 
 def test_a_fit_with_its_own_representation_needs_the_file_at_its_start_only(fitted: Path) -> None:
     main(["export", str(fitted), "-o", "start.nern"])
-    distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), *QUICK[2:], "--model.reconstruction.steps=0"]
+    distill = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), QUICK[2], *QUICK[4:], "--model.reconstruction.steps=0"]
     run(["fit", *distill, "--model.init_from=start.nern", "--trainer.max_epochs=1"])
     Path("start.nern").unlink()
     resumed = run(["fit", *distill, "--ckpt_path=last"]).model

@@ -147,7 +147,7 @@ def run(fit: Fit, out: Path) -> None:
     data = DigitsDataModule(
         batch_size=fit.batch_size,
         train_on="images" if on_images else "none",
-        steps_per_epoch=5,
+        steps_per_epoch=None if on_images else 5,
         val_share=0.0216,
         eval_batch_size=7,
         eval_sets=[Corrupted(["gaussian_noise", "contrast"], [3])],

@@ -87,6 +87,12 @@ def test_what_cannot_work_is_refused_before_images_are_read(
         quiet_trainer(**options).fit(build(), datamodule=data)
 
 
+def test_steps_per_epoch_are_refused_where_images_decide_them() -> None:
+    message = "--data.steps_per_epoch 10 has no effect with --data.train_on images, where an epoch is a pass over the"
+    with pytest.raises(UsageError, match=message):
+        quiet_trainer(max_epochs=1).fit(_decoupled(), datamodule=Unread(train_on="images", steps_per_epoch=10))
+
+
 def test_lengths_that_depend_on_the_images_are_checked_once_these_are_read() -> None:
     with pytest.raises(UsageError, match=r"the run ends after 12 steps, within phase 1 \(reconstruction.steps=30\)"):
         quiet_trainer(max_epochs=1).fit(_decoupled(), datamodule=DigitsDataModule(batch_size=100))

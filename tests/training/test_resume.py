@@ -41,7 +41,7 @@ OPTIMIZERS = {
         "--data.batch_size=500",
         *QUICK[5:],
     ],
-    "original": ["-c", str(CONFIGS / "digits_original.yaml"), *QUICK[2:4], *QUICK[5:]],
+    "original": ["-c", str(CONFIGS / "digits_original.yaml"), QUICK[2], *QUICK[5:]],
 }
 
 
