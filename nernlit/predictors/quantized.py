@@ -33,6 +33,8 @@ class Quantize:
     per: Per = "tensor"
 
 
+#: The most bits per number.
+MOST_BITS = 12
 #: Ratio of the learning rate of the logarithms of step sizes to that of all other parameters.
 _STEP_RATE = 0.2
 #: The smallest step size; half precision has all its digits there.
@@ -58,8 +60,8 @@ class Quantized(Predictor):
 
     def __init__(self, predictor: Predictor, bits: float = 4.0, per: Per = "tensor") -> None:
         super().__init__(predictor.kernel_size)
-        if not 0 < bits <= 12:
-            raise UsageError(f"quantize.bits={bits}; expected above 0 and at most 12.")
+        if not 0 < bits <= MOST_BITS:
+            raise UsageError(f"quantize.bits={bits}; expected above 0 and at most {MOST_BITS}.")
         if per not in get_args(Per):
             raise UsageError(f"quantize.per={per!r}; expected one of {', '.join(get_args(Per))}.")
         if isinstance(predictor, Quantized):
@@ -86,13 +88,12 @@ class Quantized(Predictor):
 
     def reset_parameters(self) -> None:
         """Choose the step sizes for the current values of the parameters."""
-        with torch.no_grad():
-            self.log_steps.copy_(_steps_of(self._values(), self.all_sizes, self.bits).log())
+        self.restart(self.bits)
 
     def restart(self, bits: float) -> None:
-        """Choose the step sizes again, for another number of bits."""
-        self.bits = bits
-        self.reset_parameters()
+        """Choose the step sizes for the current values of the parameters and so many bits per number."""
+        with torch.no_grad():
+            self.log_steps.copy_(_steps_of(self._values(), self.all_sizes, bits).log())
 
     @torch.no_grad()
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:

@@ -12,7 +12,7 @@ from nernlit.errors import DataError, UsageError, require_at_least, require_posi
 from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original
-from nernlit.predictors import Quantize, Quantized, Table
+from nernlit.predictors import Quantize, Table
 from nernlit.predictors.scales import Scale
 from nernlit.representation import Representation
 from nernlit.training.decoupled_distill import DecoupledDistill
@@ -63,9 +63,7 @@ def compress(
         raise UsageError("the network does not return logits (B, C); wrap it in a module that does.")
     original = Original.of(net, num_classes=logits.shape[1], mean=mean, std=std, in_chans=channels)
     representation = quantized_table(original)
-    target, bits = planned_size(representation, target_bytes, bits)
-    assert isinstance(representation.predictor, Quantized)
-    representation.predictor.restart(min(bits, 12.0))
+    target, _ = planned_size(representation, target_bytes, bits)
     module = DecoupledDistill(
         representation,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from nernlit.coding import KeptForm
 from nernlit.errors import UsageError, require_at_least
-from nernlit.predictors import Quantized
+from nernlit.predictors import MOST_BITS, Quantized
 from nernlit.representation import Representation
 
 #: Change of the weight's logarithm per step and relative difference of the file's size.
-_GAIN = 0.05
+_GAIN = 0.1
 #: The weight at the start with `target_bytes`, and its limits.
 _START, _LEAST, _MOST = 0.3, 1e-6, 1e3
 
@@ -23,7 +23,8 @@ class Rate:
 
     Args:
         weight: Weight of the bits per predicted weight in the loss; the start value with `target_bytes`.
-        target_bytes: Size of the .nern file, in bytes; the weight changes until the file has it. None keeps the weight.
+        target_bytes: Size of the .nern file, in bytes; the step sizes start there, whatever `Quantize.bits` is, and
+            the weight changes so that the file keeps it. None keeps the weight.
         kept: How the file will hold the tensors that are not predicted; see `Representation.save`.
         fold_batch_norm: See `Representation.save`.
     """
@@ -38,7 +39,7 @@ class RateTerm:
     """The rate term of a fit.
 
     With `target_bytes`, the weight is multiplied by a little more than 1 in every step in which the file would be too
-    large, and by a little less where it would be too small (dual ascent on its logarithm).
+    large, and by a little less where it would be too small (dual ascent on its logarithm); the term is 0 then.
 
     Args:
         representation: The representation; its predictor is quantized.
@@ -64,6 +65,10 @@ class RateTerm:
                 f"rate.target_bytes={rate.target_bytes}; the file needs {self.fixed_bytes:.0f} bytes beside the "
                 "quantized numbers. Pass more."
             )
+        if rate.target_bytes is not None:
+            # A coarse start reaches a small size sooner than the term's gradient does.
+            bits = 8 * (rate.target_bytes - self.fixed_bytes) / sum(predictor.all_sizes)
+            predictor.restart(min(bits, MOST_BITS))
 
     def __call__(self, metrics: dict[str, Tensor]) -> Tensor:
         """The term of a step; the weight changes for the next one.
@@ -76,9 +81,11 @@ class RateTerm:
         metrics["bits_per_weight"] = entropy / self.num_weights
         metrics["rate_weight"] = estimated.new_tensor(self.weight)
         if self.target_bytes is not None:
-            target_bits = 8 * (self.target_bytes - self.fixed_bytes)
-            step = _GAIN * max(-1.0, min(1.0, float(entropy) / target_bits - 1))
+            excess = float(entropy) / (8 * (self.target_bytes - self.fixed_bytes)) - 1
+            step = _GAIN * max(-1.0, min(1.0, excess))
             self.weight = min(_MOST, max(_LEAST, self.weight * math.exp(step)))
+            if excess < 0:  # bytes that are left are not taken away
+                term = term * 0
         return term
 
     def state_dict(self) -> dict[str, float]:

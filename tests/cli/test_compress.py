@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_a_network_becomes_a_file_of_the_size_asked_for(capsys: pytest.CaptureFi
     assert size == pytest.approx(24_000, rel=0.03)
     original = len(save(timm.create_model("digits_resnet8").state_dict()))
     assert f"digits_resnet8 has {original:,} bytes as safetensors" in shown
-    assert f"small.nern will have 24,000 ({24_000 / original:.1%})" in shown
+    assert f"small.nern will have 24,000 bytes ({24_000 / original:.1%})" in shown
     accuracy = float(next(line for line in shown.splitlines() if line.startswith("accuracy")).split()[-1].rstrip("%"))
     assert accuracy > 90
     assert nernlit.load("small.nern").original.class_names == tuple("0123456789")
@@ -64,6 +65,20 @@ def test_a_file_of_weights_says_its_network_or_is_told(capsys: pytest.CaptureFix
     main(["compress", "silent.safetensors", "--network", "digits_resnet8", "-o", "a.nern", *quick])
     main(["compress", "speaking.safetensors", "-o", "b.nern", *quick])
     assert Path("a.nern").stat().st_size == pytest.approx(Path("b.nern").stat().st_size, rel=0.01)
+
+
+def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compress", "digits_resnet8", "-o", "small.nern", "--target_drop=3", "--epochs=6", *DIGITS])
+    shown = capsys.readouterr().out
+    tried = re.findall(
+        r"^([\d.]+) bits: ([+-][\d.]+) points of validation accuracy lost, (at most|above) 3", shown, re.M
+    )
+    assert len(tried) >= 2
+    assert [float(bits) for bits, _, _ in tried] == pytest.approx([2 * 0.8**n for n in range(len(tried))], abs=0.01)
+    assert [kind for _, _, kind in tried] == ["at most"] * (len(tried) - 1) + ["above"]
+    assert all((float(lost) <= 3) == (kind == "at most") for _, lost, kind in tried)
+    planned = [int(size.replace(",", "")) for size in re.findall(r"small.nern will have ([\d,]+) bytes", shown)]
+    assert Path("small.nern").stat().st_size == pytest.approx(planned[-2], rel=0.05)
 
 
 @pytest.mark.parametrize(
