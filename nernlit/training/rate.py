@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nernlit.coding import KeptForm
@@ -58,6 +59,8 @@ class RateTerm:
         self.target_bytes = rate.target_bytes
         self.weight = rate.weight or (0.0 if rate.target_bytes is None else _START)
         sizes = representation.sizes(rate.kept, rate.fold_batch_norm)
+        #: Size of the file, estimated in the last step.
+        self.file_bytes = torch.zeros(())
         #: What the file needs beside the quantized numbers.
         self.fixed_bytes = float(sizes.file_bytes - len(predictor.stored()["integers"]))
         if rate.target_bytes is not None and rate.target_bytes <= self.fixed_bytes:
@@ -80,6 +83,7 @@ class RateTerm:
         term = self.weight * estimated / self.num_weights
         metrics["bits_per_weight"] = entropy / self.num_weights
         metrics["rate_weight"] = estimated.new_tensor(self.weight)
+        self.file_bytes = self.fixed_bytes + entropy / 8
         if self.target_bytes is not None:
             excess = float(entropy) / (8 * (self.target_bytes - self.fixed_bytes)) - 1
             step = _GAIN * max(-1.0, min(1.0, excess))

@@ -116,6 +116,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             terms["recon"] = terms["recon"] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
         if self.rate is not None:
             terms["rate"] = self.rate(step.metrics)
+            self.log("size/file_bytes_estimate", self.rate.file_bytes, sync_dist=True)
         for name, value in step.metrics.items():
             self.log(f"train/{name}", value, prog_bar=name == "explained_power", sync_dist=True)
         return terms

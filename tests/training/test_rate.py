@@ -66,8 +66,11 @@ def test_a_fit_ends_at_the_bytes_that_are_asked_for() -> None:
     before = representation.sizes()
     target = before.file_bytes - int(before.code_bits / 8 * 0.3)
     module = DecoupledDistill(representation, optimizer=_adam, rate=Rate(target_bytes=target), precision="fp32")
-    quiet_trainer(max_steps=300).fit(module, _batches(300))
-    assert representation.sizes().file_bytes == pytest.approx(target, rel=0.02)
+    trainer = quiet_trainer(max_steps=300)
+    trainer.fit(module, _batches(300))
+    size = representation.sizes().file_bytes
+    assert size == pytest.approx(target, rel=0.02)
+    assert float(trainer.callback_metrics["size/file_bytes_estimate"]) == pytest.approx(size, rel=0.01)
 
 
 @pytest.mark.parametrize(
