@@ -144,16 +144,25 @@ class Predictor(WithConstants, ABC):
         return self
 
     def stored(self) -> dict[str, Tensor]:
-        """The tensors of the .nern file; by default the state dict."""
-        return self.state_dict()
+        """The tensors of the .nern file; by default the state dict, with only those numbers that are `used`."""
+        used = self.used()
+        return {name: value[used[name]] if name in used else value for name, value in self.state_dict().items()}
 
     def stored_shapes(self) -> dict[str, torch.Size | None]:
         """The names and shapes of `stored()`, None for coded bytes of any number. Works on torch's meta device."""
-        return {name: value.shape for name, value in self.state_dict().items()}
+        used, sizes = self.used(), self.groups("tensor")
+        return {
+            name: torch.Size([sum(sizes[name])]) if name in used else value.shape
+            for name, value in self.state_dict().items()
+        }
 
     def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `stored()` returned; the shapes are those of `stored_shapes`."""
-        self.load_state_dict(tensors)
+        placed = {
+            name: tensors[name].new_zeros(used.shape).masked_scatter(used.to(tensors[name].device), tensors[name])
+            for name, used in self.used().items()
+        }
+        self.load_state_dict({**tensors, **placed})
 
     def specification(self) -> dict[str, Any]:
         """The class path and the constructor's arguments, as JSON-compatible values.

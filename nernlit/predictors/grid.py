@@ -5,6 +5,7 @@ A group of numbers shares a step size and a probability model; groups are consec
 Shapes: n numbers in G groups.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -63,31 +64,33 @@ class Counts:
     """
 
     def __init__(self, numbers_n: Tensor, sizes: Sequence[int]) -> None:
-        self.sizes = sizes
+        self._sizes = sizes
         sizes_G = torch.tensor(sizes, device=numbers_n.device)
         lowest_G = torch.segment_reduce(numbers_n, "min", lengths=sizes_G).long() - 1
         width_G = torch.segment_reduce(numbers_n, "max", lengths=sizes_G).long() - lowest_G + 2
         first_G = width_G.cumsum(0) - width_G
-        #: Place of number 0 of each number's group in `bits`.
-        self.origin_n = (first_G - lowest_G).repeat_interleave(sizes_G)
-        self.first_n, self.last_n = (
-            first_G.repeat_interleave(sizes_G),
-            (first_G + width_G - 2).repeat_interleave(sizes_G),
-        )
-        counts_X = (numbers_n.long() + self.origin_n).bincount(minlength=int(width_G.sum()))
-        self._counts = counts_X
-        # Half a count more for each number, so that numbers that do not occur have finite bits.
-        total_X = (sizes_G + width_G / 2).repeat_interleave(width_G)
-        self.bits_X = total_X.log2() - (counts_X + 0.5).log2()
+        self._sizes_G, self._width_G, self._first_G = sizes_G, width_G, first_G
+        # Place of number 0 of each number's group in the counts.
+        self._origin_n = spread(first_G - lowest_G, sizes)
+        self._counts_X = (numbers_n.long() + self._origin_n).bincount(minlength=int(width_G.sum()))
+
+    def entropies(self) -> Tensor:
+        """The entropy of the numbers of each group, (G,) in bits per number."""
+        counts_X = self._counts_X.double()
+        sums_G = torch.segment_reduce(torch.xlogy(counts_X, counts_X), "sum", lengths=self._width_G)
+        return self._sizes_G.double().log2() - sums_G / (self._sizes_G * math.log(2))
 
     def entropy_bits(self) -> Tensor:
         """The entropy of all numbers, a scalar in bits."""
-        totals_n = torch.tensor(self.sizes, device=self._counts.device, dtype=torch.float64)
-        counts_X = self._counts[self._counts > 0].double()
-        return (totals_n * totals_n.log2()).sum() - (counts_X * counts_X.log2()).sum()
+        return self._sizes_G.double() @ self.entropies()
 
     def bits(self, values_n: Tensor) -> Tensor:
         """Bits of each value, (n,), with gradients; between two whole numbers they are interpolated linearly."""
-        low_n = (values_n.detach().floor().long() + self.origin_n).clamp(self.first_n, self.last_n)
-        below_n, above_n = self.bits_X[low_n], self.bits_X[low_n + 1]
-        return below_n + (values_n - (low_n - self.origin_n)) * (above_n - below_n)
+        # Half a count more for each number, so that numbers that do not occur have finite bits.
+        total_X = (self._sizes_G + self._width_G / 2).repeat_interleave(self._width_G)
+        bits_X = total_X.log2() - (self._counts_X + 0.5).log2()
+        last_G = self._first_G + self._width_G - 2
+        first_n, last_n = (spread(places_G, self._sizes) for places_G in (self._first_G, last_G))
+        low_n = (values_n.detach().floor().long() + self._origin_n).clamp(first_n, last_n)
+        below_n, above_n = bits_X[low_n], bits_X[low_n + 1]
+        return below_n + (values_n - (low_n - self._origin_n)) * (above_n - below_n)

@@ -39,6 +39,8 @@ MOST_BITS = 12
 _STEP_RATE = 0.2
 #: The smallest step size; half precision has all its digits there.
 _LEAST = 2.0**-14
+#: Numbers of a group that its entropy is estimated on when step sizes are chosen.
+_SAMPLE = 2**17
 
 
 @final
@@ -79,7 +81,6 @@ class Quantized(Predictor):
         if self.log_steps.device.type != "meta":
             for name, used in self.predictor.used().items():
                 self.set_constant(f"used_{name}", used)
-            self.reset_parameters()
 
     @property
     def all_sizes(self) -> list[int]:
@@ -201,8 +202,9 @@ class Quantized(Predictor):
             if n.startswith("predictor.")
         }
         parts = numbers_n.split([sum(sizes) for sizes in self.sizes.values()])
+        shapes = self.predictor.stored_shapes()
         for name, part in zip(self.sizes, parts, strict=True):
-            inner[name] = self._in_place(name, part.to(self.log_steps.device))
+            inner[name] = part.view(shapes[name] or [-1]).to(self.log_steps.device)
         self.predictor.load_stored(inner)
 
 
@@ -210,15 +212,27 @@ def _steps_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> Tensor:
     """Step sizes (G,) at which the entropy of the rounded numbers is so many bits each.
 
     All are the same multiple of the root mean squares of their groups, found by bisection; 1 for a group of zeros.
+    Of large groups, a sample decides.
     """
     sizes_G = torch.tensor(sizes, device=values_n.device)
-    rms_G = torch.segment_reduce(values_n.square(), "mean", lengths=sizes_G).sqrt()
+    rms_G = torch.stack([part.square().mean() for part in values_n.split(list(sizes))]).sqrt()
     rms_G = rms_G.where(rms_G > 0, 1)
-    units_n = values_n / spread(rms_G, sizes)
+    sampled = [min(size, _SAMPLE) for size in sizes]
+    units_s = _sample(values_n, sizes) / spread(rms_G, sampled)
     low, high = -10.0, 5.0  # of the logarithm of the multiple, to base 2
     for _ in range(20):
         middle = (low + high) / 2
-        counts = Counts((units_n / 2**middle).round().clamp(-LIMIT, LIMIT), sizes)
-        is_finer = float(counts.entropy_bits()) > bits * len(units_n)
+        counts = Counts((units_s / 2**middle).round().clamp(-LIMIT, LIMIT), sampled)
+        is_finer = float(sizes_G.double() @ counts.entropies()) > bits * len(values_n)
         low, high = (middle, high) if is_finer else (low, middle)
     return rms_G * 2 ** ((low + high) / 2)
+
+
+def _sample(values_n: Tensor, sizes: Sequence[int]) -> Tensor:
+    """At most `_SAMPLE` numbers of each group, chosen at random with replacement, the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        part[torch.randint(size, (_SAMPLE,), generator=generator).to(part.device)] if size > _SAMPLE else part
+        for size, part in zip(sizes, values_n.split(list(sizes)), strict=True)
+    ]
+    return torch.cat(parts)

@@ -61,11 +61,13 @@ class Table(Predictor):
         return {"entries": [size * i for size, (o, i) in zip(sizes, self.layers, strict=True) for _ in range(o)]}
 
     def used(self) -> dict[str, Tensor]:
+        if sum(self.groups("tensor")["entries"]) == self.entries.numel():
+            return {}
         used_RKK = torch.zeros_like(self.entries, dtype=torch.bool)
         counts = [filters * channels for filters, channels in self.layers]
         for part, ((rows, _), (columns, _)) in zip(used_RKK.split(counts), self._crops(), strict=True):
             part[:, rows, columns] = True
-        return {} if bool(used_RKK.all()) else {"entries": used_RKK}
+        return {"entries": used_RKK}
 
     def _crops(self) -> list[list[tuple[slice, int]]]:
         """Of each layer, the rows and columns that are used, each with the side of a kernel."""
@@ -75,8 +77,9 @@ class Table(Predictor):
     @torch.no_grad()
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
         self.scales.fit(blocks_NKK, addresses_N3, weights_NKK)
-        units_NKK = blocks_NKK / self.scales(addresses_N3).view(-1, 1, 1)
-        self.entries[numbers(self.numbering, addresses_N3)] = units_NKK.to(self.entries)
+        if self.scale != "none":
+            blocks_NKK = blocks_NKK / self.scales(addresses_N3).view(-1, 1, 1)
+        self.entries[numbers(self.numbering, addresses_N3)] = blocks_NKK.to(self.entries)
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         if not hasattr(self, "entries"):

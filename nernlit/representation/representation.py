@@ -113,7 +113,7 @@ class Representation(WithConstants, WithPretrained):
         self.set_constant("scale", power.sqrt().float() if standardize else torch.ones(()))
         if predictors_are_fitted():
             mask = self.mask()
-            weights_NKK = torch.ones_like(self.target) if mask is None else mask.float()
+            weights_NKK = self.target.new_ones(()).expand_as(self.target) if mask is None else mask.float()
             predictor.fit(self.target / self.scale, self.addresses, weights_NKK)
 
     @classmethod

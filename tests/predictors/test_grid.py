@@ -40,11 +40,13 @@ def test_spread_and_its_gradient_equal_those_of_an_index() -> None:
 
 
 def test_the_entropy_equals_a_count_by_hand() -> None:
-    numbers, expected = _numbers(), 0.0
+    numbers, expected = _numbers(), []
     for group in numbers.split(SIZES):
         _, counts = np.unique(group.numpy(), return_counts=True)
-        expected -= sum(count * math.log2(count / len(group)) for count in counts)
-    assert float(Counts(numbers, SIZES).entropy_bits()) == pytest.approx(expected)
+        expected.append(-sum(count * math.log2(count / len(group)) for count in counts))
+    assert float(Counts(numbers, SIZES).entropy_bits()) == pytest.approx(sum(expected))
+    per_number = [bits / size for bits, size in zip(expected, SIZES, strict=True)]
+    assert Counts(numbers, SIZES).entropies().tolist() == pytest.approx(per_number)
 
 
 def test_the_bits_of_whole_numbers_are_near_their_entropy() -> None:

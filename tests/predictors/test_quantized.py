@@ -150,3 +150,24 @@ def test_numbers_outside_of_crops_cost_nothing(tmp_path: Path) -> None:
     assert torch.equal(predictor.stored()["integers"], _predictor(small).stored()["integers"])
     for key, value in large.weights().items():
         assert torch.equal(small.weights()[key], value)
+
+
+@pytest.mark.parametrize("per", ["tensor", "row"])
+def test_step_sizes_are_chosen_on_a_sample_of_large_groups(per: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = digits_representation().original
+    whole = _predictor(Representation(original, Table(), quantize=Quantize(2.0, per)))  # type: ignore[arg-type]
+    monkeypatch.setattr("nernlit.predictors.quantized._SAMPLE", 1_000)
+    assert any(size > 1_000 for size in whole.all_sizes) == (per == "tensor")
+    sampled = _predictor(Representation(original, Table(), quantize=Quantize(2.0, per)))  # type: ignore[arg-type]
+    again = _predictor(Representation(original, Table(), quantize=Quantize(2.0, per)))  # type: ignore[arg-type]
+    assert torch.equal(sampled.log_steps, again.log_steps)
+    assert torch.equal(sampled.log_steps, whole.log_steps) == (per == "row")
+    assert float(sampled.rate()[1]) == pytest.approx(float(whole.rate()[1]), rel=0.02)
+
+
+def test_step_sizes_are_not_chosen_when_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    representation = _quantized("table")
+    representation.save(tmp_path / "net.nern")
+    monkeypatch.setattr("nernlit.predictors.quantized._steps_of", None)
+    loaded = nernlit.load(tmp_path / "net.nern", net=tiny_original().net)
+    assert torch.equal(loaded.kernels(), representation.kernels())

@@ -82,6 +82,17 @@ def test_a_file_gives_the_same_table(order: str, tmp_path: Path) -> None:
         assert torch.equal(loaded.reconstructed()[key], value)
 
 
+def test_a_file_has_no_numbers_outside_of_crops(tmp_path: Path) -> None:
+    original = tiny_original()  # 5x5, 3x3, 1x3 and 1x1 kernels
+    large, small = (Representation(original, Table(size)) for size in (9, 5))
+    assert large.predictor.stored()["entries"].shape == (large.layout.num_weights,)
+    assert abs(large.sizes().file_bytes - small.sizes().file_bytes) < 10
+    large.save(tmp_path / "net.nern")
+    loaded = nernlit.load(tmp_path / "net.nern", net=tiny_original().net)
+    for key, value in original.net.state_dict().items():
+        assert torch.allclose(loaded.reconstructed()[key], value, rtol=1e-6, atol=0), key
+
+
 def test_trials_are_tables_of_their_own() -> None:
     representation = Representation(tiny_original(), Table(5))
     trials = PredictorEnsemble(representation.predictor, 2)
