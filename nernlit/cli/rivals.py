@@ -35,6 +35,7 @@ WITH_BITS = ("round", "round_distill", "table", "codebooks")
 TRAINED = ("round_distill", "table", "codebooks")
 #: Bits of the weights that pruning keeps, of codes, and of the numbers of codewords.
 _PRUNED_BITS, _CODE_BITS, _CODEWORD_BITS = 6, 6, 6
+_NO_RATE = "--model.rate=null"
 
 #: A compressed network, as it is written into a file.
 Network = Representation | Mapping[str, Tensor]
@@ -104,13 +105,16 @@ class Rivals:
             codebooks = max(1, round(per_kernel / _CODE_BITS))
             fit += [f"{representation}.predictor=Codebooks", f"{representation}.predictor.codebooks={codebooks}"]
             fit += [f"{representation}.predictor.bits={_CODE_BITS}", f"{representation}.predictor.move=0.003"]
-        if method == "table":
-            fit += [f"--model.rate.target_bytes={planned_size(table, None, bits)[0]}"]
-        else:
-            fit += [f"{representation}.predictor.scale=filter", "--model.rate=null"]
         fit += [f"{representation}.predictor.kernel_size={json.dumps(table.predictor.kernel_size)}"]
-        fit += [f"{representation}.quantize.bits={_CODEWORD_BITS if method == 'codebooks' else bits:g}"]
-        return fit
+        if method == "table":
+            return [*fit, f"--model.rate.target_bytes={planned_size(table, None, bits)[0]}"]
+        rounded = _CODEWORD_BITS if method == "codebooks" else bits
+        return [
+            *fit,
+            f"{representation}.predictor.scale=filter",
+            f"{representation}.quantize.bits={rounded:g}",
+            _NO_RATE,
+        ]
 
     def read(self, file: Path) -> Original:
         """The network of a file that `write` wrote."""
