@@ -37,6 +37,11 @@ def export(args: Sequence[str]) -> None:
         help="for .onnx: height and width of the images in pixels; by default those that timm states for the network",
     )
     parser.add_argument(
+        "--integers",
+        action="store_true",
+        help="for .onnx: store predicted weights as int4 or int8, which a quantized Table has",
+    )
+    parser.add_argument(
         "--kept",
         choices=get_args(KeptForm),
         help="for .nern: how the tensors that are not predicted are stored; fp32, that is exactly, by default",
@@ -52,12 +57,16 @@ def export(args: Sequence[str]) -> None:
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern or .onnx.")
     if options.image_size is not None and options.out.suffix != ".onnx":
         raise UsageError(f"--image_size {options.image_size} is for .onnx files; leave it out.")
+    if options.integers and options.out.suffix != ".onnx":
+        raise UsageError(
+            "--integers is for .onnx files; leave it out. A .nern file of a quantized predictor has integers."
+        )
     if options.out.suffix != ".nern" and (options.kept is not None or options.fold_batch_norm):
         given = "--fold_batch_norm" if options.kept is None else f"--kept {options.kept}"
         raise UsageError(f"{given} is for .nern files; leave it out.")
     run = Run.open(options.run, options.select, options.original)
     if options.out.suffix == ".onnx":
-        write_onnx(run.representation(), options.out, options.image_size)
+        write_onnx(run.representation(), options.out, options.image_size, options.integers)
         Console().print(
             f"wrote {options.out} ({options.out.stat().st_size:,} bytes)\n"
             "its images: pixels in [0, 1], which the model normalizes itself",

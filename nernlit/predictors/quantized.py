@@ -154,6 +154,11 @@ class Quantized(Predictor):
         """The step size of each group, (G,)."""
         return halved(self.log_steps.exp().clamp_min(_LEAST))
 
+    def step_sizes(self) -> dict[str, Tensor]:
+        """The step size of each number: name of a rounded parameter -> values of its shape, 0 for unused numbers."""
+        parts = spread(self.steps(), self.all_sizes).split([sum(sizes) for sizes in self.sizes.values()])
+        return {name: self._in_place(name, part) for name, part in zip(self.sizes, parts, strict=True)}
+
     def rounded_parameters(self) -> dict[str, Tensor]:
         """The predictor's parameters as it uses them: name -> value, with gradients."""
         steps_n = spread(self.steps(), self.all_sizes)

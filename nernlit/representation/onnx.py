@@ -1,37 +1,50 @@
 """The reconstructed network as an ONNX model."""
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nernlit.errors import UsageError
 from nernlit.originals import require_classifier
+from nernlit.representation.integers import IntegerWeight, integer_weights
 from nernlit.representation.representation import Representation
 from nernlit.storage.files import write_atomically
 
 
 @final
 class _PixelClassifier(nn.Module):
-    """A network behind the normalization of its pixels."""
+    """A network behind the normalization of its pixels.
+
+    Args:
+        net: The network.
+        mean_C11: Mean of the pixels.
+        std_C11: Their standard deviation.
+        keys: Weights of the network that are further inputs, in this order.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean_C11: Tensor, std_C11: Tensor) -> None:
+    def __init__(self, net: nn.Module, mean_C11: Tensor, std_C11: Tensor, keys: Sequence[str] = ()) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.keys = net, keys
         self.register_buffer("mean", mean_C11)
         self.register_buffer("std", std_C11)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.net((pixels - self.mean) / self.std)
+    def forward(self, pixels: Tensor, weights: Sequence[Tensor] = ()) -> Tensor:
+        given = dict(zip(self.keys, weights, strict=True))
+        logits: Tensor = functional_call(self.net, given, ((pixels - self.mean) / self.std,))
         return logits
 
 
-def write_onnx(representation: Representation, path: str | Path, image_size: int | None = None) -> None:
+def write_onnx(
+    representation: Representation, path: str | Path, image_size: int | None = None, integers: bool = False
+) -> None:
     """Write the reconstructed network atomically as an ONNX model.
 
     Its input `pixels` is float32 of shape (batch, channels, size, size) with values in [0, 1], which the model
@@ -41,10 +54,13 @@ def write_onnx(representation: Representation, path: str | Path, image_size: int
         representation: Whose network is written.
         path: The file, NAME.onnx.
         image_size: Height and width of the images in pixels; by default those that timm states for the network.
+        integers: Whether predicted weights are stored as integers, int4 where all of a weight's are within -7..7 and
+            int8 elsewhere, each followed by DequantizeLinear. Only a quantized `Table` has such integers.
 
     Raises:
         UsageError: If the path does not end in .onnx, the packages that torch needs for it are not installed, no
-            image size is known, the network is no image classifier, or torch cannot export it.
+            image size is known, the network is no image classifier, torch cannot export it, or `integers` is set and
+            the predictor has none (see `integer_weights`).
         StorageError: If the file cannot be written.
     """
     original = representation.original
@@ -60,15 +76,20 @@ def write_onnx(representation: Representation, path: str | Path, image_size: int
         if config is None:
             raise UsageError(f"{original.name!r} does not state the size of its images; pass the image size in pixels.")
         image_size = int(config["input_size"][-1])
-    module = _PixelClassifier(representation.module(), original.mean, original.std).to("cpu").eval()
+    stored = integer_weights(representation) if integers else {}
+    module = _PixelClassifier(representation.module(), original.mean, original.std, tuple(stored)).to("cpu").eval()
     pixels_BCHW = torch.rand(2, original.in_chans, image_size, image_size)
+    # Weights that are inputs are not merged with other constants.
+    weights = [weight.integers.float() for weight in stored.values()]
+    inputs = (pixels_BCHW, weights) if weights else (pixels_BCHW,)
     try:
         program = torch.onnx.export(
             module,
-            (pixels_BCHW,),
-            input_names=["pixels"],
+            inputs,
+            input_names=["pixels", *stored],
             output_names=["logits"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=({0: torch.export.Dim("batch")}, [{} for _ in stored])[: len(inputs)],
+            opset_version=21 if integers else None,  # the first with int4
             dynamo=True,
             verbose=False,
         )
@@ -78,4 +99,29 @@ def write_onnx(representation: Representation, path: str | Path, image_size: int
             f"torch cannot export {original.name!r} for images of {image_size}x{image_size} pixels: {reason}"
         ) from error
     assert program is not None  # with dynamo=True there always is one
-    write_atomically(Path(path), program.model_proto.SerializeToString())
+    model = program.model_proto
+    graph = model.graph
+    _store(graph, stored)
+    for part in (graph, *graph.node, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]  # stack traces of torch's export, with paths of this machine
+    write_atomically(Path(path), model.SerializeToString())
+
+
+def _store(graph: Any, weights: Mapping[str, IntegerWeight]) -> None:
+    """Replace the inputs of these names by constants."""
+    import ml_dtypes
+    from onnx import helper, numpy_helper
+
+    nodes = []
+    for key, weight in weights.items():
+        is_short = int(weight.integers.abs().max()) <= 7
+        integers = weight.integers.numpy().astype(ml_dtypes.int4 if is_short else "int8")
+        graph.initializer.append(numpy_helper.from_array(integers, f"{key}.integers"))
+        graph.initializer.append(numpy_helper.from_array(weight.steps.numpy(), f"{key}.steps"))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{key}.integers", f"{key}.steps"], [key], axis=0))
+    nodes += graph.node
+    del graph.node[:]
+    graph.node.extend(nodes)
+    inputs = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(inputs)

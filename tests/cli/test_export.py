@@ -193,6 +193,7 @@ def test_a_file_becomes_an_onnx_model(tmp_path: Path, capsys: pytest.CaptureFixt
         (["test", "nowhere.nern", "--data", "DigitsDataModule"], "nowhere.nern is not there"),
         (["export", "nowhere", "-o", "a.pt"], "--out a.pt: expected a file name that ends in .nern or .onnx"),
         (["export", "nowhere", "-o", "a.nern", "--image_size", "8"], "--image_size 8 is for .onnx files"),
+        (["export", "nowhere", "-o", "a.nern", "--integers"], "--integers is for .onnx files; leave it out"),
         (["export", "a.nern", "-o", "b.nern", "--select", "last"], "--select last: a.nern holds one representation"),
         (["test", "nowhere.nern", "--data", "NoImages"], "--data has no images"),
     ],

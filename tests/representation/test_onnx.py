@@ -6,8 +6,10 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from nernlit.errors import UsageError
+from nernlit.originals import Original
+from nernlit.predictors import Quantize, Table
+from nernlit.representation import Representation, write_onnx
 from nernlit.representation import onnx as onnx_file
-from nernlit.representation import write_onnx
 from tests.fakes import digits_representation, tiny_representation
 
 
@@ -22,7 +24,9 @@ def test_an_onnx_model_gives_the_same_logits_for_pixels(tmp_path: Path, batch: i
     (logits,) = ReferenceEvaluator(model).run(None, {"pixels": images.numpy()})
     assert torch.allclose(torch.from_numpy(logits), representation(images), atol=1e-5)
     assert model.graph.output[0].name == "logits"
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    assert b"nernlit/" not in (tmp_path / "net.onnx").read_bytes()  # no path of this machine
 
 
 def test_a_network_without_a_stated_image_size_needs_one(tmp_path: Path) -> None:
@@ -33,6 +37,50 @@ def test_a_network_without_a_stated_image_size_needs_one(tmp_path: Path) -> None
     images = torch.rand(2, 1, 8, 8)
     (logits,) = ReferenceEvaluator(str(tmp_path / "net.onnx")).run(None, {"pixels": images.numpy()})
     assert torch.allclose(torch.from_numpy(logits), representation(images), atol=1e-5)
+
+
+VIT = {"num_classes": 10, "in_chans": 1, "mean": [0.3], "std": [0.38]}
+
+
+@pytest.mark.parametrize(("network", "bits", "bytes_per_weight"), [("digits_resnet8", 2.0, 0.6), ("test_vit", 5.0, 1)])
+def test_integers_stay_integers_in_a_model(tmp_path: Path, network: str, bits: float, bytes_per_weight: float) -> None:
+    torch.manual_seed(0)
+    vit = {**VIT, "arguments": {"img_size": 8, "patch_size": 2, "depth": 1}}
+    original = Original(network, pretrained=True) if network != "test_vit" else Original("test_vit", **vit)
+    table, per = Table(4, scale="layer"), Quantize(bits, "row" if network == "test_vit" else "tensor")
+    representation = Representation(original, table, layers="all", order="none", pointwise="tile", quantize=per)
+    write_onnx(representation, tmp_path / "net.onnx", image_size=8, integers=True)
+    model = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    integers = {name.removesuffix(".integers"): tensor for name, tensor in stored.items() if ".integers" in name}
+    assert list(integers) == list(representation.weights())
+    for key, tensor in integers.items():
+        step = onnx.numpy_helper.to_array(stored[f"{key}.steps"])
+        whole = onnx.numpy_helper.to_array(tensor).astype("int32")
+        assert tensor.data_type == (onnx.TensorProto.INT4 if abs(whole).max() <= 7 else onnx.TensorProto.INT8)
+        weight = torch.from_numpy((whole.reshape(len(whole), -1) * step.reshape(-1, 1)).reshape(whole.shape))
+        assert torch.allclose(weight.float(), representation.weights()[key], rtol=1e-5, atol=0)
+    assert [value.name for value in model.graph.input] == ["pixels"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    dequantized = [node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert dequantized == list(integers)
+    assert (
+        sum(len(tensor.raw_data) for tensor in integers.values())
+        <= bytes_per_weight * representation.layout.num_weights
+    )
+    images = torch.rand(3, 1, 8, 8)
+    (logits,) = ReferenceEvaluator(model).run(None, {"pixels": images.numpy()})
+    assert torch.allclose(torch.from_numpy(logits), representation(images), atol=1e-4)
+    kept = sum(value.numel() for value in original.net.state_dict().values()) - representation.layout.num_weights
+    size = (tmp_path / "net.onnx").stat().st_size
+    assert size < 4 * kept + bytes_per_weight * representation.layout.num_weights + 25_000  # the graph itself
+
+
+def test_integers_that_a_predictor_lacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="weights as integers need a quantized Table; MLP is not quantized"):
+        write_onnx(digits_representation(), tmp_path / "net.onnx", integers=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
