@@ -14,6 +14,12 @@ PREDICTORS = {
         "--model.representation.predictor.scale=filter",
     ],
     "table": ["--model.representation.predictor=Table"],
+    "quantized_table": [
+        "--model.representation.predictor=Table",
+        "--model.representation.predictor.scale=layer",
+        "--model.representation.quantize.bits=3",
+    ],
+    "quantized_mlp": ["--model.representation.quantize.bits=6", "--model.representation.quantize.per=row"],
 }
 SCHEMES = {
     "digits_h96": ["--data.steps_per_epoch=2"],
