@@ -7,10 +7,12 @@ of one fit.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -173,6 +175,11 @@ class Progressive(Scheme):
             )
 
     def on_train_start(self) -> None:
+        if self.trainer.val_dataloaders is None:  # Lightning reads them when an epoch with a validation starts
+            self.trainer.validating = True
+            with suppress(MisconfigurationException):  # there are none
+                self.trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            self.trainer.training = True
         if not sum(self.trainer.num_val_batches):
             raise UsageError(
                 "Progressive chooses a round's winner in a validation, and there is no validation data; pass it to "

@@ -385,7 +385,7 @@ def test_what_a_file_does_not_hold_is_named(fits: list[str], nern: str) -> None:
         ("landscape", nern, "--data", "NoImages"): "--data has no images; name a dataset",
         ("landscape", nern, *wrong_data): r"(in_chans|channels|nowhere)",
         ("layers", nern, "--select", "best"): r"--select best: net\.nern holds one representation; leave --select out",
-        ("layers", "damaged.nern", *WITH_ORIGINAL): r"damaged\.nern is a damaged or truncated safetensors file",
+        ("layers", "damaged.nern", *WITH_ORIGINAL): r"damaged\.nern is damaged: its checksum is wrong",
         ("layers", "gone.nern", *WITH_ORIGINAL): r"gone\.nern is not there",
         ("layers", nern, "--original", "wrong.safetensors"): r"wrong\.safetensors is not the original of net\.nern",
         ("layers", nern, "--original", "gone.safetensors"): r"gone\.safetensors",

@@ -339,7 +339,7 @@ def test_the_papers_schedule_is_printed_and_saved_as_what_it_is(capsys: pytest.C
 
 def test_a_configuration_that_names_code_runs_none(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text("model: !!python/object/apply:os.mkdir [run]\n", encoding="utf-8")
-    assert "bad.yaml: " in _refused(capsys, "fit", "-c", "bad.yaml")
+    assert "bad.yaml is no configuration: could not determine" in _refused(capsys, "fit", "-c", "bad.yaml")
     assert not Path("run").exists()
 
 

@@ -76,7 +76,7 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
         args.append(f"--model.representation.original.checkpoint={fakes['vit']}")
     if "codebooks" in words:
         args.append("--model.representation.predictor.beam=1")
-    elif "original" not in words:
+    elif "original" not in words and "table" not in words:
         args.append("--model.representation.predictor.hidden=8")
     if words[-1] in ("original", "decoupled", "teacher", "noise", "baseline", "distill"):
         args.append("--data.batch_size=2")
@@ -177,6 +177,8 @@ def test_every_shipped_configuration_is_valid_under_both_schedules(
         if "_codebooks" in config.stem:
             assert representation["predictor"]["class_path"] == "nernlit.Codebooks"
             assert not representation["standardize"]
+        elif "_table" in config.stem:
+            assert representation["predictor"]["class_path"] == "nernlit.Table"
         elif representation is not None:
             assert representation["predictor"]["init_args"]["hidden"] == int(config.stem.split("_h")[1].split("_")[0])
     assert options["trainer"]["logger"]["init_args"]["name"] == config.stem

@@ -85,7 +85,7 @@ def test_an_unforeseen_error_and_an_interrupt(
 
 def test_fits_of_a_sweep_go_on_from_a_file() -> None:
     digits_representation(12).save("net.nern")
-    rest = [option for option in REST if "representation" not in option]
+    rest = [option for option in REST if "representation" not in option and "steps_per_epoch" not in option]
     start = ["--model.representation=null", "--model.init_from=net.nern", "--model.reconstruction.steps=0"]
     start.append("--model.cross_entropy_weight=1")  # the network has nothing to learn from itself
     sweep(["--configs", str(CONFIGS / "digits_h96_decoupled.yaml"), "--out", "swept", *rest, *start])
