@@ -18,7 +18,7 @@ from typing import Any
 
 from nernlit.cli import analyses
 from nernlit.cli.analyses import Outcome, Rows, Runs
-from nernlit.cli.arguments import CommandParser, count, finite, require_writable, take_data_options
+from nernlit.cli.arguments import CommandParser, count, finite, require_writable, take_options
 from nernlit.cli.runs import Run, distinct_names
 from nernlit.errors import UsageError
 from nernlit.storage.files import write_atomically, write_figure
@@ -67,7 +67,7 @@ def main(args: Sequence[str]) -> None:
         help="folder of the figure and the JSON file (default: `analysis` beside the first run's files)",
     )
     parser.add_original()
-    own_args, data = take_data_options(args)
+    own_args, data = take_options(args, "--data")
     options = parser.parse_args(own_args)
     options.data = data
     analysis, most, uses = KINDS[options.kind]

@@ -34,26 +34,26 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(f"{message}; `{self.prog} --help` lists the options.")
 
 
-def take_data_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split off the options of the data configuration, `--data...` with their values, wherever they stand.
+def take_options(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Split off an option and those below it, such as `--data` and `--data.root`, wherever they stand.
 
     Returns:
-        All other arguments, and those of the data.
+        All other arguments, and these, each with its value: `--data.root=DIR`.
     """
     others: list[str] = []
-    data: list[str] = []
+    taken: list[str] = []
     rest = iter(args)
     for arg in rest:
         flag, equals, _ = arg.partition("=")
-        if flag.partition(".")[0] != "--data":
+        if flag != name and not flag.startswith(f"{name}."):
             others.append(arg)
         elif equals:
-            data.append(arg)
+            taken.append(arg)
         elif (value := next(rest, None)) is not None:
-            data.append(f"{flag}={value}")
+            taken.append(f"{flag}={value}")
         else:
             raise UsageError(f"{flag} needs a value.")
-    return others, data
+    return others, taken
 
 
 def count(text: str) -> int:

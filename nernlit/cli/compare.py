@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference, pareto_figure
-from nernlit.cli.arguments import CommandParser, count, positive, require_writable, take_data_options
-from nernlit.cli.compress import network_options
-from nernlit.cli.fits import continued_fit
+from nernlit.cli.arguments import CommandParser, count, positive, require_writable, take_options
+from nernlit.cli.fits import continued_fit, epoch_options
+from nernlit.cli.inputs import network_options, original_of, require_images
 from nernlit.cli.rivals import SETTINGS, TRAINED, WITH_BITS, Rivals, rival_name, write
 from nernlit.cli.runs import data_module
 from nernlit.cli.sweep import described, is_unknown_option
@@ -51,21 +51,19 @@ def compare(args: Sequence[str]) -> None:
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
     parser.add_argument("--bits", type=positive, nargs="+", help=f"bits per weight of {', '.join(WITH_BITS)}")
     parser.add_argument("--epochs", type=count, help="passes of each fit over the training images (30 by default)")
-    others, data_options = take_data_options(args)
+    others, data_options = take_options(args, "--data")
     options, fit_options = parser.parse_known_args(others)
+    network, fit_options = network_options(options.net, options.network, fit_options)
     if options.epochs is not None:
-        fit_options += [f"--trainer.max_epochs={options.epochs}"]
-        fit_options += [f"--trainer.check_val_every_n_epoch={max(1, options.epochs // 5)}"]
+        fit_options += epoch_options(options.epochs)
     trains = not set(TRAINED).isdisjoint(options.methods)
     if fit_options and not trains:
         raise UsageError(f"{fit_options[0]} is for methods that train ({', '.join(TRAINED)}); leave it out.")
     if options.bits and set(WITH_BITS).isdisjoint(options.methods):
         raise UsageError(f"--bits is for {', '.join(WITH_BITS)}; leave it out.")
-    if not any(option.startswith("--data=") for option in data_options):
-        raise UsageError("images are needed: --data FolderDataModule --data.root DIR, or the DataModule of a dataset.")
+    require_images(data_options)
     require_writable(options.out, "--out")
-    network = network_options(options.net, options.network)
-    original = Original(network["name"], network.get("checkpoint"), pretrained="pretrained" in network)
+    original = original_of(network)
     data = _test_data(data_options, original)
     own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
     keys = {method: {**own, "options": " ".join(fit_options) if method in TRAINED else ""} for method in SETTINGS}

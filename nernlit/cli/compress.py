@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import final
 
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
 
-from nernlit.cli.arguments import CommandParser, count, positive, require_writable, take_data_options
+from nernlit.cli.arguments import CommandParser, count, positive, require_writable, take_options
 from nernlit.cli.export import print_sizes, test
-from nernlit.cli.fits import continued_fit
+from nernlit.cli.fits import continued_fit, epoch_options
+from nernlit.cli.inputs import ORIGINAL, network_options, original_of, require_images
 from nernlit.cli.main import NernlitCLI
 from nernlit.errors import UsageError
-from nernlit.originals import Original
-from nernlit.representation import Representation
-from nernlit.training.compression import planned_size, quantized_table
+from nernlit.representation import Sizes
+from nernlit.training.compression import file_sizes, planned_size, quantized_table
+from nernlit.utilities.sides import Size
 
 #: Bits per weight without another size.
 _BITS = 1.75
@@ -50,24 +50,21 @@ def compress(args: Sequence[str]) -> None:
     )
     parser.add_argument("--epochs", type=count, help=f"passes over the training images ({_EPOCHS} by default)")
     parser.add_argument("--out_runs", type=Path, default=Path("runs"), help="folder of the fit")
-    others, data = take_data_options(args)
+    others, data = take_options(args, "--data")
     options, fit_args = parser.parse_known_args(others)
     if options.out.suffix != ".nern":
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern.")
-    if not data:
-        raise UsageError(
-            "images are needed: --data FolderDataModule --data.root DIR for a folder with train/<class>/<image>, or "
-            "the DataModule of a dataset, such as CIFAR10DataModule."
-        )
+    require_images(data)
     require_writable(options.out.parent, "--out")
-    network = network_options(options.net, options.network)
-    original = Original(network["name"], network.get("checkpoint"), pretrained="pretrained" in network)
-    representation = quantized_table(original)
-    sizes = representation.sizes()
+    network, fit_args = network_options(options.net, options.network, fit_args)
+    representation = quantized_table(original_of(network))
+    sizes = file_sizes(representation)
     _say(f"{options.net} has {sizes.original_bytes:,} bytes as safetensors")
-    fits = _Fits(options.out, options.out_runs, options.epochs or _EPOCHS, network, representation, [*data, *fit_args])
+    kernel_size = representation.predictor.kernel_size
+    epochs = options.epochs or _EPOCHS
+    fits = _Fits(options.out, options.out_runs, epochs, network, kernel_size, sizes, [*data, *fit_args])
     if options.target_drop is None:
-        fits.save(fits.fit(*planned_size(representation, options.target_bytes, options.bits or _BITS)))
+        fits.save(fits.fit(*planned_size(sizes, options.target_bytes, options.bits or _BITS)))
     else:
         _search(fits, options.target_drop)
     print_sizes(options.out)
@@ -84,7 +81,8 @@ class _Fits:
         runs: Folder of the fits.
         epochs: Epochs of a fit that starts from the network.
         network: The options of the original.
-        representation: What is trained, not trained yet.
+        kernel_size: That of the table.
+        sizes: Those of the representation before it is trained.
         options: Further options of each fit.
     """
 
@@ -92,21 +90,19 @@ class _Fits:
     runs: Path
     epochs: int
     network: Mapping[str, str]
-    representation: Representation
+    kernel_size: Size
+    sizes: Sizes
     options: Sequence[str]
 
     def fit(self, target: int, bits: float, init_from: Path | None = None) -> NernlitCLI:
         """Fit a file of `target` bytes, that is of `bits` per weight, from the network or from an earlier fit."""
-        sizes = self.representation.sizes()
-        share, weights = target / sizes.original_bytes, sizes.predicted_weights
+        share, weights = target / self.sizes.original_bytes, self.sizes.predicted_weights
         _say(f"{self.out} will have {target:,} bytes ({share:.1%}): {bits:.2f} bits for each of {weights:,} weights")
         epochs = self.epochs if init_from is None else max(1, self.epochs // 2)
-        fit = ["fit", "-c", "compress", f"--model.rate.target_bytes={target}", f"--trainer.max_epochs={epochs}"]
-        fit += [f"--trainer.check_val_every_n_epoch={max(1, epochs // 5)}"]
+        fit = ["fit", "-c", "compress", f"--model.rate.target_bytes={target}", *epoch_options(epochs)]
         if init_from is None:
-            start = "--model.representation"
-            fit += [f"{start}.original.{name}={value}" for name, value in self.network.items()]
-            fit += [f"{start}.predictor.kernel_size={json.dumps(self.representation.predictor.kernel_size)}"]
+            fit += [f"{ORIGINAL}.{name}={value}" for name, value in self.network.items()]
+            fit += [f"--model.representation.predictor.kernel_size={json.dumps(self.kernel_size)}"]
         else:
             fit += ["--model.representation=null", f"--model.init_from={init_from}"]
         fit += self.options
@@ -128,7 +124,7 @@ def _search(fits: _Fits, drop: float) -> None:
     """
     bits, factor, before = _FIRST_BITS, _SMALLER, None
     while _LEAST_BITS <= bits <= _MOST_BITS:
-        cli = fits.fit(*planned_size(fits.representation, None, bits), init_from=before)
+        cli = fits.fit(*planned_size(fits.sizes, None, bits), init_from=before)
         cli.trainer.validate(cli.model, cli.datamodule, verbose=False)  # a fit that was complete has no metrics
         metrics = {name: 100 * float(value) for name, value in cli.trainer.callback_metrics.items()}
         lost = metrics["val/acc_original"] - metrics["val/acc"]
@@ -150,36 +146,6 @@ def _search(fits: _Fits, drop: float) -> None:
             f"--target_drop {drop}: at {bits / factor:.1f} bits per weight {lost:.2f} points are lost still; allow "
             "more, or train longer (--epochs)."
         )
-
-
-def network_options(net: str, name: str | None) -> dict[str, str]:
-    """The options of `Original` for a file of weights or the name of a timm model.
-
-    Args:
-        net: The file or the name.
-        name: timm name of the network, for a file that does not say it.
-
-    Raises:
-        UsageError: If the architecture of a file's weights is not known.
-    """
-    path = Path(net)
-    if not path.exists():
-        if path.suffix in (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".nern"):
-            raise UsageError(f"no file at {net}; expected a file of weights, or the name of a timm model.")
-        return {"name": net, "pretrained": "true"}
-    name = name or _stated_name(path)
-    if name is None:
-        raise UsageError(f"{net} does not say which network its weights are of; pass --network NAME (timm's name).")
-    return {"name": name, "checkpoint": net}
-
-
-def _stated_name(path: Path) -> str | None:
-    """The timm name in the metadata of a safetensors file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("timm_name")
-    except (SafetensorError, OSError):
-        return None
 
 
 def _say(text: str) -> None:

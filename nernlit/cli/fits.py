@@ -12,6 +12,11 @@ _LOGGER = "--trainer.logger.init_args"
 _OWN_OPTIONS = ("--ckpt_path", f"{_LOGGER}.save_dir", f"{_LOGGER}.name", "--trainer.logger.save_dir")
 
 
+def epoch_options(epochs: int) -> list[str]:
+    """The options of a fit of so many epochs, with about five validations."""
+    return [f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={max(1, epochs // 5)}"]
+
+
 def continued_fit(options: Sequence[str], folder: Path, name: str) -> NernlitCLI:
     """Run a fit, or continue it: the hash of its options is part of the name of its folder.
 

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, curves_figure, energy_figure, layer_energies, paired_difference
-from nernlit.cli.arguments import CommandParser, require_writable, take_data_options
+from nernlit.cli.arguments import CommandParser, require_writable, take_options
 from nernlit.cli.html_page import document, picture, table
 from nernlit.cli.runs import Batches, Run, distinct_names
 from nernlit.errors import UsageError
@@ -217,7 +217,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
     parser.add_original()
-    own_args, data = take_data_options(args)
+    own_args, data = take_options(args, "--data")
     options = parser.parse_args(own_args)
     if options.out.is_dir():
         raise UsageError(f"--out {options.out} is a folder; expected a file, such as {options.out / 'report.html'}.")

@@ -12,11 +12,12 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from nernlit.analysis import factorized, multiplied, pruned
+from nernlit.cli.inputs import ORIGINAL
 from nernlit.coding import is_nern
 from nernlit.originals import Original
 from nernlit.representation import Representation, load
 from nernlit.storage.files import write_atomically
-from nernlit.training.compression import planned_size, quantized_table
+from nernlit.training.compression import file_sizes, planned_size, quantized_table
 from nernlit.utilities.sharing import names_of_weights
 
 #: Method -> its settings: bits per weight, or the share of the numbers that is kept (`svd`, `prune`).
@@ -99,7 +100,7 @@ class Rivals:
         """
         representation, table = "--model.representation", self._table
         fit = ["fit", "-c", "compress"]
-        fit += [f"{representation}.original.{name}={value}" for name, value in self.options.items()]
+        fit += [f"{ORIGINAL}.{name}={value}" for name, value in self.options.items()]
         if method == "codebooks":
             per_kernel = bits * table.layout.num_weights / table.layout.num_kernels
             codebooks = max(1, round(per_kernel / _CODE_BITS))
@@ -107,7 +108,7 @@ class Rivals:
             fit += [f"{representation}.predictor.bits={_CODE_BITS}", f"{representation}.predictor.move=0.003"]
         fit += [f"{representation}.predictor.kernel_size={json.dumps(table.predictor.kernel_size)}"]
         if method == "table":
-            return [*fit, f"--model.rate.target_bytes={planned_size(table, None, bits)[0]}"]
+            return [*fit, f"--model.rate.target_bytes={planned_size(file_sizes(table), None, bits)[0]}"]
         rounded = _CODEWORD_BITS if method == "codebooks" else bits
         return [
             *fit,

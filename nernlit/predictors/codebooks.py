@@ -1,7 +1,7 @@
 """Additive quantization as a predictor (as in arXiv 2111.10320): a kernel is a sum of codewords.
 
 Shapes: N addresses, R kernels of the representation, K x K their size, D = K * K, M codebooks, C codewords of each, S
-sets of codebooks (one, or one per stage or layer), G scales.
+sets of codebooks (one, or one per stage or layer).
 """
 
 import math
@@ -19,13 +19,13 @@ from nernlit.predictors.base import Predictor
 from nernlit.predictors.codes import decode_codes, encode_codes, pack_codes, packed_bytes, unpack_codes
 from nernlit.predictors.moves import CodeMoves
 from nernlit.predictors.numbering import numbering, numbers
+from nernlit.predictors.scales import Scale, Scales
 from nernlit.utilities.progress import progress
 from nernlit.utilities.sides import Size
 
 #: Where a state dict has the codes.
 _PACKED = "_extra_state"
 Share = Literal["network", "stage", "layer"]
-Scale = Literal["none", "layer", "filter"]
 
 
 @final
@@ -61,7 +61,6 @@ class Codebooks(Predictor):
     """
 
     numbering: Tensor
-    first_filter: Tensor
     offsets: Tensor
     sets: Tensor
     codes: Tensor
@@ -88,23 +87,21 @@ class Codebooks(Predictor):
             raise UsageError(f"iterations={iterations}, beam={beam}; expected at least 1 of both.")
         if sample < 2**bits:
             raise UsageError(f"sample={sample}; expected at least the number of codewords, 2^{bits} = {2**bits}.")
-        for name, given, allowed in (("share", share, Share), ("scale", scale, Scale)):
-            if given not in get_args(allowed):
-                raise UsageError(f"{name}={given!r}; expected one of {', '.join(get_args(allowed))}.")
+        if share not in get_args(Share):
+            raise UsageError(f"share={share!r}; expected one of {', '.join(get_args(Share))}.")
         self.codebooks, self.bits, self.share, self.scale = codebooks, bits, share, scale
         if not 0 <= move <= 1:
             raise UsageError(f"move={move}; expected a share of the kernels, between 0 and 1.")
         require_positive(move_rate=move_rate)
         self.iterations, self.beam, self.sample, self.seed = iterations, beam, sample, seed
         self.move, self.move_rate = move, move_rate
+        self.scales = Scales(scale)
         self.moves = CodeMoves(move, move_rate) if move else None
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.kernels_of_layers = [filters * channels for filters, channels in layers]
         kernels = sum(self.kernels_of_layers)
-        filters_L = torch.tensor([filters for filters, _ in layers])
         self.set_constant("numbering", numbering(layers))
-        self.set_constant("first_filter", filters_L.cumsum(0) - filters_L)
         self.set_constant("offsets", torch.arange(self.codebooks) * 2**self.bits)
         self.set_constant("codes", torch.zeros(kernels, self.codebooks, dtype=torch.int32))
         self.set_constant("packed", torch.zeros(packed_bytes(kernels * self.codebooks, self.bits), dtype=torch.uint8))
@@ -112,16 +109,13 @@ class Codebooks(Predictor):
         sets = _sets(layers, self.share)
         self.set_constant("sets", torch.tensor(sets))
         self.codewords = nn.Parameter(torch.empty(sets[-1] + 1, self.codebooks, 2**self.bits, math.prod(self.block)))
-        if self.scale != "none":
-            scales = len(layers) if self.scale == "layer" else sum(filters for filters, _ in layers)
-            self.scales = nn.Parameter(torch.empty(scales))
+        self.scales.bind(layers)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw all codewords from a normal distribution; scales become 1. The codes do not change."""
         nn.init.normal_(self.codewords, std=self.codebooks**-0.5)
-        if self.scale != "none":
-            nn.init.ones_(self.scales)
+        self.scales.reset_parameters()
 
     @property
     def is_fitted(self) -> bool:
@@ -139,14 +133,9 @@ class Codebooks(Predictor):
         else:
             blocks_ND = blocks_ND.where(weights_ND > 0, 0)
         if self.scale != "none":
-            group_N = self._group(addresses_N3)
-            power_G, weight_G = torch.zeros(2, len(self.scales)).to(blocks_ND).unbind()
-            power_G.index_add_(0, group_N, blocks_ND.square().mul_(weights_ND).sum(1))
-            weight_G.index_add_(0, group_N, weights_ND.expand_as(blocks_ND).sum(1))
-            scale_G = (power_G / weight_G).sqrt()
-            scale_G = scale_G.where(scale_G > 0, 1)
-            self.scales.copy_(scale_G)
-            blocks_ND, weights_ND = blocks_ND / scale_G[group_N, None], weights_ND * scale_G[group_N, None].square()
+            self.scales.fit(blocks_ND, addresses_N3, weights_ND)
+            scale_N1 = self.scales(addresses_N3)[:, None]
+            blocks_ND, weights_ND = blocks_ND / scale_N1, weights_ND * scale_N1.square()
         set_N = self.sets[addresses_N3[:, 0].long()]
         codes_NM = torch.zeros_like(self.codes)
         row_N = numbers(self.numbering, addresses_N3)
@@ -181,7 +170,7 @@ class Codebooks(Predictor):
         if self.moves is not None and self.training and flat_ND.requires_grad:
             self.moves.watch(flat_ND, row_N, len(self.codes))
         if self.scale != "none":
-            flat_ND = flat_ND * self.scales[self._group(addresses_N3), None]
+            flat_ND = flat_ND * self.scales(addresses_N3)[:, None]
         kernels_NKK = flat_ND.view(-1, *self.block)
         return kernels_NKK.to(torch.promote_types(flat_ND.dtype, torch.float32))
 
@@ -205,11 +194,6 @@ class Codebooks(Predictor):
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         if self.moves is not None:
             self.moves.load_state(state, self.codes.device)
-
-    def _group(self, addresses_N3: Tensor) -> Tensor:
-        """The number of each kernel's scale, (N,)."""
-        layer_N, filter_N, _ = addresses_N3.long().unbind(1)
-        return layer_N if self.scale == "layer" else self.first_filter[layer_N] + filter_N
 
     def stored(self) -> dict[str, Tensor]:
         """The state dict, with codes as an entropy code."""

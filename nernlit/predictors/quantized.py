@@ -154,18 +154,22 @@ class Quantized(Predictor):
         """The step size of each group, (G,)."""
         return halved(self.log_steps.exp().clamp_min(_LEAST))
 
+    def _parts(self, numbers_n: Tensor) -> dict[str, Tensor]:
+        """Name of a rounded parameter -> its part of all rounded numbers."""
+        parts = numbers_n.split([sum(sizes) for sizes in self.sizes.values()])
+        return dict(zip(self.sizes, parts, strict=True))
+
     def step_sizes(self) -> dict[str, Tensor]:
         """The step size of each number: name of a rounded parameter -> values of its shape, 0 for unused numbers."""
-        parts = spread(self.steps(), self.all_sizes).split([sum(sizes) for sizes in self.sizes.values()])
-        return {name: self._in_place(name, part) for name, part in zip(self.sizes, parts, strict=True)}
+        parts = self._parts(spread(self.steps(), self.all_sizes))
+        return {name: self._in_place(name, part) for name, part in parts.items()}
 
     def rounded_parameters(self) -> dict[str, Tensor]:
         """The predictor's parameters as it uses them: name -> value, with gradients."""
         steps_n = spread(self.steps(), self.all_sizes)
-        parts = (rounded(self._values() / steps_n) * steps_n).split([sum(sizes) for sizes in self.sizes.values()])
-        by_name = dict(zip(self.sizes, parts, strict=True))
+        parts = self._parts(rounded(self._values() / steps_n) * steps_n)
         return {
-            name: self._in_place(name, by_name[name]) if name in by_name else halved(value)
+            name: self._in_place(name, parts[name]) if name in parts else halved(value)
             for name, value in self.predictor.named_parameters()
         }
 
@@ -206,9 +210,8 @@ class Quantized(Predictor):
             for n, value in tensors.items()
             if n.startswith("predictor.")
         }
-        parts = numbers_n.split([sum(sizes) for sizes in self.sizes.values()])
         shapes = self.predictor.stored_shapes()
-        for name, part in zip(self.sizes, parts, strict=True):
+        for name, part in self._parts(numbers_n).items():
             inner[name] = part.view(shapes[name] or [-1]).to(self.log_steps.device)
         self.predictor.load_stored(inner)
 

@@ -1,6 +1,6 @@
 """Scales of groups of kernels: one per layer, or one per filter.
 
-Shapes: N addresses, G scales, K kernel side.
+Shapes: N addresses, D numbers of a kernel, G scales.
 """
 
 from collections.abc import Sequence
@@ -44,20 +44,20 @@ class Scales(WithConstants):
             nn.init.ones_(self.values)
 
     @torch.no_grad()
-    def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
+    def fit(self, blocks_ND: Tensor, addresses_N3: Tensor, weights_ND: Tensor) -> None:
         """Set each scale to the root mean square of its kernels' entries, to 1 if all are 0.
 
         Args:
-            blocks_NKK: The kernels.
+            blocks_ND: The kernels.
             addresses_N3: The address of each.
-            weights_NKK: Weight of each entry.
+            weights_ND: Weight of each entry, or (N, 1), of each kernel's entries.
         """
         if self.kind == "none":
             return
         group_N = self._group(addresses_N3)
-        power_G, weight_G = torch.zeros(2, len(self.values)).to(blocks_NKK).unbind()
-        power_G.index_add_(0, group_N, (weights_NKK * blocks_NKK.square()).sum((1, 2)))
-        weight_G.index_add_(0, group_N, weights_NKK.sum((1, 2)))
+        power_G, weight_G = torch.zeros(2, len(self.values)).to(blocks_ND).unbind()
+        power_G.index_add_(0, group_N, blocks_ND.square().mul_(weights_ND).sum(1))
+        weight_G.index_add_(0, group_N, weights_ND.expand_as(blocks_ND).sum(1))
         scale_G = (power_G / weight_G).sqrt()
         self.values.copy_(scale_G.where(scale_G > 0, 1))
 

@@ -76,7 +76,7 @@ class Table(Predictor):
 
     @torch.no_grad()
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
-        self.scales.fit(blocks_NKK, addresses_N3, weights_NKK)
+        self.scales.fit(blocks_NKK.flatten(1), addresses_N3, weights_NKK.flatten(1))
         if self.scale != "none":
             blocks_NKK = blocks_NKK / self.scales(addresses_N3).view(-1, 1, 1)
         self.entries[numbers(self.numbering, addresses_N3)] = blocks_NKK.to(self.entries)

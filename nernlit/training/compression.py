@@ -1,5 +1,6 @@
 """Compression of a network in memory, with images from anywhere."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any, final
 
@@ -14,7 +15,7 @@ from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original
 from nernlit.predictors import Quantize, Table
 from nernlit.predictors.scales import Scale
-from nernlit.representation import Representation
+from nernlit.representation import Representation, Sizes
 from nernlit.training.decoupled_distill import DecoupledDistill
 from nernlit.training.rate import Rate
 
@@ -58,12 +59,13 @@ def compress(
     channels = pixels_BCHW.shape[1]
     mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
     with torch.no_grad():
-        logits = net.eval()(pixels_BCHW[:1])
+        net = copy.deepcopy(net).eval()  # the original is frozen
+        logits = net(pixels_BCHW[:1])
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UsageError("the network does not return logits (B, C); wrap it in a module that does.")
     original = Original.of(net, num_classes=logits.shape[1], mean=mean, std=std, in_chans=channels)
     representation = quantized_table(original)
-    target, _ = planned_size(representation, target_bytes, bits)
+    target, _ = planned_size(file_sizes(representation), target_bytes, bits)
     module = DecoupledDistill(
         representation,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
@@ -103,18 +105,22 @@ def quantized_table(original: Original, bits: float = 2.0, scale: Scale = "layer
     )
 
 
-def planned_size(representation: Representation, target_bytes: int | None, bits: float) -> tuple[int, float]:
+def file_sizes(representation: Representation) -> Sizes:
+    """The sizes of a `quantized_table` and of the file that compression writes of it."""
+    return representation.sizes("fp16", fold_batch_norm=True)
+
+
+def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[int, float]:
     """The bytes of the file, and the bits per weight that they leave.
 
     Args:
-        representation: From `quantized_table`.
+        sizes: See `file_sizes`.
         target_bytes: The bytes; None computes them from `bits`.
         bits: Bits per weight.
 
     Raises:
         UsageError: If the file would be larger without any bit for the weights.
     """
-    sizes = representation.sizes("fp16", fold_batch_norm=True)
     fixed, weights = sizes.file_bytes - sizes.code_bits // 8, sizes.predicted_weights
     target = fixed + round(bits * weights / 8) if target_bytes is None else target_bytes
     left = 8 * (target - fixed) / weights
@@ -143,22 +149,22 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor]]):
             for batch in self.images:
                 if done == self.count:
                     return
-                pixels = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
-                if not isinstance(pixels, Tensor) or pixels.dim() != 4 or not pixels.is_floating_point():
-                    given = (
-                        f"{tuple(pixels.shape)} {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
-                    )
-                    raise DataError(
-                        f"a batch of images is {given}; expected floating-point pixels (B, C, H, W) in [0, 1]."
-                    )
+                pixels = _pixels(batch)
                 done += 1
                 yield pixels, torch.full((len(pixels),), -1)
             if done == before:
-                raise DataError(
-                    "the images have no batch"
-                    + (
-                        f" after the first {done}; pass a list or a DataLoader, which can be read again."
-                        if done
-                        else "."
-                    )
-                )
+                after = f" after the first {done}; pass a list or a DataLoader, which can be read again" if done else ""
+                raise DataError(f"the images have no batch{after}.")
+
+
+def _pixels(batch: Any) -> Tensor:
+    """The pixels of a batch.
+
+    Raises:
+        DataError: If it has none.
+    """
+    pixels = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+    if isinstance(pixels, Tensor) and pixels.dim() == 4 and pixels.is_floating_point():
+        return pixels
+    given = f"{tuple(pixels.shape)} {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
+    raise DataError(f"a batch of images is {given}; expected floating-point pixels (B, C, H, W) in [0, 1].")

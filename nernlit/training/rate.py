@@ -62,7 +62,7 @@ class RateTerm:
         #: Size of the file, estimated in the last step.
         self.file_bytes = torch.zeros(())
         #: What the file needs beside the quantized numbers.
-        self.fixed_bytes = float(sizes.file_bytes - len(predictor.stored()["integers"]))
+        self.fixed_bytes = sizes.file_bytes - (sizes.code_bits - predictor.predictor.code_bits) / 8
         if rate.target_bytes is not None and rate.target_bytes <= self.fixed_bytes:
             raise UsageError(
                 f"rate.target_bytes={rate.target_bytes}; the file needs {self.fixed_bytes:.0f} bytes beside the "

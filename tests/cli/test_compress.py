@@ -8,6 +8,7 @@ from safetensors.torch import save, save_file
 
 import nernlit
 from nernlit.cli.main import main
+from tests.fakes import write_image_folder
 
 DIGITS = ["--data", "DigitsDataModule", "--threads=1"]
 
@@ -67,6 +68,23 @@ def test_a_file_of_weights_says_its_network_or_is_told(capsys: pytest.CaptureFix
     assert Path("a.nern").stat().st_size == pytest.approx(Path("b.nern").stat().st_size, rel=0.01)
 
 
+def test_options_of_the_original_describe_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    write_image_folder(Path("images"), 4, 12)
+    state = timm.create_model("mobilenetv3_small_050", num_classes=4).state_dict()
+    save_file(state, "own.safetensors", {"timm_name": "mobilenetv3_small_050"})
+    images = ["--data=FolderDataModule", "--data.root=images", "--data.batch_size=8", "--epochs=1", "--threads=1"]
+    classes = "--model.representation.original.num_classes"
+    assert "Check the original's name, num_classes" in _refused(["own.safetensors", "-o", "a.nern", *images], capsys)
+    main(["compress", "own.safetensors", "-o", "a.nern", classes, "4", "--bits=3", *images])
+    assert nernlit.load("a.nern").original.num_classes == 4
+    main(["compress", "a.nern", "-o", "b.nern", "--bits=2", *images])  # such a file says its network and classes
+    assert Path("b.nern").stat().st_size < Path("a.nern").stat().st_size
+    odd = "--model.representation.original.clases=4"
+    assert f"{odd}: expected --model.representation.original.NAME=VALUE, where NAME is one of pretrained," in _refused(
+        ["own.safetensors", "-o", "c.nern", odd, *images], capsys
+    )
+
+
 def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureFixture[str]) -> None:
     main(["compress", "digits_resnet8", "-o", "small.nern", "--target_drop=3", "--epochs=6", *DIGITS])
     shown = capsys.readouterr().out
@@ -85,6 +103,7 @@ def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureF
     ("args", "message"),
     [
         (["digits_resnet8", "-o", "a.nern"], "images are needed: --data FolderDataModule --data.root DIR"),
+        (["digits_resnet8", "-o", "a.nern", "--data.root=x"], "images are needed: --data FolderDataModule"),
         (["digits_resnet8", "-o", "a.zip", *DIGITS], "--out a.zip: expected a file name that ends in .nern"),
         (["gone.pt", "-o", "a.nern", *DIGITS], "no file at gone.pt; expected a file of weights, or the name of a timm"),
         (["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=0"], "--bits: 0; expected a number above 0"),

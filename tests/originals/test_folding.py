@@ -1,3 +1,5 @@
+from collections.abc import Iterable
+
 import pytest
 import timm
 import torch
@@ -25,6 +27,13 @@ def _norms(net: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
+def _assert_equal_gradients(got: Tensor, expected: Tensor, weights: Iterable[Tensor]) -> None:
+    inputs = list(weights)
+    gradients = (torch.autograd.grad(logits.square().sum(), inputs) for logits in (got, expected))
+    for left, right in zip(*gradients, strict=True):
+        assert torch.allclose(left, right, rtol=1e-6, atol=1e-9 * float(right.abs().max()))
+
+
 @pytest.mark.parametrize(("name", "side"), [("cifar_resnet20_b", 32), ("resnet18", 64), ("mobilenetv2_050", 64)])
 def test_answers_and_gradients_are_the_classifiers(name: str, side: int) -> None:
     original, images = _trained(name, side)
@@ -39,12 +48,7 @@ def test_answers_and_gradients_are_the_classifiers(name: str, side: int) -> None
     expected = torch.func.functional_call(original, entries, (images,))
     got = folded(images, weights)
     assert torch.allclose(got, expected, rtol=1e-9)
-    for left, right in zip(
-        torch.autograd.grad(got.square().sum(), list(weights.values())),
-        torch.autograd.grad(expected.square().sum(), list(weights.values())),
-        strict=True,
-    ):
-        assert torch.allclose(left, right, rtol=1e-6, atol=1e-9 * float(right.abs().max()))
+    _assert_equal_gradients(got, expected, weights.values())
 
 
 @pytest.mark.parametrize(("name", "side"), [("cifar_resnet20_b", 32), ("mobilenetv2_050", 64)])
@@ -59,12 +63,7 @@ def test_weights_and_biases_of_folded_norms_can_be_replaced(name: str, side: int
     }
     expected, got = original(images, entries), folded(images, entries)
     assert torch.allclose(got, expected, rtol=1e-9)
-    for left, right in zip(
-        torch.autograd.grad(got.square().sum(), list(entries.values())),
-        torch.autograd.grad(expected.square().sum(), list(entries.values())),
-        strict=True,
-    ):
-        assert torch.allclose(left, right, rtol=1e-6, atol=1e-9 * float(right.abs().max()))
+    _assert_equal_gradients(got, expected, entries.values())
 
 
 def test_every_norm_of_a_resnet_goes_and_the_classifier_stays() -> None:

@@ -19,7 +19,7 @@ def _digits() -> Iterator[torch.Tensor]:
 
 
 def test_ten_lines_give_a_small_file_of_nearly_the_same_answers(tmp_path: Path) -> None:
-    net = Original("digits_resnet8", pretrained=True)
+    net = Original("digits_resnet8", pretrained=True).eval()
     batches = list(_digits())
     before = {key: value.clone() for key, value in net.net.state_dict().items()}
     small = nernlit.compress(net.net, batches, target_bytes=25_000, steps=60, mean=(0.5,), std=(0.5,))
@@ -30,6 +30,7 @@ def test_ten_lines_give_a_small_file_of_nearly_the_same_answers(tmp_path: Path) 
     same = loaded(pixels).argmax(1) == net.net((pixels - 0.5) / 0.5).argmax(1)
     assert float(same.float().mean()) > 0.94
     assert all(torch.equal(value, before[key]) for key, value in net.net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in net.parameters())  # still the caller's to train
 
 
 class Headless(nn.Module):
