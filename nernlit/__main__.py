@@ -30,6 +30,7 @@ commands:
   report      one HTML page about a finished fit, or several side by side
 
   -c CONFIG   shipped configurations by name, or YAML files; several are merged in order
+  --trust     import any module that a configuration or a checkpoint names, which runs its code
   --debug     show the traceback of an error
   --version   show the version
 

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from jsonargparse import set_parsing_settings
 
 from nernlit.callbacks import RepresentationFigures
 
+set_parsing_settings(import_path_allowlist=["tests"])  # the tests' own classes are trusted
 torch.set_num_threads(1)  # a worker per core; and results repeat to the bit
 
 

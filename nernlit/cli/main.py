@@ -10,6 +10,7 @@ import threading
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nernlit.cli.parser_errors import closest, explain
 from nernlit.cli.trainer import ROOTS, TRAINER_COMMANDS, NernlitCLI, run
 from nernlit.errors import NernlitError, UsageError
 from nernlit.utilities.cpu import use_free_cores
+from nernlit.utilities.trust import known_names_only, trusting
 
 __all__ = ["NernlitCLI", "main", "run", "user_message"]
 
@@ -73,34 +75,41 @@ def _filter_library_messages() -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Entry of `lightning`, `nernlit` and `python -m nernlit`.
 
-    A user-fixable error is one message and exit code 2; `--debug` or NERNLIT_DEBUG=1 shows the traceback.
+    A user-fixable error is one message and exit code 2; `--debug` or NERNLIT_DEBUG=1 shows the traceback. Without
+    `--trust`, only known packages and modules of the working directory can be named.
     """
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
-    given = [arg for arg in given if arg != "--debug"]
+    is_trusted = "--trust" in given
+    given = [arg for arg in given if arg not in ("--debug", "--trust")]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still shows the rest
     _filter_library_messages()
     _import_from_working_directory()
-    try:
-        command = given[0] if given else ""
-        if command not in _COMMANDS:
-            raise UsageError(_unknown_command(command))
-        is_nern_file = command == "test" and len(given) > 1 and given[1].endswith(".nern")
-        if command in TRAINER_COMMANDS and not is_nern_file:
-            run(given)
-        else:
-            if command != "sweep":  # each of its fits sets its own threads
-                use_free_cores()
-            module, function = ("export", "test") if is_nern_file else _OTHER_COMMANDS[command]
-            getattr(import_module(f"nernlit.cli.{module}"), function)(given[1:])
-    except Exception as error:
-        message = None if debug else user_message(error)
-        if message is None:
-            raise
-        print(f"nernlit: error: {message}", file=sys.stderr)
-        raise SystemExit(2) from error
+    with trusting() if is_trusted else nullcontext(), known_names_only():
+        try:
+            _run_command(given)
+        except Exception as error:
+            message = None if debug else user_message(error)
+            if message is None:
+                raise
+            print(f"nernlit: error: {message}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+
+def _run_command(given: Sequence[str]) -> None:
+    command = given[0] if given else ""
+    if command not in _COMMANDS:
+        raise UsageError(_unknown_command(command))
+    is_nern_file = command == "test" and len(given) > 1 and given[1].endswith(".nern")
+    if command in TRAINER_COMMANDS and not is_nern_file:
+        run(given)
+    else:
+        if command != "sweep":  # each of its fits sets its own threads
+            use_free_cores()
+        module, function = ("export", "test") if is_nern_file else _OTHER_COMMANDS[command]
+        getattr(import_module(f"nernlit.cli.{module}"), function)(given[1:])
 
 
 #: Error numbers of a full or failing disk.

@@ -9,6 +9,8 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
+from nernlit.utilities.trust import is_refused, refusal, refused_name
+
 _TYPES = {
     "PositiveInt": "a whole number above 0",
     "int": "a whole number",
@@ -41,6 +43,8 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         found for pair in re.findall(r"class_path '([^']+)'|class_path='([^']+)'", text) for found in pair if found
     ]
     option = "--" + ".".join(keys)
+    if (refused := refused_name(text)) is not None:
+        return f"{option}: {refusal(refused)}" if keys else refusal(refused)
     if unknown := re.search(r"Option '([^']+)' is not accepted", text):
         known = _option_names(_imported(classes[-1])) if classes else []
         owner = f"{classes[-1].rpartition('.')[2]} has" if classes else "there is"
@@ -154,6 +158,8 @@ def _why_unusable(class_path: str) -> str:
     module, _, name = class_path.rpartition(".")
     if not re.fullmatch(r"[A-Za-z_][\w.]*", module):
         return ""
+    if is_refused(class_path):
+        return refusal(class_path)
     try:
         return "" if hasattr(import_module(module), name) else f"{module} has no {name}"
     except Exception as error:  # a user's module may raise anything
@@ -211,9 +217,11 @@ def _parameters(owner: Any) -> dict[str, inspect.Parameter]:
 
 def _imported(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
+    if not module or is_refused(class_path):
+        return None
     try:
         return getattr(import_module(module), name, None)
-    except ImportError:
+    except Exception:  # a user's module may raise anything
         return None
 
 

@@ -1,10 +1,10 @@
 """Loading of representations from .nern files and checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from nernlit.coding import NernFile, is_nern
@@ -14,8 +14,11 @@ from nernlit.predictors import Predictor
 from nernlit.representation.fitting import without_fitting
 from nernlit.representation.representation import Representation
 from nernlit.storage.checkpoint import read_checkpoint
+from nernlit.utilities.trust import known_names_only, refusal, refused_name
 
 _PREFIX = "representation."
+#: Most characters of another library's message.
+_LONGEST = 2000
 
 
 def load(
@@ -27,7 +30,9 @@ def load(
     """The representation in a file, in evaluation mode; it can be trained further.
 
     For a .nern file, the original of the representation is the reconstructed network, because the file contains no
-    other. Nothing that a .nern file names is imported or executed: networks are timm's, predictors this package's.
+    other. Nothing that a .nern file names is imported or executed: networks are timm's, predictors this package's. A
+    checkpoint names its predictor's class, which is imported from this package and the working directory only; import
+    that of another package before.
 
     Args:
         path: A .nern file, or a checkpoint (.ckpt) of a fit.
@@ -93,11 +98,8 @@ def load_representation(
     described, source = hyper_parameters.get("representation"), hyper_parameters.get("init_from")
     if described is not None:
         described = _with_original(path, described, original)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(Representation, "representation")
-        with without_fitting():
-            built = parser.instantiate(parser.parse_object({"representation": described}))
-        representation, rebuilt = built.representation, {"representation": described, "init_from": None}
+        representation = _described_representation(path, described)
+        rebuilt = {"representation": described, "init_from": None}
     elif source is not None and is_nern(source):
         file = Path(original or source)
         if original is None:
@@ -112,6 +114,33 @@ def load_representation(
         )
     _fill(representation, state, path)
     return representation, rebuilt
+
+
+def _described_representation(path: str | Path, described: Any) -> Representation:
+    """The representation that a checkpoint describes, without its predictor's state.
+
+    Raises:
+        CheckpointError: If the description is none, or names a class that may not be imported.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Representation, "representation")
+    imported = [f"{predictor.__module__}.{predictor.__qualname__}" for predictor in _derived(Predictor)]  # type: ignore[type-abstract]
+    try:
+        with without_fitting(), known_names_only(imported):
+            representation: Representation = parser.instantiate(
+                parser.parse_object({"representation": described})
+            ).representation
+    except (ArgumentError, TypeError) as error:
+        refused = refused_name(str(error))
+        reason = " ".join(str(error).split())[:_LONGEST] if refused is None else refusal(refused)
+        raise CheckpointError(f"{path}: its representation cannot be built: {reason}") from error
+    return representation
+
+
+def _derived(base: type[Predictor]) -> Iterator[type[Predictor]]:
+    for derived in base.__subclasses__():
+        yield derived
+        yield from _derived(derived)
 
 
 def _stored_state(file: NernFile, kept: Sequence[str]) -> dict[str, Any]:
@@ -147,7 +176,7 @@ def _fill(representation: Representation, state: dict[str, Tensor], path: str | 
     try:
         representation.load_state_dict({**own, **state})  # a fit without tune_kept has the original's
     except (CheckpointError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:2000]}") from error
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:_LONGEST]}") from error
 
 
 def _with_original(path: str | Path, described: dict[str, Any], original: str | Path | None) -> dict[str, Any]:

@@ -234,6 +234,10 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *QUICK, "--model.optimizer=torch.nn.Linear"],
             r"optimizer torch\.nn\.Linear: expected the path of a class",
         ),
+        (
+            ["fit", *QUICK, "--data=os.system"],
+            r"--data: os\.system is refused, .* outside nernlit, torch, .*, and not in the working .*\. Pass --trust",
+        ),
         (["fit", *QUICK, "--data=no_such_module.Data"], r"no_such_module cannot be imported \(ModuleNotFoundError: No"),
         (["fit", *QUICK, "--data.eval_sets=3"], r"--data\.eval_sets 3: expected one of CIFAR100C, CIFAR10C, Corrupted"),
         (["fit", *DECOUPLED, "--model.teacher={checkpoint: x}"], r"--model\.teacher\.name must be given"),
@@ -283,6 +287,17 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NERNLIT_DEBUG", "1")
     with pytest.raises(UsageError):
         main(["fit", "-c", "nowhere.yaml"])
+
+
+def test_trust_allows_every_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from nernlit.data import DigitsDataModule\n\n\nclass Mine(DigitsDataModule):\n    pass\n"
+    (tmp_path / "installed_away.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("mine.yaml").write_text(f"base: [{QUICK[1]}]\ndata: installed_away.Mine\n")
+    for trust in ([], ["--trust"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", "-c", "mine.yaml", *QUICK[2:], "--print_config", *trust])
+        assert caught.value.code == (0 if trust else 2)
 
 
 def test_a_thread_that_cannot_write_prints_no_traceback(

@@ -1,3 +1,4 @@
+import importlib
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,30 @@ def test_an_original_takes_a_files_weights_classes_and_pixel_statistics(tmp_path
         Original("cifar_resnet20", checkpoint=path)
     with pytest.raises(FileFormatError, match="is not there"):
         Original("digits_resnet8", checkpoint=str(tmp_path / "gone.nern"))
+
+
+@pytest.mark.parametrize("form", ["long", "short"])
+def test_a_class_that_a_checkpoint_names_is_not_imported_from_anywhere(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"installed_{form}"
+    (tmp_path / f"{module}.py").write_text(
+        "from pathlib import Path\n\nfrom nernlit import MLP\n\nPath('imported').touch()\n\n\n"
+        "class Mine(MLP):\n    def __init__(self, hidden: int = 8) -> None:\n        super().__init__(hidden)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    state = {f"representation.{name}": value for name, value in digits_representation().state_dict().items()}
+    described = {
+        "original": {"name": "digits_resnet8", "pretrained": True},
+        "predictor": f"{module}.Mine" if form == "short" else {"class_path": f"{module}.Mine", "init_args": {}},
+    }
+    torch.save({"state_dict": state, "hyper_parameters": {"representation": described}}, "fit.ckpt")
+    with pytest.raises(CheckpointError, match=rf"fit\.ckpt: .* {module}\.Mine is refused, .* Pass --trust"):
+        nernlit.load("fit.ckpt")
+    assert not Path("imported").exists()
+    importlib.import_module(module)
+    with pytest.raises(CheckpointError, match=rf"class_path is '{module}\.Mine' here and 'nernlit\.predictors"):
+        nernlit.load("fit.ckpt")  # imported by its user, the class is known: now only its specification differs
 
 
 def test_options_for_nern_files_are_refused_with_checkpoints() -> None:
