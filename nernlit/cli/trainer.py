@@ -35,6 +35,7 @@ from nernlit.callbacks.writer import run_folder
 from nernlit.cli.arguments import require_writable
 from nernlit.cli.config_parts import SCHEDULES
 from nernlit.cli.configs import NO_DATA, ConfigFile, config_parts, expand_bases
+from nernlit.cli.exact_parser import ExactParser
 from nernlit.cli.fitted_options import place_weights, require_fitted_options
 from nernlit.cli.parser_errors import explain
 from nernlit.cli.paths import resolve_paths
@@ -66,13 +67,6 @@ class SaveConfig(SaveConfigCallback):
             content = self.parser.dump(config, skip_none=False)
             write_atomically(folder / self.config_filename, content.encode())
         self.already_saved = True
-
-
-class ExactParser(LightningArgumentParser):
-    """A parser that accepts no abbreviated options. Nested options have parsers of the same class."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
 
 class NernlitCLI(LightningCLI):

@@ -342,6 +342,32 @@ def test_print_config_prints_what_would_run(capsys: pytest.CaptureFixture[str]) 
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.parametrize(
+    ("option", "names", "expected"),
+    [
+        ("--model.rate=null", ["rate"], None),
+        ("--model.representation.quantize=null", ["representation", "quantize"], None),
+        ("--model.representation.original.checkpoint=null", ["representation", "original", "checkpoint"], None),
+        ("--model.representation.original.num_classes=null", ["representation", "original", "num_classes"], None),
+        (
+            "--model.representation.original.arguments={a: null, b: [null, 1], c: [2, null], d: NoneSuch}",
+            ["representation", "original", "arguments"],
+            {"a": None, "b": [None, 1], "c": [2, None], "d": "NoneSuch"},
+        ),
+    ],
+)
+def test_null_is_a_value_at_every_depth(
+    option: str, names: list[str], expected: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "-c", "compress", option, "--print_config"])
+    assert caught.value.code == 0
+    value = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    for name in names:
+        value = value[name]
+    assert value == expected
+
+
 def test_the_papers_schedule_is_printed_and_saved_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", *QUICK, "--schedule", "paper", "--print_config"])
