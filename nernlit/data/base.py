@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
@@ -192,6 +192,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if self.train_on == "images" or self.steps_per_epoch is None:  # it is only None with images
             return self._loader(self.sources["train"], self.batch_size, training=True)
         return step_loader(self.steps_per_epoch)
+
+    def training_images(self, count: int, seed: int) -> Iterator[Tensor]:
+        """Batches of `count` training images (all, if there are fewer): pixels (B, C, H, W) in [0, 1], not augmented.
+
+        They are chosen at random by the seed alone, so that all processes get the same ones. Call `setup("fit")` first.
+        """
+        source = self.sources.get("train") or self._in_channels(self._find({"train", "val"})["train"])
+        chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed % 2**63))[:count]
+        for batch in chosen.split(self.eval_batch_size):
+            yield to_pixels(source[batch.tolist()][0])
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.sources["val"])

@@ -1,7 +1,7 @@
 """Reconstruction losses between predicted kernels and the original's.
 
 Shapes: N kernels, K kernel side. A mask (N, K, K) is true for entries that are weights, and false outside the center
-crop of a smaller kernel.
+crop of a smaller kernel. In place of booleans it may hold a weight for each squared error.
 """
 
 import torch
@@ -24,9 +24,9 @@ def reconstruction_mse(
     Args:
         predicted_NKK: Predicted kernels, with gradients.
         target_NKK: The original's kernels.
-        mask_NKK: The entries that are weights; None for all.
+        mask_NKK: The entries that are weights, or a weight for each squared error; None for all.
         num_weights: The number that the sum of squares is divided by, if these kernels are only a part of the batch
-            (one process of several); by default the number of their weights.
+            (one process of several); by default the sum of the mask.
 
     Raises:
         ValueError: If the shapes differ; broadcasting would hide the mistake.

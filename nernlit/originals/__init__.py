@@ -5,6 +5,7 @@ from nernlit.originals.checks import require_classifier
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
 from nernlit.originals.original import Original
+from nernlit.originals.sensitivity import activation_moments, batch_norm_moments, fisher_information
 from nernlit.originals.stored import decoded_original, description, fitted_original
 from nernlit.originals.taps import NERN_TAPS, FeatureTaps
 from nernlit.storage.weights import load_strictly, read_state_dict
@@ -15,8 +16,11 @@ __all__ = [
     "FeatureTaps",
     "Folded",
     "Original",
+    "activation_moments",
+    "batch_norm_moments",
     "decoded_original",
     "description",
+    "fisher_information",
     "fitted_original",
     "load_strictly",
     "read_state_dict",

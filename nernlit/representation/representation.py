@@ -81,6 +81,8 @@ class Representation(WithConstants, WithPretrained):
     target: Tensor
     masks: Tensor
     mask_numbers: Tensor
+    #: Whether the predictor is that of a file, and was not fitted to the original here.
+    is_loaded = False
 
     def __init__(
         self,
@@ -113,8 +115,15 @@ class Representation(WithConstants, WithPretrained):
         self.set_constant("scale", power.sqrt().float() if standardize else torch.ones(()))
         if predictors_are_fitted():
             mask = self.mask()
-            weights_NKK = self.target.new_ones(()).expand_as(self.target) if mask is None else mask.float()
-            predictor.fit(self.target / self.scale, self.addresses, weights_NKK)
+            self.fit_predictor(self.target.new_ones(()).expand_as(self.target) if mask is None else mask.float())
+
+    def fit_predictor(self, error_weights_NKK: Tensor) -> None:
+        """Fit the predictor to the original's kernels; see `Predictor.fit`.
+
+        Args:
+            error_weights_NKK: Weight of the squared error of each entry; 0 for entries that are no weights.
+        """
+        self.predictor.fit(self.target / self.scale, self.addresses, error_weights_NKK)
 
     @classmethod
     def of_file(cls, file: NernFile, net: nn.Module | None = None, original: Original | None = None) -> Self:
@@ -133,6 +142,7 @@ class Representation(WithConstants, WithPretrained):
             standardize = bool(file.specification["standardize"])
             self._set_up(original.freeze(), file.predictor, file.layout, file.order, standardize, file.addresses)
             self.set_constant("scale", file.scale)
+        self.is_loaded = True
         return self.eval()
 
     def _set_up(
@@ -334,3 +344,4 @@ class Representation(WithConstants, WithPretrained):
         self.original.class_names = self.original.class_names or tuple(state.get("class_names", ()))
         self.set_constant("scale", state["scale"].to(self.scale))
         self.set_constant("addresses", table_N3.to(self.addresses))
+        self.is_loaded = True

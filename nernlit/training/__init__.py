@@ -12,6 +12,7 @@ from nernlit.training.progressive import Progressive, Round
 from nernlit.training.rate import Rate
 from nernlit.training.recon_only import ReconOnly
 from nernlit.training.scheme import Scheme
+from nernlit.training.sensitivity import Sensitivity
 from nernlit.training.stages import Stage
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ReconstructionPhase",
     "Round",
     "Scheme",
+    "Sensitivity",
     "Stage",
     "Step",
     "compress",

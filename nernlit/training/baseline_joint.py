@@ -20,6 +20,7 @@ from nernlit.training.objectives import Objective, Reconstruction, Step, whole_e
 from nernlit.training.plan import Plan
 from nernlit.training.rate import Rate
 from nernlit.training.scheme import Precision, Scheme
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage
 
 Gradients = Literal["sampled", "all"]
@@ -50,6 +51,7 @@ class JointObjective(Objective):
         super().__init__()
         self.reconstruction, self.distillation = reconstruction, distillation
         self.recon_weight, self.warmup_steps, self.gradients = recon_weight, warmup_steps, gradients
+        self.reconstructs = recon_weight > 0
         self.looks_at_images = bool(distillation.kd_weight or distillation.feature_weight)
 
     @property
@@ -66,7 +68,8 @@ class JointObjective(Objective):
         weights = self._weights(step)
         terms = self.distillation.terms(step, weights)
         if self.recon_weight:
-            terms["recon"] = recon_weight * whole_error(step.representation, weights, "rmse")
+            error = whole_error(step.representation, weights, "rmse", step.error_weights)
+            terms["recon"] = recon_weight * error
         return terms
 
     def _weights(self, step: Step) -> dict[str, Tensor]:
@@ -103,6 +106,7 @@ class BaselineJoint(Scheme):
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
         precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
         rate: The price of bits in the loss, for a quantized representation.
+        sensitivity: How much the error of each weight counts in the reconstruction error.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class BaselineJoint(Scheme):
         taps: Sequence[str] = NERN_TAPS,
         precision: Precision = "fp32",
         rate: Rate | None = None,
+        sensitivity: Sensitivity = NO_SENSITIVITY,
     ) -> None:
         require_at_least(0, warmup_steps=warmup_steps, recon_weight=recon_weight)
         distillation = Distillation(
@@ -140,7 +145,8 @@ class BaselineJoint(Scheme):
             )
         reconstruction = Reconstruction(sampling or MagnitudeMix(), "rmse")
         objective = JointObjective(reconstruction, distillation, recon_weight, warmup_steps, gradients)
-        super().__init__(representation, [Stage(objective, optimizer, scheduler)], precision, rate=rate)
+        stage = Stage(objective, optimizer, scheduler)
+        super().__init__(representation, [stage], precision, rate=rate, sensitivity=sensitivity)
         self.warmup_steps, self.feature_weight, self.kd_weight = warmup_steps, feature_weight, kd_weight
 
     @classmethod

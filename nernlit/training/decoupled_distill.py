@@ -19,6 +19,7 @@ from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
 from nernlit.training.rate import Rate
 from nernlit.training.scheme import Precision, Scheme
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage
 
 
@@ -32,6 +33,7 @@ class ReconstructionPhase:
         scheduler: Creates its learning-rate schedule from the optimizer.
         sampling: Chooses the kernels of each step; uniform by default.
         loss: `mse` or `rmse`.
+        sensitivity: How much the error of each weight counts, also for the codes of `Codebooks`.
     """
 
     steps: int = 0
@@ -39,6 +41,7 @@ class ReconstructionPhase:
     scheduler: LRSchedulerCallable | None = None
     sampling: Sampling | None = None
     loss: ReconstructionLoss = "mse"
+    sensitivity: Sensitivity = NO_SENSITIVITY
 
 
 @final
@@ -108,7 +111,7 @@ class DecoupledDistill(Scheme):
         )
         phase_2 = Stage(distillation, optimizer, scheduler)
         stages = [phase_1, phase_2] if reconstruction.steps else [phase_2]
-        super().__init__(representation, stages, precision, rebuilt, rate)
+        super().__init__(representation, stages, precision, rebuilt, rate, reconstruction.sensitivity)
         self.has_phase_1 = bool(init_from or reconstruction.steps or representation.predictor.is_fitted)
         # Of a .nern file alone, the original is the reconstructed network: the student would be its own teacher.
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)

@@ -36,6 +36,8 @@ class Step:
         target: Kernels to reconstruct, (N, K, K).
         norms: Euclidean norms of the target kernels, (N,), on the CPU.
         sizes: Number of weights of each kernel, (N,), on the CPU.
+        error_weights: Weight of the squared error of each entry of the kernels, (N, K, K), with mean 1 over those that
+            are weights of the network; None for equal ones.
         ensemble: Predictors that are trained instead of the representation's own.
         number: Number of the batch, counted over the whole run.
         optimizer_step: Number of the optimizer step, counted over the whole run.
@@ -53,6 +55,7 @@ class Step:
     target: Tensor
     norms: Tensor
     sizes: Tensor
+    error_weights: Tensor | None = None
     ensemble: PredictorEnsemble | None = None
     number: int = 0
     optimizer_step: int = 0
@@ -95,6 +98,8 @@ class Objective(WithConstants, ABC):
 
     #: Whether the objective uses the batch's images.
     needs_images: bool = False
+    #: Whether the error of the predicted weights is a term, which `Step.error_weights` applies to.
+    reconstructs: bool = False
     #: The teacher; None if it is the original.
     teacher: Original | None = None
 
@@ -118,6 +123,8 @@ class Reconstruction(Objective):
         loss: `mse`, or `rmse` as in NeRN's code.
     """
 
+    reconstructs = True
+
     def __init__(self, sampling: Sampling | None = None, loss: ReconstructionLoss = "mse") -> None:
         super().__init__()
         self.sampling = sampling or Uniform()
@@ -134,9 +141,14 @@ class Reconstruction(Objective):
         target_SKK = step.target[rows] / scale
         # The mean over processes equals the mean over all sampled weights, even if the shares differ in size.
         share = num_weights / step.world_size
-        mse_T = torch.stack(
-            [reconstruction_mse(predicted / scale, target_SKK, mask_SKK, share) for predicted in predicted_TSKK]
-        )
+
+        def mse_of(predicted_TSKK: Tensor, weights_SKK: Tensor | None) -> Tensor:
+            errors = [reconstruction_mse(kernels / scale, target_SKK, weights_SKK, share) for kernels in predicted_TSKK]
+            return torch.stack(errors)
+
+        weighted = step.error_weights is not None
+        mse_T = mse_of(predicted_TSKK, mask_SKK if step.error_weights is None else step.error_weights[rows])
+        plain_T = mse_of(predicted_TSKK.detach(), mask_SKK) if weighted else mse_T.detach()
         # The root of the mean over all processes, not the mean of the processes' roots.
         error_T = torch.stack([root(step.mean(mse)) for mse in mse_T]) if self.loss == "rmse" else mse_T
         kept: int | Tensor = len(error_T)
@@ -144,17 +156,31 @@ class Reconstruction(Objective):
             finite_T = error_T.isfinite()
             kept_T = finite_T | ~finite_T.any()
             kept = kept_T.sum()
-            mse_T, error_T = torch.where(kept_T, mse_T, 0), torch.where(kept_T, error_T, 0)
+            plain_T, error_T = torch.where(kept_T, plain_T, 0), torch.where(kept_T, error_T, 0)
         error = error_T.sum()
         power = float(step.norms[joint].double().square().sum()) / num_weights
-        step.metrics["explained_power"] = 1 - mse_T.detach().sum() / kept * scale.square() / power
+        step.metrics["explained_power"] = 1 - plain_T.sum() / kept * scale.square() / power
         if step.curve is not None:
             step.metrics[step.curve] = error.detach() / kept
         return {"recon": error}
 
 
-def whole_error(representation: Representation, weights: Mapping[str, Tensor], loss: ReconstructionLoss) -> Tensor:
-    """The error of all predicted weights, in units of the representation's scale."""
+def whole_error(
+    representation: Representation,
+    weights: Mapping[str, Tensor],
+    loss: ReconstructionLoss,
+    error_weights: Tensor | None = None,
+) -> Tensor:
+    """The error of all predicted weights, in units of the representation's scale.
+
+    Args:
+        representation: The representation.
+        weights: State-dict key -> predicted weight.
+        loss: `mse` or `rmse`.
+        error_weights: See `Step`.
+    """
     layout, scale = representation.layout, representation.scale
     predicted, target = layout.vector(weights) / scale, layout.vector(representation.original_weights()) / scale
-    return reconstruction_rmse(predicted, target) if loss == "rmse" else reconstruction_mse(predicted, target)
+    of_errors = None if error_weights is None else layout.vector(layout.weights(error_weights))
+    measure = reconstruction_rmse if loss == "rmse" else reconstruction_mse
+    return measure(predicted, target, of_errors)

@@ -28,6 +28,7 @@ from nernlit.representation import Representation, load_representation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
 from nernlit.training.scheme import Precision, Scheme
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage
 
 
@@ -81,6 +82,7 @@ class Progressive(Scheme):
         sampling: Chooses the kernels of each step, the same ones for all trials.
         loss: `mse`, or `rmse` as in NeRN's code.
         precision: Precision of the predictors in training steps, `bf16` or `fp32`.
+        sensitivity: How much the error of each weight counts, the same in all rounds.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Progressive(Scheme):
         sampling: Sampling | None = None,
         loss: ReconstructionLoss = "mse",
         precision: Precision = "fp32",
+        sensitivity: Sensitivity = NO_SENSITIVITY,
     ) -> None:
         if rounds < 1 or trials < 1:
             raise UsageError(f"rounds={rounds}, trials={trials}; expected at least 1 of both.")
@@ -103,7 +106,7 @@ class Progressive(Scheme):
             raise UsageError(f"min_delta={min_delta}; expected a finite number, or null never to end early.")
         representation, rebuilt = load_representation(init_from, representation)
         stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
-        super().__init__(representation, [stage] * rounds, precision, rebuilt)
+        super().__init__(representation, [stage] * rounds, precision, rebuilt, sensitivity=sensitivity)
         self.rounds, self.trials, self.min_delta = rounds, trials, min_delta
         self.ended: list[Round] = []
         self.trial_predictors = PredictorEnsemble(representation.predictor, trials)
@@ -199,6 +202,12 @@ class Progressive(Scheme):
 
     def _measure_target(self) -> None:
         self.norms_N = self.round_target.flatten(1).norm(dim=1).cpu()
+
+    def fit_predictor(self, error_weights_NKK: Tensor) -> None:
+        super().fit_predictor(error_weights_NKK)
+        for trial in self.trial_predictors.each:  # they keep the codes
+            trial.load_state_dict(self.representation.predictor.state_dict())
+        self._start_trials()
 
     def _start_trials(self) -> None:
         self.trial_predictors.reset(*(mixed_seed(self.seed, self.stage, trial) for trial in range(self.trials)))

@@ -12,6 +12,7 @@ from nernlit.representation import Representation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.rate import Rate
 from nernlit.training.scheme import Precision, Scheme
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage
 
 
@@ -27,6 +28,7 @@ class ReconOnly(Scheme):
         loss: `mse`, or `rmse` as in NeRN's code.
         precision: Precision of the predictor in training steps, `bf16` or `fp32`.
         rate: The price of bits in the loss, for a quantized representation.
+        sensitivity: How much the error of each weight counts.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class ReconOnly(Scheme):
         loss: ReconstructionLoss = "mse",
         precision: Precision = "fp32",
         rate: Rate | None = None,
+        sensitivity: Sensitivity = NO_SENSITIVITY,
     ) -> None:
         stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
-        super().__init__(representation, [stage], precision, rate=rate)
+        super().__init__(representation, [stage], precision, rate=rate, sensitivity=sensitivity)

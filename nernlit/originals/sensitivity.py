@@ -1,0 +1,222 @@
+"""Sensitivities: estimates of how much a network's answers change with the squared error of each of its weights.
+
+Each function returns state-dict key -> values of the weight's shape, at least 0, in units of its own.
+
+Shapes: B images, C input channels of a layer, F filters (output channels), G groups.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from nernlit.errors import UsageError
+from nernlit.originals.original import Original
+from nernlit.utilities.sharing import names_of_weights
+
+_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_Layer = _Conv | nn.Linear
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+_ADVICE = "pass fisher, or leave these layers out (--model.representation.layers)"
+
+
+def fisher_information(
+    original: Original,
+    keys: Sequence[str],
+    batches: Iterable[Tensor],
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Tensor]:
+    """The diagonal Fisher information: the mean of (d log p(y | x) / d weight)^2 over images x.
+
+    The label y of each image is drawn from the network's own p(y | x). The result does not depend on how the images are
+    divided into batches. Each image needs a backward pass of its own.
+
+    Args:
+        original: A frozen classifier.
+        keys: State-dict keys of the weights; of a weight with several names, one of them.
+        batches: Pixels (B, channels, height, width) in [0, 1].
+        seed: Seed of the labels.
+        advance: Called with the number of images done since its last call.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = original.net.state_dict()
+    weights = {key: state[key].clone().requires_grad_() for key in keys}
+    sums = {key: torch.zeros_like(state[key]) for key in keys}
+    count = 0
+    with torch.enable_grad():
+        for images_BCHW in batches:
+            for image_CHW in images_BCHW:
+                logits_1C = original(image_CHW[None], weights)
+                label_1 = _drawn(logits_1C.detach(), generator)
+                loss = cross_entropy(logits_1C, label_1)
+                gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+                for total, gradient in zip(sums.values(), gradients, strict=True):
+                    total.addcmul_(gradient, gradient)
+                advance(1)
+            count += len(images_BCHW)
+    return {key: total / count for key, total in sums.items()}
+
+
+def _drawn(logits_BC: Tensor, generator: torch.Generator) -> Tensor:
+    """A label for each image, (B,), drawn with the probabilities of the logits; one random number per image."""
+    ends_BC = logits_BC.cpu().double().softmax(1).cumsum(1)
+    drawn_B1 = torch.rand(len(ends_BC), 1, generator=generator, dtype=torch.float64) * ends_BC[:, -1:]
+    labels_B1 = torch.searchsorted(ends_BC, drawn_B1, right=True).clamp_max(ends_BC.shape[1] - 1)
+    return labels_B1.squeeze(1).to(logits_BC.device)
+
+
+@torch.no_grad()
+def activation_moments(
+    original: Original,
+    keys: Sequence[str],
+    batches: Iterable[Tensor],
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Tensor]:
+    """(BatchNorm factor of the filter)^2 * E[x^2] of the input channel, the same for all entries of a kernel.
+
+    The factor is what the BatchNorm layer behind a layer multiplies each of its filters by, and 1 where there is none
+    (see `batch_norms_behind`). Several calls of a layer, or layers with the same weight, are summed.
+
+    Args:
+        original: A frozen classifier.
+        keys: State-dict keys of weights of convolutions and linear layers.
+        batches: Pixels (B, channels, height, width) in [0, 1].
+        advance: Called with the number of images done since its last call.
+
+    Raises:
+        UsageError: If the network uses a weight other than by calling its layer, as `MultiheadAttention` does.
+    """
+    layers = _layers(original.net, keys)
+    norms = batch_norms_behind(original.net)
+    sums: dict[nn.Module, Tensor] = {}
+    size = 0
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, _Layer)
+        (maps,) = inputs
+        channel = maps.dim() + 1 - layer.weight.dim()  # the second of a convolution, the last of a linear layer
+        moment_C = maps.square().transpose(channel, -1).flatten(0, -2).mean(0)
+        sums[layer] = sums.get(layer, 0) + size * moment_C
+
+    handles = [layer.register_forward_pre_hook(note) for own in layers.values() for layer in own]
+    count = 0
+    try:
+        for images_BCHW in batches:
+            size = len(images_BCHW)
+            original(images_BCHW)
+            count += size
+            advance(size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    unseen = [key for key, own in layers.items() if not any(layer in sums for layer in own)]
+    if unseen:
+        raise UsageError(f"sensitivity activation: {_shown(unseen)} not called as layers; {_ADVICE}.")
+    return {
+        key: torch.stack(
+            [
+                _per_weight(layer, _factors(layer, norms.get(layer)), sums[layer] / count)
+                for layer in own
+                if layer in sums
+            ]
+        ).sum(0)
+        for key, own in layers.items()
+    }
+
+
+@torch.no_grad()
+def batch_norm_moments(original: Original, keys: Sequence[str]) -> dict[str, Tensor]:
+    """The same as `activation_moments` without images: E[x^2] is estimated from the BatchNorm layer's own statistics.
+
+    A filter with weights w and independent inputs of variance v has outputs of variance v * |w|^2. So v is the mean of
+    the BatchNorm layer's variances over the mean of |w|^2, one number per layer.
+
+    Args:
+        original: The network; it is not run.
+        keys: State-dict keys of weights of convolutions and linear layers.
+
+    Raises:
+        UsageError: If there is no BatchNorm layer behind one of these layers.
+    """
+    layers = _layers(original.net, keys)
+    norms = batch_norms_behind(original.net)
+    without = [key for key, own in layers.items() if not own or any(layer not in norms for layer in own)]
+    if without:
+        raise UsageError(f"sensitivity batchnorm: {_shown(without)} not followed by BatchNorm; {_ADVICE}.")
+    return {
+        key: torch.stack(
+            [_per_weight(layer, _factors(layer, norms[layer]), _variance(layer, norms[layer])) for layer in own]
+        ).sum(0)
+        for key, own in layers.items()
+    }
+
+
+def batch_norms_behind(net: nn.Module) -> dict[nn.Module, _BatchNorm]:
+    """Convolution or linear layer -> the BatchNorm layer behind it.
+
+    That is the next module with weights or statistics, in the order in which the network lists its modules, if it is a
+    BatchNorm layer with running statistics and a channel for each filter.
+    """
+    found: dict[nn.Module, _BatchNorm] = {}
+    before: _Layer | None = None
+    for module in net.modules():
+        if isinstance(module, _BatchNorm) and module.running_var is not None and before is not None:
+            if len(module.running_var) == _channels(before)[1]:
+                found[before] = module
+            before = None
+        elif next(module.parameters(recurse=False), None) is not None:
+            before = module if isinstance(module, _Layer) else None
+    return found
+
+
+def _layers(net: nn.Module, keys: Sequence[str]) -> dict[str, list[_Layer]]:
+    """State-dict key -> the convolutions and linear layers with this weight."""
+    names = names_of_weights(net)
+    found: dict[str, list[_Layer]] = {key: [] for key in keys}
+    first = {name: key for key in keys for name in names[key]}
+    for name, module in net.named_modules():
+        key = first.get(f"{name}.weight".removeprefix("."))
+        if key is not None and isinstance(module, _Layer):
+            found[key].append(module)
+    return found
+
+
+def _channels(layer: _Layer) -> tuple[int, int]:
+    """(C, F): the input and output channels of a layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
+
+
+def _factors(layer: _Layer, norm: _BatchNorm | None) -> Tensor:
+    """What the BatchNorm layer multiplies each filter by, (F,)."""
+    if norm is None:
+        return layer.weight.new_ones(_channels(layer)[1])
+    assert norm.running_var is not None
+    factor_F = (norm.running_var + norm.eps).rsqrt()
+    return factor_F * norm.weight if norm.affine else factor_F
+
+
+def _variance(layer: _Layer, norm: _BatchNorm) -> Tensor:
+    """The variance of a layer's inputs, by the statistics of the BatchNorm layer behind it: (C,), all equal."""
+    assert norm.running_var is not None
+    channels, filters = _channels(layer)
+    power = layer.weight.square().sum() / filters
+    return (norm.running_var.mean() / power.clamp_min(torch.finfo(power.dtype).tiny)).expand(channels)
+
+
+def _per_weight(layer: _Layer, factor_F: Tensor, moment_C: Tensor) -> Tensor:
+    """factor^2 * moment for each weight of a layer."""
+    groups = getattr(layer, "groups", 1)
+    outputs_GF, inputs_GC = factor_F.square().view(groups, -1), moment_C.reshape(groups, -1)
+    # A transposed convolution has its input channels first.
+    rows, columns = (inputs_GC, outputs_GF) if getattr(layer, "transposed", False) else (outputs_GF, inputs_GC)
+    matrix = (rows[:, :, None] * columns[:, None]).flatten(0, 1)
+    return matrix.view(*matrix.shape, *[1] * (layer.weight.dim() - 2)).expand_as(layer.weight)
+
+
+def _shown(keys: Sequence[str]) -> str:
+    more = f", and {len(keys) - 3} more," if len(keys) > 3 else ""
+    return f"{', '.join(keys[:3])}{more} {'is' if len(keys) == 1 else 'are'}"

@@ -1,0 +1,187 @@
+"""The option `sensitivity`: weights of the squared error of each entry of the kernel table.
+
+Shapes: N kernels, K kernel side.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nernlit.errors import CheckpointError, DataError, UsageError, require_at_least
+from nernlit.kernels import mixed_seed
+from nernlit.originals import activation_moments, batch_norm_moments, fisher_information
+from nernlit.predictors import Quantized, Table
+from nernlit.representation import Representation
+from nernlit.utilities.progress import progress
+
+Kind = Literal["none", "fisher", "activation", "batchnorm"]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much the squared error of each weight counts in reconstruction: its sensitivity to the power of `exponent`.
+
+    Args:
+        kind: `none`: all weights count alike. `fisher`: the diagonal Fisher information on training images, with labels
+            drawn from the original's own answers. `activation`: (BatchNorm factor of the filter)^2 * E[x^2] of the
+            input channel, on training images. `batchnorm`: the same by the statistics of BatchNorm layers, without
+            images.
+        exponent: 0 has the same effect as `none`; 1 takes the sensitivities as they are.
+        cap: The largest factor, before factors are scaled to mean 1, as a multiple of their mean; None for no limit.
+        num_images: Number of training images for `fisher` and `activation`; all, if there are fewer.
+    """
+
+    kind: Kind = "none"
+    exponent: float = 0.35
+    cap: float | None = None
+    num_images: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UsageError(f"sensitivity.kind={self.kind!r}; expected one of {', '.join(get_args(Kind))}.")
+        require_at_least(0, **{"sensitivity.exponent": self.exponent})
+        require_at_least(1, **{"sensitivity.num_images": self.num_images})
+        if self.cap is not None:
+            require_at_least(1, **{"sensitivity.cap": self.cap})
+
+    @property
+    def needs_images(self) -> bool:
+        return self.kind in ("fisher", "activation")
+
+    def require_images(self, data: Any) -> None:
+        """Check that a datamodule (or None) has the images that are needed.
+
+        Raises:
+            UsageError: If it has none, or the fit is to do without training images.
+        """
+        if not self.needs_images:
+            return
+        what, instead = f"sensitivity {self.kind} needs training images", "pass batchnorm, which needs none"
+        if not getattr(data, "has_images", True):
+            raise UsageError(f"{what}, and there are none (`data: null`); name the data (--data CLASS), or {instead}.")
+        if getattr(data, "train_on", None) == "noise":
+            raise UsageError(f"{what}, and this fit is to use none (--data.train_on noise); {instead}.")
+        if not hasattr(data, "training_images"):
+            given = "no datamodule" if data is None else type(data).__name__
+            raise UsageError(
+                f"{what}, and `fit` was given {given}; pass an ImageDataModule as datamodule, or {instead}."
+            )
+
+    def images(self, data: Any, seed: int) -> Iterable[Tensor]:
+        """Batches of the datamodule's training images; none if none are needed."""
+        batches: Iterable[Tensor] = data.training_images(self.num_images, seed) if self.needs_images else ()
+        return batches
+
+
+#: All weights count alike.
+NO_SENSITIVITY = Sensitivity()
+
+
+def changes_fit(representation: Representation) -> bool:
+    """Whether weights of errors change what the predictor is fitted to: it is a new one that is fitted with errors."""
+    predictor = representation.predictor
+    inner = predictor.predictor if isinstance(predictor, Quantized) else predictor
+    return inner.is_fitted and not isinstance(inner, Table) and not representation.is_loaded
+
+
+def require_effect(option: Sensitivity, representation: Representation, reconstructs: bool) -> None:
+    """Refuse the option where it changes nothing.
+
+    Args:
+        option: The option.
+        representation: The representation that is trained.
+        reconstructs: Whether the error of weights is in the loss.
+
+    Raises:
+        UsageError: If so.
+    """
+    if option is None:  # the option parser lets null pass
+        raise UsageError("sensitivity: null; expected its options. With kind: none all weights count alike.")
+    if option.kind != "none" and not reconstructs and not changes_fit(representation):
+        raise UsageError(
+            f"sensitivity {option.kind} has no effect: the error of weights is not in the loss, and no codes are "
+            "computed here. Pass steps or a weight of reconstruction, or leave it out."
+        )
+
+
+def require_same_options(option: Sensitivity, fitted: Mapping[str, Any] | None) -> None:
+    """Refuse to resume a fit with another sensitivity than it was fitted with.
+
+    Raises:
+        CheckpointError: If the options differ.
+    """
+    if option.kind == "none" and fitted is None:
+        return
+    if fitted != asdict(option):
+        before = "none" if fitted is None else fitted
+        raise CheckpointError(
+            f"the checkpoint's fit had sensitivity {before}, this one has {asdict(option)}; pass the same options, or "
+            "start a new fit."
+        )
+
+
+def error_weights(representation: Representation, option: Sensitivity, images: Iterable[Tensor], seed: int) -> Tensor:
+    """The weight of the squared error of each entry of the kernel table, (N, K, K) on the CPU.
+
+    Their mean over the entries that are weights of the network is 1; all others are 0.
+
+    Args:
+        representation: The representation; its original is run on its own device.
+        option: Says what is computed; not `none`.
+        images: Batches of pixels in [0, 1].
+        seed: Seed of the labels of `fisher`.
+
+    Raises:
+        UsageError: If the sensitivities cannot be computed for this network.
+        DataError: If they are not finite, or all 0.
+    """
+    original, keys = representation.original, [layer.key for layer in representation.layout.layers]
+    if option.kind == "batchnorm":
+        found = batch_norm_moments(original, keys)
+    else:
+        device = original.mean.device
+        on_device = (batch.to(device) for batch in images)
+        with progress(f"sensitivity ({option.kind}) on {option.num_images:,} images", option.num_images) as advance:
+            if option.kind == "fisher":
+                found = fisher_information(original, keys, on_device, mixed_seed(seed, 1), advance)
+            else:
+                found = activation_moments(original, keys, on_device, advance)
+    return normalized(representation, found, option.exponent, option.cap)
+
+
+@torch.no_grad()
+def normalized(
+    representation: Representation, sensitivities: Mapping[str, Tensor], exponent: float, cap: float | None
+) -> Tensor:
+    """Sensitivities to the power of `exponent`, scaled to mean 1: (N, K, K), 0 for entries that are no weights.
+
+    Args:
+        representation: Says where in the table each weight is.
+        sensitivities: State-dict key -> values of the weight's shape.
+        exponent: See `Sensitivity`.
+        cap: See `Sensitivity`.
+
+    Raises:
+        DataError: If they are not finite, or all 0.
+    """
+    layout, mask = representation.layout, representation.mask()
+    on_cpu = {key: value.cpu().double() for key, value in sensitivities.items()}
+    table_NKK = layout.table(on_cpu, representation.predictor.block)
+    total = float(table_NKK.sum())
+    if not 0 < total < math.inf:
+        raise DataError(
+            "the sensitivities of the original's weights are all 0, or not finite; check its weights, mean and std, "
+            "or pass another kind of sensitivity."
+        )
+    weights_NKK = (table_NKK / total).pow(exponent)
+    if mask is not None:
+        weights_NKK *= mask.cpu()  # 0^0 is 1
+    weights_NKK /= weights_NKK.sum() / layout.num_weights
+    if cap is not None:
+        weights_NKK.clamp_(max=cap)
+        weights_NKK /= weights_NKK.sum() / layout.num_weights
+    return weights_NKK.float()
