@@ -113,7 +113,7 @@ def activation_moments(
             handle.remove()
     unseen = [key for key, own in layers.items() if not any(layer in sums for layer in own)]
     if unseen:
-        raise UsageError(f"sensitivity activation: {_shown(unseen)} not called as layers; {_ADVICE}.")
+        raise UsageError(f"sensitivity activation: {_shown(unseen)} not used by calling a layer; {_ADVICE}.")
     return {
         key: torch.stack(
             [

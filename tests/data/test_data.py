@@ -61,6 +61,23 @@ def test_batches_are_pixels_between_0_and_1() -> None:
     assert labels.dtype == torch.int64
 
 
+def test_training_images_of_a_seed_are_the_same_with_and_without_training_on_images() -> None:
+    found = []
+    for train_on in ("images", "none"):
+        data = DigitsDataModule(train_on=train_on, eval_batch_size=30, flip=True)  # type: ignore[arg-type]
+        data.setup("fit")
+        found.append(list(data.training_images(50, seed=3)))
+        assert [len(batch) for batch in found[-1]] == [30, 20]
+    assert torch.equal(torch.cat(found[0]), torch.cat(found[1]))
+    data.setup("fit")
+    every = torch.cat(list(data.training_images(10**6, seed=3)))
+    assert len(every) == 1293
+    assert torch.equal(every[:50], torch.cat(found[0]))
+    assert not torch.equal(next(data.training_images(50, seed=4)), found[0][0])
+    held_out = data.sources["val"][range(144)][0] / 255
+    assert not any(bool((image == held_out).flatten(1).all(1).any()) for image in found[0][0])
+
+
 def test_evaluation_sees_every_image_once_over_all_processes() -> None:
     for size, world_size in ((31, 2), (7, 3), (2, 4)):
         seen = [

@@ -34,7 +34,15 @@ from nernlit.kernels import LayerFilter, Uniform
 from nernlit.originals import Original
 from nernlit.predictors import MLP, Codebooks
 from nernlit.representation import Representation
-from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase, Scheme
+from nernlit.training import (
+    BaselineJoint,
+    DecoupledDistill,
+    Progressive,
+    ReconOnly,
+    ReconstructionPhase,
+    Scheme,
+    Sensitivity,
+)
 from tests.fakes import tiny_representation
 
 #: Recon-only of layers whose kernels are shared out unevenly: of several sizes, or fewer than processes.
@@ -59,7 +67,7 @@ class Fit(NamedTuple):
 FITS = [
     *(
         Fit(scheme, processes, 64 // processes)
-        for scheme in ("mse", "rmse", "decoupled", "moving", "joint", "progressive")
+        for scheme in ("mse", "rmse", "decoupled", "moving", "joint", "progressive", "fisher")
         for processes in (1, 2)
     ),
     *(Fit(scheme, processes, 16 // processes) for scheme in ("mixed_mse", "mixed_rmse") for processes in (1, 2)),
@@ -85,6 +93,7 @@ class Record(L.Callback):
             pl_module.norms_N, pl_module.seed, 0, rank, world_size
         )
         self.outcome["end"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
+        self.outcome["error_weights"] = pl_module.error_weights
         predictor = pl_module.representation.predictor
         self.outcome["codes"] = predictor.codes if isinstance(predictor, Codebooks) else None
         self.outcome["val"] = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
@@ -133,6 +142,8 @@ def build(scheme: str, batch_size: int) -> Scheme:
         layers, loss = UNEVEN[scheme]
         few = tiny_representation(layers=LayerFilter(layers))
         return ReconOnly(few, sgd, sampling=sampling, loss=loss)  # type: ignore[arg-type]
+    if scheme == "fisher":
+        return ReconOnly(representation, sgd, sampling=sampling, sensitivity=Sensitivity("fisher", num_images=16))
     if scheme == "poisoned":
         scheme = "mse"
     return ReconOnly(representation, sgd, sampling=sampling, loss=scheme)  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def _outcomes(fits: Path, scheme: str, processes: int, suffix: str = "") -> list
     return [torch.load(fits / f"{scheme}.{processes}.{rank}{suffix}", weights_only=True) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("scheme", ["mse", "rmse", "decoupled", "moving", "joint", "progressive"])
+@pytest.mark.parametrize("scheme", ["mse", "rmse", "decoupled", "moving", "joint", "progressive", "fisher"])
 def test_two_processes_train_like_one_with_the_joined_batch(fits: Path, scheme: str) -> None:
     (alone,) = _outcomes(fits, scheme, 1)
     both = _outcomes(fits, scheme, 2)
@@ -56,6 +56,9 @@ def test_two_processes_train_like_one_with_the_joined_batch(fits: Path, scheme: 
     for one, two, single in zip(both[0]["end"], both[1]["end"], alone["end"], strict=True):
         assert torch.equal(one, two)
         assert torch.allclose(one, single, rtol=1e-4, atol=1e-6)
+    assert (alone["error_weights"] is not None) == (scheme == "fisher")
+    if scheme == "fisher":
+        assert all(torch.equal(outcome["error_weights"], alone["error_weights"]) for outcome in both)
     assert (alone["codes"] is not None) == (scheme == "moving")
     if scheme == "moving":
         fitted = build(scheme, 64).representation.predictor

@@ -33,6 +33,7 @@ OPTIMIZERS = {
         "--model.reconstruction.optimizer.lr=0.01",
     ],
     "progressive": QUICK_PROGRESSIVE,
+    "sensitivity": ["--model.sensitivity.kind=fisher", "--model.sensitivity.num_images=16"],
     "rate": [
         "-c",
         str(CONFIGS / "digits_table_decoupled.yaml"),
@@ -46,7 +47,7 @@ OPTIMIZERS = {
 
 
 #: Before which batch the power goes: in the middle of an epoch that is not the first, in every phase or round.
-CASES = [("muon", 7), ("lookahead_radam", 7), ("ranger21", 7), ("original", 25), ("rate", 3)]
+CASES = [("muon", 7), ("lookahead_radam", 7), ("ranger21", 7), ("original", 25), ("rate", 3), ("sensitivity", 7)]
 CASES += [
     ("decoupled", 2),
     ("decoupled", 3),
