@@ -16,7 +16,7 @@ ROOT = Path(nernlit.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "utilities": set(),
-    "storage": {"errors"},
+    "storage": {"errors", "utilities"},
     "kernels": {"errors", "utilities", "storage"},
     "predictors": {"errors", "utilities", "storage"},
     "losses": {"errors"},

@@ -12,9 +12,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from nernlit.utilities.compiled import compiled
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -72,15 +73,11 @@ def _nodes(function: Any, values: NDArray[Any], starts: Integers) -> NDArray[Any
 
 @functools.cache
 def _compiled() -> Callable[..., Integers]:
-    """The compiled walk: from numba's cache, or compiled again if the cache is damaged or cannot be written."""
+    """The compiled walk."""
     one, nodes, zero = np.ones(1), np.ones(2), np.zeros(1, np.int64)
-    try:
-        walk: Callable[..., Integers] = numba.njit(cache=True, nogil=True)(_walk)
-        boxes = nodes[:, None]
-        walk(one[None], one, zero.copy(), zero, boxes, boxes, nodes, nodes.astype(np.int64))  # reads the cache
-    except Exception:  # from pickle, the file system or numba, which does not validate its cache files
-        walk = numba.njit(nogil=True)(_walk)
-    return walk
+    boxes = nodes[:, None]
+    example = one[None], one, zero.copy(), zero, boxes, boxes, nodes, nodes.astype(np.int64)
+    return compiled(_walk, "the greedy order", *example)
 
 
 def _walk(

@@ -4,15 +4,17 @@ Shapes: N kernels, K x K their size (height Kh and width Kw, which may differ).
 """
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nernlit.errors import UsageError
+from nernlit.storage.entropy import Part
 from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.sides import Size, shortest, sides
 
@@ -119,23 +121,23 @@ class Predictor(WithConstants, ABC):
         """Names of parameters whose learning rate is not the optimizer's, and the ratio of the two."""
         return {}
 
-    def groups(self, per: Literal["tensor", "row"]) -> dict[str, list[int]]:
-        """The parameters that quantization rounds: name -> the sizes of consecutive groups of their numbers.
+    def parts(self) -> dict[str, list[Part]]:
+        """The parameters that quantization rounds: name -> the shapes of consecutive parts of their numbers.
 
-        By default those with two dimensions or more. Call it after `bind`.
-
-        Args:
-            per: The groups are whole parameters (`tensor`), or the rows of each (`row`).
+        Each part, or each of its rows, gets a step size, and the file's code learns what numbers of the same row, the
+        same column or the same kernel of a part have in common. By default the parameters with two dimensions or more
+        are one part each. Call it after `bind`.
         """
-        matrices = {name: value for name, value in self.named_parameters() if value.dim() > 1}
-        if per == "tensor":
-            return {name: [value.numel()] for name, value in matrices.items()}
-        return {name: [value[0].numel()] * len(value) for name, value in matrices.items()}
+        shapes = {name: value.shape for name, value in self.named_parameters() if value.dim() > 1}
+        return {
+            name: [(shape[0], shape[1], math.prod(shape[2:-1]), shape[-1] if len(shape) > 2 else 1)]
+            for name, shape in shapes.items()
+        }
 
     def used(self) -> dict[str, Tensor]:
-        """Of parameters of `groups` with numbers that are not used: name -> booleans that are true for the others.
+        """Of parameters of `parts` with numbers that are not used: name -> booleans that are true for the others.
 
-        The booleans have the parameter's shape, and `groups` counts only the numbers for which they are true.
+        The booleans have the parameter's shape, and `parts` has only the numbers for which they are true.
         """
         return {}
 
@@ -150,9 +152,9 @@ class Predictor(WithConstants, ABC):
 
     def stored_shapes(self) -> dict[str, torch.Size | None]:
         """The names and shapes of `stored()`, None for coded bytes of any number. Works on torch's meta device."""
-        used, sizes = self.used(), self.groups("tensor")
+        used, parts = self.used(), self.parts()
         return {
-            name: torch.Size([sum(sizes[name])]) if name in used else value.shape
+            name: torch.Size([sum(map(math.prod, parts[name]))]) if name in used else value.shape
             for name, value in self.state_dict().items()
         }
 

@@ -20,6 +20,7 @@ from nernlit.predictors.codes import decode_codes, encode_codes, pack_codes, pac
 from nernlit.predictors.moves import CodeMoves
 from nernlit.predictors.numbering import numbering, numbers
 from nernlit.predictors.scales import Scale, Scales
+from nernlit.storage.entropy import Part
 from nernlit.utilities.progress import progress
 from nernlit.utilities.sides import Size
 
@@ -120,6 +121,10 @@ class Codebooks(Predictor):
     @property
     def is_fitted(self) -> bool:
         return True
+
+    def parts(self) -> dict[str, list[Part]]:
+        """The codewords, which are kernels; the rows are the sets."""
+        return {"codewords": [(len(self.codewords), self.codebooks * 2**self.bits, *self.block)]}
 
     @property
     def code_bits(self) -> int:

@@ -3,6 +3,7 @@
 Shapes: n numbers of a parameter, G groups, N addresses, K kernel side.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from torch.func import functional_call
 from nernlit.errors import LayoutError, UsageError
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.grid import LIMIT, Counts, halved, rounded, spread
-from nernlit.storage.entropy import decode, encode
+from nernlit.storage.entropy import Part, decode_weights, encode_weights
 
 Per = Literal["tensor", "row"]
 
@@ -48,7 +49,7 @@ class Quantized(Predictor):
     """A predictor whose parameters are whole multiples of step sizes; training learns both.
 
     The forward pass rounds, and gradients pass the rounding unchanged (straight-through; learned step sizes as in LSQ,
-    arXiv 1902.08153). Parameters without groups (`Predictor.groups`), such as biases and scales, are rounded to half
+    arXiv 1902.08153). Parameters without parts (`Predictor.parts`), such as biases and scales, are rounded to half
     precision. The .nern file holds the whole numbers in an entropy code, and the step sizes.
 
     `Representation(..., quantize=Quantize(...))` puts it around any predictor.
@@ -57,7 +58,8 @@ class Quantized(Predictor):
         predictor: The predictor.
         bits: Bits per number at the start: step sizes are in one proportion to the standard deviations of their groups,
             chosen so that the numbers' entropy is this. Training may change it. Above 0, at most 12.
-        per: Which numbers have the same step size and probabilities: `tensor` or `row`; see `Predictor.groups`.
+        per: Which numbers have the same step size: those of a part of a parameter (`tensor`), such as a layer, or
+            those of a row of a part (`row`), such as a filter; see `Predictor.parts`.
     """
 
     def __init__(self, predictor: Predictor, bits: float = 4.0, per: Per = "tensor") -> None:
@@ -73,7 +75,11 @@ class Quantized(Predictor):
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.predictor.crops = self.crops
         self.predictor.bind(layers)
-        self.sizes = self.predictor.groups(self.per)
+        self.parts_of = self.predictor.parts()
+        self.sizes = {
+            name: [size for part in parts for size in _group_sizes(part, self.per)]
+            for name, parts in self.parts_of.items()
+        }
         if not self.sizes:
             raise UsageError(f"{type(self.predictor).__name__} has no parameters that can be quantized.")
         count = sum(len(sizes) for sizes in self.sizes.values())
@@ -86,6 +92,11 @@ class Quantized(Predictor):
     def all_sizes(self) -> list[int]:
         """The sizes of the groups of all parameters, one parameter after the other."""
         return [size for sizes in self.sizes.values() for size in sizes]
+
+    @property
+    def all_parts(self) -> list[Part]:
+        """The shapes of the parts of all parameters, one parameter after the other."""
+        return [part for parts in self.parts_of.values() for part in parts]
 
     def reset_parameters(self) -> None:
         """Choose the step sizes for the current values of the parameters."""
@@ -176,7 +187,8 @@ class Quantized(Predictor):
     def rate(self) -> tuple[Tensor, Tensor]:
         """Bits of all rounded numbers, twice: estimated with gradients, and their entropy.
 
-        Both use how often each whole number occurs in its group now, as the file's entropy code does.
+        Both use how often each whole number occurs in its group now. The file's code takes fewer bits: it also uses
+        what related numbers have in common.
         """
         units_n = self._values() / spread(self.steps(), self.all_sizes)
         counts = Counts(units_n.detach().round().clamp(-LIMIT, LIMIT), self.all_sizes)
@@ -191,7 +203,7 @@ class Quantized(Predictor):
             for name, value in self.predictor.stored().items()
             if name not in self.sizes
         }
-        return {"integers": encode(integers_n, self.all_sizes), "steps": steps_G.half(), **others}
+        return {"integers": encode_weights(integers_n, self.all_parts), "steps": steps_G.half(), **others}
 
     def stored_shapes(self) -> dict[str, torch.Size | None]:
         inner = self.predictor.stored_shapes().items()
@@ -204,7 +216,7 @@ class Quantized(Predictor):
         if not bool(((steps_G > 0) & steps_G.isfinite()).all()):
             raise LayoutError("a step size of its predictor is not a number above 0.")
         self.log_steps.copy_(steps_G.log())
-        numbers_n = decode(tensors["integers"], self.all_sizes) * spread(self.steps().cpu(), self.all_sizes)
+        numbers_n = decode_weights(tensors["integers"], self.all_parts) * spread(self.steps().cpu(), self.all_sizes)
         inner = {
             n.removeprefix("predictor."): value.float() if value.dtype == torch.float16 else value
             for n, value in tensors.items()
@@ -214,6 +226,12 @@ class Quantized(Predictor):
         for name, part in self._parts(numbers_n).items():
             inner[name] = part.view(shapes[name] or [-1]).to(self.log_steps.device)
         self.predictor.load_stored(inner)
+
+
+def _group_sizes(part: Part, per: Per) -> list[int]:
+    """The sizes of the groups of a part with one step size each."""
+    rows, size = part[0], math.prod(part)
+    return [size] if per == "tensor" else [size // rows] * rows
 
 
 def _steps_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: N addresses, R kernels of the representation, K x K their size.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from nernlit.errors import UsageError
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.numbering import numbering, numbers
 from nernlit.predictors.scales import Scale, Scales
+from nernlit.storage.entropy import Part
 from nernlit.utilities.sides import Size
 
 
@@ -53,15 +54,13 @@ class Table(Predictor):
     def is_fitted(self) -> bool:
         return True
 
-    def groups(self, per: Literal["tensor", "row"]) -> dict[str, list[int]]:
-        """The entries of each layer (`tensor`), or of each filter (`row`)."""
-        sizes = [math.prod(len(range(*part.indices(side))) for part, side in pairs) for pairs in self._crops()]
-        if per == "tensor":
-            return {"entries": [size * o * i for size, (o, i) in zip(sizes, self.layers, strict=True)]}
-        return {"entries": [size * i for size, (o, i) in zip(sizes, self.layers, strict=True) for _ in range(o)]}
+    def parts(self) -> dict[str, list[Part]]:
+        """The used entries of each layer."""
+        sides = [[len(range(*part.indices(side))) for part, side in pairs] for pairs in self._crops()]
+        return {"entries": [(*layer, rows, columns) for layer, (rows, columns) in zip(self.layers, sides, strict=True)]}
 
     def used(self) -> dict[str, Tensor]:
-        if sum(self.groups("tensor")["entries"]) == self.entries.numel():
+        if sum(map(math.prod, self.parts()["entries"])) == self.entries.numel():
             return {}
         used_RKK = torch.zeros_like(self.entries, dtype=torch.bool)
         counts = [filters * channels for filters, channels in self.layers]

@@ -24,7 +24,7 @@ from nernlit.errors import FileFormatError, UsageError
 from nernlit.storage.file_kinds import MAGIC, describe_file
 from nernlit.storage.files import write_atomically
 
-VERSION = 3
+VERSION = 4
 _AGAIN = "Copy, download or export it again."
 #: Most bytes of a header's JSON: what is read from a file is decompressed no further.
 _LARGEST_HEADER = 2**24

@@ -4,11 +4,13 @@ The integers are coded in groups, for example the rounded weights of each layer,
 (`entropy_models`). A model takes two to five bytes where few integers differ, and a fraction of a bit where it repeats
 the model before it. One range coder writes models and integers into one stream (`entropy_coders`).
 
-Shapes: N integers, P bytes.
+Rounded weights, which are related to their neighbors, take a tenth less with `encode_weights` (`entropy_adaptive`).
+
+Shapes: N integers, G parts, P bytes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,9 +18,14 @@ from torch import Tensor
 
 from nernlit.errors import FileFormatError
 from nernlit.storage.entropy_coders import Counter, Reader, Writer
-from nernlit.storage.entropy_models import PRECISION, Ints, Model, candidates, code_lengths, entropy
+from nernlit.storage.entropy_models import PRECISION, Bytes, Ints, Model, candidates, code_lengths, entropy
 
 LARGEST_UNIFORM = 2**PRECISION - 1
+#: The largest magnitude of weights that `encode_weights` codes.
+LARGEST_WEIGHT = 2**16 - 1
+#: Rows, columns, height and width of a layer's weights: its filters, its channels, and the sides of its kernels. They
+#: are 1 where there is none, as in the kernels of a matrix.
+Part = tuple[int, int, int, int]
 
 
 def encode(integers_N: Tensor, groups: Sequence[int]) -> Tensor:
@@ -102,6 +109,57 @@ def decode_uniform(packed_P: Tensor, sizes_N: Tensor) -> Tensor:
     integers = reader.below(np.zeros(len(sizes_N), dtype=np.int64), sizes_N.cpu().numpy())
     reader.finish()
     return torch.from_numpy(integers)
+
+
+def encode_weights(integers_N: Tensor, parts: Sequence[Part]) -> Tensor:
+    """Coded weights of quantized layers or matrices, (P,) uint8; it learns what related weights have in common.
+
+    Args:
+        integers_N: Integers, one part after the other.
+        parts: The shape of each part.
+
+    Raises:
+        ValueError: If there are more or fewer integers than in the parts, or one has more than 16 bits.
+
+    >>> packed = encode_weights(torch.tensor([0, 1, 0, 0, -1, 2]), [(3, 2, 1, 1)])
+    >>> decode_weights(packed, [(3, 2, 1, 1)]).tolist()
+    [0, 1, 0, 0, -1, 2]
+    """
+    numbers_N = integers_N.detach().cpu().numpy().astype(np.int64)
+    if numbers_N.shape != (sum(map(math.prod, parts)),):
+        raise ValueError(f"integers of shape {numbers_N.shape} in parts of {list(parts)}; expected the same number.")
+    if len(numbers_N) and np.abs(numbers_N).max() > LARGEST_WEIGHT:
+        raise ValueError(f"an integer is beyond {LARGEST_WEIGHT}; expected smaller ones.")
+    stream_P, length = _adaptive_code()(numbers_N, _filled(parts), np.zeros(0, np.uint8), False)
+    return torch.from_numpy(stream_P[:length].copy())
+
+
+def decode_weights(packed_P: Tensor, parts: Sequence[Part]) -> Tensor:
+    """The integers (N,) int64 that `encode_weights` coded.
+
+    Memory is 8 bytes for each integer and 4 MiB, whatever the coded bytes are.
+
+    Raises:
+        FileFormatError: If the bytes are not those of such parts.
+    """
+    if packed_P.dtype != torch.uint8 or packed_P.dim() != 1:
+        raise FileFormatError(f"coded weights are {packed_P.dtype} of shape {tuple(packed_P.shape)}; expected bytes.")
+    numbers_N = np.zeros(sum(map(math.prod, parts)), np.int64)
+    _, length = _adaptive_code()(numbers_N, _filled(parts), packed_P.cpu().numpy().copy(), True)
+    if length != len(packed_P):
+        raise FileFormatError(f"coded weights are damaged: they have {len(packed_P)} bytes; expected {length}.")
+    return torch.from_numpy(numbers_N)
+
+
+def _adaptive_code() -> Callable[[Ints, Ints, Bytes, bool], tuple[Bytes, int]]:
+    from nernlit.storage.entropy_adaptive import compiled_code  # imported here: numba takes half a second to import
+
+    return compiled_code()
+
+
+def _filled(parts: Sequence[Part]) -> Ints:
+    """The shapes of the parts that are not empty, (G, 4)."""
+    return np.array([part for part in parts if math.prod(part)], np.int64).reshape(-1, 4)
 
 
 def _reader(packed_P: Tensor) -> Reader:

@@ -32,6 +32,7 @@ LARGEST = 31
 CORRECTION_LEVELS = ((0, 4), (4, 8), (12, 12), (24, 16))
 
 Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
 
 def _root(power: int) -> int:
