@@ -69,7 +69,7 @@ def test_many_bits_are_nearly_exact() -> None:
         assert torch.allclose(value, original.net.state_dict()[key], atol=2e-3 * float(value.abs().max()))
 
 
-def test_the_rate_is_within_a_percent_of_the_coded_numbers() -> None:
+def test_the_entropy_of_unrelated_numbers_is_within_a_percent_of_the_coded_ones() -> None:
     original = digits_representation().original
     representation = Representation(original, Table(scale="layer"), order="none", quantize=Quantize(2.0))
     predictor = _predictor(representation)

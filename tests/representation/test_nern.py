@@ -308,15 +308,15 @@ def test_a_predictor_that_would_need_too_much_memory_is_refused(tmp_path: Path, 
 
 
 def test_another_version_is_refused(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nernlit.storage.container.VERSION", 4)
-    with pytest.raises(FileFormatError, match="has format version 3, and this nernlit reads version 4"):
+    monkeypatch.setattr("nernlit.storage.container.VERSION", 5)
+    with pytest.raises(FileFormatError, match="has format version 4, and this nernlit reads version 5"):
         nernlit.load(file)
 
 
 def test_the_version_before_is_refused_by_name(tmp_path: Path) -> None:
     save_file({"scale": torch.ones(())}, tmp_path / "old.nern", {"format": "nern", "version": "2"})
     message = (
-        r"a \.nern file of format version 2, which only an older nernlit reads; expected a \.nern file of version 3"
+        r"a \.nern file of format version 2, which only an older nernlit reads; expected a \.nern file of version 4"
     )
     with pytest.raises(FileFormatError, match=message):
         nernlit.load(tmp_path / "old.nern")
