@@ -95,7 +95,9 @@ def activation_moments(
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, _Layer)
-        (maps,) = inputs
+        if not inputs:  # given by name
+            return
+        maps = inputs[0]
         channel = maps.dim() + 1 - layer.weight.dim()  # the second of a convolution, the last of a linear layer
         moment_C = maps.square().transpose(channel, -1).flatten(0, -2).mean(0)
         sums[layer] = sums.get(layer, 0) + size * moment_C

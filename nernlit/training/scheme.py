@@ -247,7 +247,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         is_new = self.trainer.ckpt_path is None and self.error_weights is None
         weigh = stage == "fit" and is_new and self.sensitivity.kind != "none"
         if weigh:
-            self.sensitivity.require_images(self._data)
+            self.sensitivity.require_images(self.representation.original, self._data)
         super().setup(stage)
         # Checkpoints and .nern files keep them.
         if classes := getattr(self._data, "classes", ()):
@@ -271,6 +271,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.representation.original.to(strategy.root_device)
         images = self.sensitivity.images(self._data, self.seed)
         weights_NKK = strategy.broadcast(error_weights(self.representation, self.sensitivity, images, self.seed))
+        weights_NKK = weights_NKK.to(self.target.device)
         self.set_constant("error_weights", weights_NKK)
         if changes_fit(self.representation):
             self.fit_predictor(weights_NKK)

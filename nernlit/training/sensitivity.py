@@ -13,7 +13,13 @@ from torch import Tensor
 
 from nernlit.errors import CheckpointError, DataError, UsageError, require_at_least
 from nernlit.kernels import mixed_seed
-from nernlit.originals import activation_moments, batch_norm_moments, fisher_information
+from nernlit.originals import (
+    Original,
+    activation_moments,
+    batch_norm_moments,
+    fisher_information,
+    require_classifier,
+)
 from nernlit.predictors import Quantized, Table
 from nernlit.representation import Representation
 from nernlit.utilities.progress import progress
@@ -52,14 +58,19 @@ class Sensitivity:
     def needs_images(self) -> bool:
         return self.kind in ("fisher", "activation")
 
-    def require_images(self, data: Any) -> None:
-        """Check that a datamodule (or None) has the images that are needed.
+    def require_images(self, original: Original, data: Any) -> None:
+        """Check that there are the images that are needed, and that the original can classify them.
+
+        Args:
+            original: The original.
+            data: The datamodule, or None.
 
         Raises:
-            UsageError: If it has none, or the fit is to do without training images.
+            UsageError: If not, or if the fit is to do without training images.
         """
         if not self.needs_images:
             return
+        require_classifier(f"sensitivity {self.kind}", original.name, original.num_classes)
         what, instead = f"sensitivity {self.kind} needs training images", "pass batchnorm, which needs none"
         if not getattr(data, "has_images", True):
             raise UsageError(f"{what}, and there are none (`data: null`); name the data (--data CLASS), or {instead}.")

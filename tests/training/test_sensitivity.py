@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from nernlit.cli.configs import config_parts, expand_bases
 from nernlit.cli.main import run
 from nernlit.data import DigitsDataModule, NoImages
 from nernlit.errors import CheckpointError, DataError, UsageError
 from nernlit.kernels import AllKernels, Uniform, mixed_seed
 from nernlit.losses import reconstruction_mse, reconstruction_rmse
 from nernlit.originals import Original, fisher_information
-from nernlit.predictors import Codebooks, PredictorEnsemble, Quantize
+from nernlit.predictors import MLP, Codebooks, PredictorEnsemble, Quantize
 from nernlit.representation import Representation
 from nernlit.training import (
     BaselineJoint,
@@ -28,7 +29,7 @@ from nernlit.training import (
 )
 from nernlit.training.objectives import whole_error
 from nernlit.training.sensitivity import error_weights, normalized
-from tests.fakes import QUICK, digits_representation, quiet_trainer, tiny_representation
+from tests.fakes import QUICK, TinyCNN, digits_representation, quiet_trainer, tiny_representation
 
 BATCH_NORM = Sensitivity("batchnorm", exponent=0.5)
 ON_IMAGES: dict[str, object] = {"train_on": "images", "steps_per_epoch": None, "batch_size": 500}
@@ -257,6 +258,11 @@ def test_images_that_are_not_there_are_refused_by_name() -> None:
     steps: DataLoader[int] = DataLoader(range(2), batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"and `fit` was given no datamodule; pass an ImageDataModule as datamodule"):
         quiet_trainer(max_epochs=1).fit(_recon_only(FISHER), steps)
+    any_network = Representation(Original.of(TinyCNN()), MLP(8, kernel_size=5, num_frequencies=4))
+    with pytest.raises(
+        UsageError, match=r"sensitivity fisher needs an image classifier, but 'TinyCNN' was given without"
+    ):
+        quiet_trainer(max_epochs=1).fit(ReconOnly(any_network, _adam, sensitivity=FISHER), datamodule=NoImages(2))
     module = _recon_only(BATCH_NORM)
     quiet_trainer(max_epochs=1).fit(module, datamodule=NoImages(2))
     assert module.error_weights is not None
@@ -301,3 +307,10 @@ def test_a_fit_of_yaml_has_its_weights_in_its_checkpoints(tmp_path: Path) -> Non
         CheckpointError, match=r"the checkpoint's fit had sensitivity \{'kind': 'fisher', .* this one has"
     ):
         quiet_trainer(max_epochs=3).fit(module, datamodule=_digits(steps_per_epoch=5), ckpt_path=path)
+
+
+@pytest.mark.parametrize("scheme", ["recon_only", "baseline", "decoupled", "progressive"])
+def test_the_papers_schedule_has_no_sensitivity(scheme: str) -> None:
+    parts = config_parts(expand_bases(["-c", scheme, "--schedule=paper"]))
+    model = parts[-1].options()["model"]["init_args"]
+    assert model.get("reconstruction", model)["sensitivity"] == {"kind": "none"}
