@@ -1,18 +1,19 @@
 """`nernlit compare`: compress one network by several methods, and compare accuracies and bytes of the files."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import final
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from nernlit.analysis import correct_answers, paired_difference, pareto_figure
+from nernlit.analysis import correct_answers, paired_difference
 from nernlit.cli.arguments import CommandParser, count, positive, require_writable, take_options
+from nernlit.cli.compare_table import NUMBERS, TEXTS, print_rows, require_same, rows_figure, with_row
 from nernlit.cli.fits import continued_fit, epoch_options
 from nernlit.cli.inputs import network_options, original_of, require_images
+from nernlit.cli.other_files import OtherFile, read_other_files
 from nernlit.cli.rivals import SETTINGS, TRAINED, WITH_BITS, Rivals, rival_name, write
 from nernlit.cli.runs import data_module
 from nernlit.cli.sweep import described, is_unknown_option
@@ -21,16 +22,8 @@ from nernlit.cli.sweep_table import Row, read_rows
 from nernlit.data import ImageDataModule
 from nernlit.errors import NernlitError, UsageError
 from nernlit.originals import Original, description
-from nernlit.storage.files import write_figure, write_table
+from nernlit.storage.files import write_atomically, write_figure, write_table
 from nernlit.utilities.signals import Interrupted
-from nernlit.utilities.tables import print_table
-
-#: Columns: `original` is the fingerprint of its weights; `data` and `options` are as on the command line.
-_TEXTS = ("method", "file", "original", "data", "options")
-_NUMBERS = (
-    *("setting", "bytes", "original_bytes", "acc_original", "acc"),
-    *("difference", "difference_low", "difference_high", "p_value", "fit_seconds"),
-)
 
 
 def compare(args: Sequence[str]) -> None:
@@ -41,6 +34,9 @@ def compare(args: Sequence[str]) -> None:
     (whole multiples of a step size per filter). Trained on the network's own answers to the images: `round_distill`
     (as `round`), `table` (what `nernlit compress` does: the size of the file is in the loss), `codebooks` (sums of
     codewords). The numbers in .nern files are entropy-coded. The same command continues an interrupted one.
+
+    `--others` adds files of other programs, with the same test: a CSV with the columns `method`, `setting` (a number),
+    `file` (the compressed file) and `weights` (the weights that the other program decoded from it).
     """
     parser = CommandParser("compare", compare.__doc__, "All other options are those of `nernlit fit`.")
     parser.add_argument(
@@ -50,9 +46,10 @@ def compare(args: Sequence[str]) -> None:
     parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
     parser.add_argument("--bits", type=positive, nargs="+", help=f"bits per weight of {', '.join(WITH_BITS)}")
+    parser.add_argument("--others", type=Path, metavar="FILE.csv", help="table of files of other programs")
     parser.add_argument("--epochs", type=count, help="passes of each fit over the training images (30 by default)")
-    others, data_options = take_options(args, "--data")
-    options, fit_options = parser.parse_known_args(others)
+    own_args, data_options = take_options(args, "--data")
+    options, fit_options = parser.parse_known_args(own_args)
     network, fit_options = network_options(options.net, options.network, fit_options)
     if options.epochs is not None:
         fit_options += epoch_options(options.epochs)
@@ -63,14 +60,15 @@ def compare(args: Sequence[str]) -> None:
         raise UsageError(f"--bits is for {', '.join(WITH_BITS)}; leave it out.")
     require_images(data_options)
     require_writable(options.out, "--out")
+    others = read_other_files(options.others) if options.others else []
     original = original_of(network)
     data = _test_data(data_options, original)
     own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
     keys = {method: {**own, "options": " ".join(fit_options) if method in TRAINED else ""} for method in SETTINGS}
     table = options.out / "compare.csv"
-    rows = read_rows(table, _TEXTS, _NUMBERS)
+    rows = read_rows(table, TEXTS, NUMBERS)
     for row in rows:
-        _require_same(row, keys[str(row["method"])] if trains and row["method"] in TRAINED else own, table)
+        require_same(row, keys[str(row["method"])] if trains and row["method"] in TRAINED else own, table)
     wanted = [
         (method, setting)
         for method in options.methods
@@ -81,6 +79,16 @@ def compare(args: Sequence[str]) -> None:
     if len(waiting) < len(wanted):
         print(f"{len(wanted) - len(waiting)} of {len(wanted)} files are in {table} already", flush=True)
     comparison = _Comparison(Rivals(original, network), data, options.out, [*data_options, *fit_options])
+    for other in others:
+        row = {
+            "method": other.method,
+            "setting": other.setting,
+            **own,
+            "options": "",
+            **comparison.measure_other(other),
+        }
+        rows = with_row(rows, row)
+        write_table(table, rows)
     failed: dict[str, str] = {}
     for number, (method, setting) in enumerate(waiting, 1):
         name = rival_name(method, setting)
@@ -96,11 +104,11 @@ def compare(args: Sequence[str]) -> None:
             failed[name] = described(error)
             print(f"nernlit: error: {name}: {failed[name]}", file=sys.stderr, flush=True)
             continue
-        rows = [*(other for other in rows if (other["method"], float(other["setting"])) != (method, setting)), row]
+        rows = with_row(rows, row)
         write_table(table, rows)
     if rows:
-        _print(rows)
-        write_figure(options.out / "compare.png", _figure(rows, options.net))
+        print_rows(rows)
+        write_figure(options.out / "compare.png", rows_figure(rows, options.net))
         print(f"table: {table}\nfigure: {options.out / 'compare.png'}")
     if failed:
         raise NernlitError(f"{len(failed)} files were not written; the same command tries only those again.")
@@ -131,7 +139,21 @@ class _Comparison:
         else:
             network = self.rivals.untrained(method, setting)
         file = write(network, self.out, name)
-        correct = correct_answers(self.rivals.read(file), self._batches())
+        return self._row(file, self.rivals.read(file), seconds)
+
+    def measure_other(self, other: OtherFile) -> Row:
+        """Copy the file of another program, and measure it.
+
+        Raises:
+            CheckpointError: If the weights that were decoded from it are none of the network.
+        """
+        file = self.out / f"{other.stem}{other.file.suffix}"
+        network = self.rivals.with_weights(other.weights)
+        write_atomically(file, other.file.read_bytes())
+        return self._row(file, network, 0.0)
+
+    def _row(self, file: Path, network: Original, seconds: float) -> Row:
+        correct = correct_answers(network, self._batches())
         difference = paired_difference(correct, self._reference)
         return {
             "file": file.name,
@@ -169,47 +191,3 @@ def _test_data(options: Sequence[str], original: Original) -> ImageDataModule:
     data.setup("test")
     original.class_names = original.class_names or tuple(data.classes)
     return data
-
-
-def _require_same(row: Row, expected: Mapping[str, str], table: Path) -> None:
-    """Check that a row of an existing table belongs to the same comparison.
-
-    Raises:
-        UsageError: With what differs.
-    """
-    for name, value in expected.items():
-        if row[name] != value:
-            raise UsageError(
-                f"{table}: {row['file']} was written with {name} {str(row[name])!r}, and now {value!r} is given; "
-                "files can be compared only if both are equal. Pass another folder as --out."
-            )
-
-
-def _print(rows: Sequence[Row]) -> None:
-    """A line per file: its size, and its accuracy with the 95% interval of the difference from the original's."""
-    lines = []
-    for row in sorted(rows, key=lambda row: (list(SETTINGS).index(str(row["method"])), -float(row["bytes"]))):
-        size, acc, difference, p_value = (float(row[n]) for n in ("bytes", "acc", "difference", "p_value"))
-        lines.append(
-            [
-                rival_name(str(row["method"]), float(row["setting"])),
-                f"{size:,.0f}",
-                f"{size / float(row['original_bytes']):.1%}",
-                f"{acc:.2%}",
-                f"{100 * difference:+.2f} ± {100 * (float(row['difference_high']) - difference):.2f}",
-                "<0.001" if p_value < 0.001 else f"{p_value:.3f}",
-                f"{float(row['fit_seconds']):.0f}",
-            ]
-        )
-    original_bytes, accuracy = int(rows[0]["original_bytes"]), float(rows[0]["acc_original"])
-    title = f"test images (original: {original_bytes:,} bytes, {accuracy:.2%}; ± is the 95% interval)"
-    print_table(title, ["file", "bytes", "size", "acc", "difference", "p", "fit s"], lines)
-
-
-def _figure(rows: Sequence[Row], name: str) -> Figure:
-    files = {
-        method: [(int(row["bytes"]), float(row["acc"])) for row in rows if row["method"] == method]
-        for method in SETTINGS
-    }
-    original = int(rows[0]["original_bytes"]), float(rows[0]["acc_original"])
-    return pareto_figure({method: points for method, points in files.items() if points}, original, Path(name).name)

@@ -17,6 +17,7 @@ from nernlit.coding import is_nern
 from nernlit.originals import Original
 from nernlit.representation import Representation, load
 from nernlit.storage.files import write_atomically
+from nernlit.storage.weights import load_strictly, read_state_dict
 from nernlit.training.compression import file_sizes, planned_size, quantized_table
 from nernlit.utilities.sharing import names_of_weights
 
@@ -45,10 +46,10 @@ Network = Representation | Mapping[str, Tensor]
 def rival_name(method: str, setting: float, separator: str = " ") -> str:
     """What a method with a setting is called.
 
-    >>> rival_name("round", 4.0), rival_name("fp16", 16)
-    ('round 4', 'fp16')
+    >>> rival_name("round", 4.0), rival_name("fp16", 16), rival_name("another_program", 0.5)
+    ('round 4', 'fp16', 'another_program 0.5')
     """
-    return method if len(SETTINGS[method]) == 1 else f"{method}{separator}{setting:g}"
+    return method if len(SETTINGS.get(method, ())) == 1 else f"{method}{separator}{setting:g}"
 
 
 @final
@@ -126,6 +127,16 @@ class Rivals:
         names = names_of_weights(network.net)
         network.net.load_state_dict({name: value for key, value in state.items() for name in names[key]})
         return network
+
+    def with_weights(self, file: Path) -> Original:
+        """The network with the weights of a file.
+
+        Raises:
+            CheckpointError: If the file has other weights than the network, or one is not finite.
+        """
+        network = copy.deepcopy(self.original)
+        load_strictly(network.net, read_state_dict(file, network.net), str(file))
+        return network.freeze()
 
 
 def write(network: Network, folder: Path, name: str) -> Path:

@@ -51,20 +51,25 @@ class Fit(NamedTuple):
         return ", ".join([Path(self.config).stem, *width, f"seed {self.seed}"])
 
 
-def read_rows(path: Path, texts: Sequence[str] = _TEXTS, numbers: Sequence[str] = _NUMBERS) -> list[Row]:
+def read_rows(
+    path: Path,
+    texts: Sequence[str] = _TEXTS,
+    numbers: Sequence[str] = _NUMBERS,
+    advice: str = "move it away, or pass another folder as --out.",
+) -> list[Row]:
     """The fits that a table holds; none where there is no table.
 
     Args:
         path: The file.
         texts: The columns that hold texts.
         numbers: The columns that hold finite numbers.
+        advice: What to do about a file that is no such table.
 
     Raises:
         UsageError: If the file is no such table, or a row of it is damaged.
     """
     if not path.exists():
         return []
-    advice = "move it away, or pass another folder as --out."
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)

@@ -1,9 +1,13 @@
 import csv
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from safetensors.numpy import load, save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nernlit.analysis import paired_difference
@@ -11,6 +15,7 @@ from nernlit.cli.main import main
 from nernlit.cli.rivals import SETTINGS, Rivals
 from nernlit.cli.runs import data_module
 from nernlit.originals import Original
+from tests.benchmarks import nncodec_files
 
 DATA = ["--data", "DigitsDataModule"]
 TINY = ["--threads=1", "--data.batch_size=500", "--epochs=1"]
@@ -121,4 +126,73 @@ def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixtu
 )
 def test_impossible_comparisons_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in _refused(lambda: main(["compare", *args]), capsys)
+    assert not Path("out").exists()
+
+
+def _other(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of a program that stores half precision, written by the script that runs NNCodec."""
+    codec = ModuleType("nncodec.nn")
+    codec.encode = lambda state, args: bytearray(save({k: v.astype("float16") for k, v in state.items()}))
+    codec.decode = lambda content: {k: v.astype("float32") for k, v in load(bytes(content)).items()}
+    monkeypatch.setitem(sys.modules, "nncodec", ModuleType("nncodec"))
+    monkeypatch.setitem(sys.modules, "nncodec.nn", codec)
+    save_file(Original("digits_resnet8", pretrained=True).net.state_dict(), "net.safetensors")
+    nncodec_files.main(["net.safetensors", "--qp", "-38", "-20", "--out", "other"])
+    return Path("other/files.csv")
+
+
+def test_files_of_another_program_are_measured_in_the_same_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = _other(monkeypatch)
+    _compare("--methods", "fp16", "--others", str(table))
+    shown = capsys.readouterr().out
+    rows = _rows()
+    assert list(rows) == ["nncodec_-38.nnc", "nncodec_-20.nnc", "fp16.safetensors"]
+    own, other = rows["fp16.safetensors"], rows["nncodec_-38.nnc"]
+    assert (other["method"], other["setting"]) == ("nncodec", "-38.0")
+    assert int(other["bytes"]) == Path("other/nncodec_-38.nnc").stat().st_size
+    assert Path("out/nncodec_-38.nnc").read_bytes() == Path("other/nncodec_-38.nnc").read_bytes()
+    for name in ("original", "data", "original_bytes", "acc_original", "acc", "difference", "p_value"):
+        assert other[name] == own[name]
+    assert any(line.startswith("nncodec -20 ") for line in shown.splitlines())
+
+    _compare("--methods", "fp16", "--others", str(table))
+    assert len(_rows()) == 3
+    _compare("--methods", "fp16")  # the table keeps them
+    assert set(_rows()) == set(rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "--others other/files.csv: there is no such file; expected a CSV with the columns method, setting"),
+        ("a,b\n1,2\n", "is no table of this version of nernlit; expected a CSV with the columns method, setting"),
+        ("method,setting,file,weights\n", "--others other/files.csv lists no file; expected a CSV with the columns"),
+        ("method,setting,file,weights\nx,high,nncodec_-20.nnc,nncodec_-20.safetensors\n", "line 2: expected 4 values"),
+        (
+            "method,setting,file,weights\ntable,2,nncodec_-20.nnc,nncodec_-20.safetensors\n",
+            "method 'table'; expected a name of letters, digits, '_', '-' and '.' that is none of fp16, svd",
+        ),
+        (
+            "method,setting,file,weights\n../x,2,nncodec_-20.nnc,nncodec_-20.safetensors\n",
+            "method '../x'; expected a name of letters",
+        ),
+        (
+            "method,setting,file,weights\n" + 2 * "x,2,nncodec_-20.nnc,nncodec_-20.safetensors\n",
+            "x 2 is listed twice; leave one out",
+        ),
+        (
+            "method,setting,file,weights\nx,2,gone.nnc,nncodec_-20.safetensors\n",
+            "there is no file other/gone.nnc; paths are relative to the table",
+        ),
+        ("method,setting,file,weights\nx,2,nncodec_-20.nnc,files.csv\n", "cannot read weights from other/files.csv: "),
+    ],
+)
+def test_tables_of_other_files_are_checked(
+    content: str | None, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = _other(monkeypatch)
+    table.unlink() if content is None else table.write_text(content)
+    assert message in _refused(lambda: _compare("--methods", "fp16", "--others", str(table)), capsys)
     assert not Path("out").exists()
