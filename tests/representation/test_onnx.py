@@ -92,3 +92,22 @@ def test_what_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UsageError, match=r"needs the Python package onnx and onnxscript; .* 'nernlit\[onnx\]'"):
         write_onnx(digits_representation(), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("bits", "integers"), [(4.0, False), (2.0, True), (5.0, True)])  # fp32, int4 and int8
+def test_onnx_runtime_gives_the_logits_of_the_network(tmp_path: Path, bits: float, integers: bool) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    original = Original("digits_resnet8", pretrained=True)
+    representation = Representation(
+        original, Table(3, scale="filter"), layers="all", order="none", pointwise="tile", quantize=Quantize(bits)
+    )
+    write_onnx(representation, tmp_path / "net.onnx", integers=integers)
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        images = torch.rand(batch, 1, 8, 8, generator=torch.Generator().manual_seed(batch))
+        (logits,) = session.run(["logits"], {"pixels": images.numpy()})
+        with torch.no_grad():
+            expected = representation(images)
+        assert logits.shape == (batch, 10)
+        assert torch.allclose(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(torch.from_numpy(logits).argmax(1), expected.argmax(1))
