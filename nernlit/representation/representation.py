@@ -81,8 +81,8 @@ class Representation(WithConstants, WithPretrained):
     target: Tensor
     masks: Tensor
     mask_numbers: Tensor
-    #: Whether the predictor is that of a file, and was not fitted to the original here.
-    is_loaded = False
+    #: Whether the predictor is as it was built: not that of a file, and not trained.
+    is_new = True
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Representation(WithConstants, WithPretrained):
             standardize = bool(file.specification["standardize"])
             self._set_up(original.freeze(), file.predictor, file.layout, file.order, standardize, file.addresses)
             self.set_constant("scale", file.scale)
-        self.is_loaded = True
+        self.is_new = False
         return self.eval()
 
     def _set_up(
@@ -344,4 +344,4 @@ class Representation(WithConstants, WithPretrained):
         self.original.class_names = self.original.class_names or tuple(state.get("class_names", ()))
         self.set_constant("scale", state["scale"].to(self.scale))
         self.set_constant("addresses", table_N3.to(self.addresses))
-        self.is_loaded = True
+        self.is_new = False

@@ -146,9 +146,12 @@ class Reconstruction(Objective):
             errors = [reconstruction_mse(kernels / scale, target_SKK, weights_SKK, share) for kernels in predicted_TSKK]
             return torch.stack(errors)
 
-        weighted = step.error_weights is not None
-        mse_T = mse_of(predicted_TSKK, mask_SKK if step.error_weights is None else step.error_weights[rows])
-        plain_T = mse_of(predicted_TSKK.detach(), mask_SKK) if weighted else mse_T.detach()
+        if step.error_weights is None:
+            mse_T = mse_of(predicted_TSKK, mask_SKK)
+            plain_T = mse_T.detach()
+        else:
+            mse_T = mse_of(predicted_TSKK, step.error_weights[rows])
+            plain_T = mse_of(predicted_TSKK.detach(), mask_SKK)
         # The root of the mean over all processes, not the mean of the processes' roots.
         error_T = torch.stack([root(step.mean(mse)) for mse in mse_T]) if self.loss == "rmse" else mse_T
         kept: int | Tensor = len(error_T)

@@ -333,6 +333,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self.representation.is_new = False
         if self.logger is not None and self.trainer.is_global_zero:
             sizes = self.representation.sizes()
             figures = {"cr_paper": sizes.cr_paper, "cr_file": sizes.cr_file}

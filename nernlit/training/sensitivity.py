@@ -96,7 +96,7 @@ def changes_fit(representation: Representation) -> bool:
     """Whether weights of errors change what the predictor is fitted to: it is a new one that is fitted with errors."""
     predictor = representation.predictor
     inner = predictor.predictor if isinstance(predictor, Quantized) else predictor
-    return inner.is_fitted and not isinstance(inner, Table) and not representation.is_loaded
+    return inner.is_fitted and not isinstance(inner, Table) and representation.is_new
 
 
 def require_effect(option: Sensitivity, representation: Representation, reconstructs: bool) -> None:

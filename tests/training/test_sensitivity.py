@@ -204,8 +204,13 @@ def test_a_second_fit_and_a_file_keep_their_codewords(tmp_path: Path) -> None:
     _fit(module, **ON_IMAGES)
     assert torch.allclose(module.representation.kernels(), trained, atol=1e-6)
     assert module.error_weights is before
-
     phase_1 = ReconstructionPhase(1, sensitivity=BATCH_NORM)
+    other = DecoupledDistill(module.representation, optimizer=_nearly_frozen, reconstruction=phase_1)
+    _fit(other, **ON_IMAGES)
+    assert torch.allclose(other.representation.kernels(), trained, atol=1e-6)
+    with pytest.raises(UsageError, match="and no codes are computed here"):
+        DecoupledDistill(module.representation, optimizer=_adam, reconstruction=replace(phase_1, steps=0))
+
     start = {"init_from": str(tmp_path / "net.nern"), "reconstruction": phase_1}
     loaded = DecoupledDistill(_codebooks(), optimizer=_nearly_frozen, **start)  # type: ignore[arg-type]
     _fit(loaded, **ON_IMAGES)
