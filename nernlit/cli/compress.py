@@ -15,7 +15,7 @@ from nernlit.cli.inputs import ORIGINAL, network_options, original_of, require_i
 from nernlit.cli.main import NernlitCLI
 from nernlit.errors import UsageError
 from nernlit.representation import Sizes
-from nernlit.training.compression import file_sizes, planned_size, quantized_table
+from nernlit.training.compression import KEPT, file_sizes, planned_size, quantized_table
 from nernlit.utilities.sides import Size
 
 #: Bits per weight without another size.
@@ -110,7 +110,7 @@ class _Fits:
 
     def save(self, cli: NernlitCLI) -> None:
         """Write the file of a fit."""
-        cli.model.representation.eval().cpu().save(self.out, "fp16", fold_batch_norm=True)
+        cli.model.representation.eval().cpu().save(self.out, KEPT, fold_batch_norm=True)
 
 
 def _search(fits: _Fits, drop: float) -> None:

@@ -18,7 +18,7 @@ from nernlit.originals import Original
 from nernlit.representation import Representation, load
 from nernlit.storage.files import write_atomically
 from nernlit.storage.weights import load_strictly, read_state_dict
-from nernlit.training.compression import file_sizes, planned_size, quantized_table
+from nernlit.training.compression import KEPT, file_sizes, planned_size, quantized_table
 from nernlit.utilities.sharing import names_of_weights
 
 #: Method -> its settings: bits per weight, or the share of the numbers that is kept (`svd`, `prune`).
@@ -147,7 +147,7 @@ def write(network: Network, folder: Path, name: str) -> Path:
     """
     if isinstance(network, Representation):
         file = folder / f"{name}.nern"
-        network.eval().cpu().save(file, "fp16", fold_batch_norm=True)
+        network.eval().cpu().save(file, KEPT, fold_batch_norm=True)
     else:
         file = folder / f"{name}.safetensors"
         write_atomically(file, save({key: value.contiguous() for key, value in network.items()}))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nernlit.errors import LayoutError, UsageError
+from nernlit.errors import LayoutError, UsageError, require_at_least
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.grid import LIMIT, Counts, halved, rounded, spread
 from nernlit.storage.entropy import Part, decode_weights, encode_weights
@@ -28,16 +28,16 @@ class Quantize:
     Args:
         bits: Bits per number at the start.
         per: Which numbers have the same step size, `tensor` or `row`.
+        step_rate: Learning rate of the step sizes' logarithms, as a share of the optimizer's.
     """
 
     bits: float = 4.0
     per: Per = "tensor"
+    step_rate: float = 0.2
 
 
 #: The most bits per number.
 MOST_BITS = 12
-#: Ratio of the learning rate of the logarithms of step sizes to that of all other parameters.
-_STEP_RATE = 0.2
 #: The smallest step size; half precision has all its digits there.
 _LEAST = 2.0**-14
 #: Numbers of a group that its entropy is estimated on when step sizes are chosen.
@@ -52,6 +52,9 @@ class Quantized(Predictor):
     arXiv 1902.08153). Parameters without parts (`Predictor.parts`), such as biases and scales, are rounded to half
     precision. The .nern file holds the whole numbers in an entropy code, and the step sizes.
 
+    A step size is learned as its ratio to the root mean square of its group. So it follows parameters that grow, and a
+    predictor can be quantized from its random start on.
+
     `Representation(..., quantize=Quantize(...))` puts it around any predictor.
 
     Args:
@@ -60,9 +63,11 @@ class Quantized(Predictor):
             chosen so that the numbers' entropy is this. Training may change it. Above 0, at most 12.
         per: Which numbers have the same step size: those of a part of a parameter (`tensor`), such as a layer, or
             those of a row of a part (`row`), such as a filter; see `Predictor.parts`.
+        step_rate: Learning rate of the step sizes' logarithms, as a share of the optimizer's; 0 keeps the ratios. An
+            `MLP` needs a far smaller one than a `Table`.
     """
 
-    def __init__(self, predictor: Predictor, bits: float = 4.0, per: Per = "tensor") -> None:
+    def __init__(self, predictor: Predictor, bits: float = 4.0, per: Per = "tensor", step_rate: float = 0.2) -> None:
         super().__init__(predictor.kernel_size)
         if not 0 < bits <= MOST_BITS:
             raise UsageError(f"quantize.bits={bits}; expected above 0 and at most {MOST_BITS}.")
@@ -70,7 +75,8 @@ class Quantized(Predictor):
             raise UsageError(f"quantize.per={per!r}; expected one of {', '.join(get_args(Per))}.")
         if isinstance(predictor, Quantized):
             raise UsageError("the predictor of Quantized is Quantized already; pass the predictor inside.")
-        self.predictor, self.bits, self.per = predictor, bits, per
+        require_at_least(0, **{"quantize.step_rate": step_rate})
+        self.predictor, self.bits, self.per, self.step_rate = predictor, bits, per, step_rate
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.predictor.crops = self.crops
@@ -83,8 +89,8 @@ class Quantized(Predictor):
         if not self.sizes:
             raise UsageError(f"{type(self.predictor).__name__} has no parameters that can be quantized.")
         count = sum(len(sizes) for sizes in self.sizes.values())
-        self.log_steps = nn.Parameter(torch.zeros(count))
-        if self.log_steps.device.type != "meta":
+        self.log_ratios = nn.Parameter(torch.zeros(count))
+        if self.log_ratios.device.type != "meta":
             for name, used in self.predictor.used().items():
                 self.set_constant(f"used_{name}", used)
 
@@ -105,7 +111,9 @@ class Quantized(Predictor):
     def restart(self, bits: float) -> None:
         """Choose the step sizes for the current values of the parameters and so many bits per number."""
         with torch.no_grad():
-            self.log_steps.copy_(_steps_of(self._values(), self.all_sizes, bits).log())
+            values_n = self._values()
+            multiple = _multiple_of(values_n, self.all_sizes, bits)
+            self.log_ratios.fill_(math.log(multiple))
 
     @torch.no_grad()
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
@@ -123,7 +131,7 @@ class Quantized(Predictor):
 
     def learning_rates(self) -> dict[str, float]:
         inner = {f"predictor.{name}": rate for name, rate in self.predictor.learning_rates().items()}
-        return {**inner, "log_steps": _STEP_RATE}
+        return {**inner, "log_ratios": self.step_rate}
 
     def resolved(self) -> Callable[[Tensor], Tensor]:
         return partial(functional_call, self.predictor, self.rounded_parameters())
@@ -163,7 +171,17 @@ class Quantized(Predictor):
 
     def steps(self) -> Tensor:
         """The step size of each group, (G,)."""
-        return halved(self.log_steps.exp().clamp_min(_LEAST))
+        return self._steps(self._values())
+
+    def _steps(self, values_n: Tensor) -> Tensor:
+        """The step sizes for these numbers, (G,); gradients pass to the ratios alone."""
+        return halved((self.log_ratios.exp() * _rms(values_n.detach(), self.all_sizes)).clamp_min(_LEAST))
+
+    def _units(self) -> tuple[Tensor, Tensor]:
+        """All numbers in units of their step sizes, and the step size of each; both (n,)."""
+        values_n = self._values()
+        steps_n = spread(self._steps(values_n), self.all_sizes)
+        return values_n / steps_n, steps_n
 
     def _parts(self, numbers_n: Tensor) -> dict[str, Tensor]:
         """Name of a rounded parameter -> its part of all rounded numbers."""
@@ -177,8 +195,8 @@ class Quantized(Predictor):
 
     def rounded_parameters(self) -> dict[str, Tensor]:
         """The predictor's parameters as it uses them: name -> value, with gradients."""
-        steps_n = spread(self.steps(), self.all_sizes)
-        parts = self._parts(rounded(self._values() / steps_n) * steps_n)
+        units_n, steps_n = self._units()
+        parts = self._parts(rounded(units_n) * steps_n)
         return {
             name: self._in_place(name, parts[name]) if name in parts else halved(value)
             for name, value in self.predictor.named_parameters()
@@ -190,33 +208,31 @@ class Quantized(Predictor):
         Both use how often each whole number occurs in its group now. The file's code takes fewer bits: it also uses
         what related numbers have in common.
         """
-        units_n = self._values() / spread(self.steps(), self.all_sizes)
+        units_n, _ = self._units()
         counts = Counts(units_n.detach().round().clamp(-LIMIT, LIMIT), self.all_sizes)
         return counts.bits(units_n).sum(), counts.entropy_bits()
 
     @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
-        steps_G = self.steps()
-        integers_n = (self._values() / spread(steps_G, self.all_sizes)).round().clamp(-LIMIT, LIMIT).int()
+        integers_n = self._units()[0].round().clamp(-LIMIT, LIMIT).int()
         others = {
             f"predictor.{name}": value.half() if value.is_floating_point() else value
             for name, value in self.predictor.stored().items()
             if name not in self.sizes
         }
-        return {"integers": encode_weights(integers_n, self.all_parts), "steps": steps_G.half(), **others}
+        return {"integers": encode_weights(integers_n, self.all_parts), "steps": self.steps().half(), **others}
 
     def stored_shapes(self) -> dict[str, torch.Size | None]:
         inner = self.predictor.stored_shapes().items()
         others = {f"predictor.{name}": shape for name, shape in inner if name not in self.sizes}
-        return {"integers": None, "steps": self.log_steps.shape, **others}
+        return {"integers": None, "steps": self.log_ratios.shape, **others}
 
     @torch.no_grad()
     def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
         steps_G = tensors["steps"].float()
         if not bool(((steps_G > 0) & steps_G.isfinite()).all()):
             raise LayoutError("a step size of its predictor is not a number above 0.")
-        self.log_steps.copy_(steps_G.log())
-        numbers_n = decode_weights(tensors["integers"], self.all_parts) * spread(self.steps().cpu(), self.all_sizes)
+        numbers_n = decode_weights(tensors["integers"], self.all_parts) * spread(steps_G.cpu(), self.all_sizes)
         inner = {
             n.removeprefix("predictor."): value.float() if value.dtype == torch.float16 else value
             for n, value in tensors.items()
@@ -224,8 +240,9 @@ class Quantized(Predictor):
         }
         shapes = self.predictor.stored_shapes()
         for name, part in self._parts(numbers_n).items():
-            inner[name] = part.view(shapes[name] or [-1]).to(self.log_steps.device)
+            inner[name] = part.view(shapes[name] or [-1]).to(self.log_ratios.device)
         self.predictor.load_stored(inner)
+        self.log_ratios.copy_((steps_G.to(self.log_ratios.device) / _rms(self._values(), self.all_sizes)).log())
 
 
 def _group_sizes(part: Part, per: Per) -> list[int]:
@@ -234,24 +251,28 @@ def _group_sizes(part: Part, per: Per) -> list[int]:
     return [size] if per == "tensor" else [size // rows] * rows
 
 
-def _steps_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> Tensor:
-    """Step sizes (G,) at which the entropy of the rounded numbers is so many bits each.
+def _rms(values_n: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The root mean square of each group (G,); 1 for a group of zeros."""
+    lengths_G = torch.tensor(sizes, device=values_n.device)
+    rms_G = (torch.segment_reduce(values_n.square(), "sum", lengths=lengths_G) / lengths_G).sqrt()
+    return rms_G.where(rms_G > 0, 1)
 
-    All are the same multiple of the root mean squares of their groups, found by bisection; 1 for a group of zeros.
-    Of large groups, a sample decides.
+
+def _multiple_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> float:
+    """The ratio of step sizes to root mean squares at which the entropy of the rounded numbers is so many bits each.
+
+    It is the same for all groups, and found by bisection. Of large groups, a sample decides.
     """
     sizes_G = torch.tensor(sizes, device=values_n.device)
-    rms_G = torch.stack([part.square().mean() for part in values_n.split(list(sizes))]).sqrt()
-    rms_G = rms_G.where(rms_G > 0, 1)
     sampled = [min(size, _SAMPLE) for size in sizes]
-    units_s = _sample(values_n, sizes) / spread(rms_G, sampled)
+    units_s = _sample(values_n, sizes) / spread(_rms(values_n, sizes), sampled)
     low, high = -10.0, 5.0  # of the logarithm of the multiple, to base 2
     for _ in range(20):
         middle = (low + high) / 2
         counts = Counts((units_s / 2**middle).round().clamp(-LIMIT, LIMIT), sampled)
         is_finer = float(sizes_G.double() @ counts.entropies()) > bits * len(values_n)
         low, high = (middle, high) if is_finer else (low, middle)
-    return rms_G * 2 ** ((low + high) / 2)
+    return float(2 ** ((low + high) / 2))
 
 
 def _sample(values_n: Tensor, sizes: Sequence[int]) -> Tensor:

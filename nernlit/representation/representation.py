@@ -96,7 +96,7 @@ class Representation(WithConstants, WithPretrained):
         tune_kept: TuneKept = "none",
     ) -> None:
         if quantize is not None:
-            predictor = Quantized(predictor, quantize.bits, quantize.per)
+            predictor = Quantized(predictor, quantize.bits, quantize.per, quantize.step_rate)
         layout = Layout.of(original.net, layers, pointwise, tile=predictor.kernel_size)
         require_kernel_size(predictor, layout)
         predictor.specification()  # refuses a predictor that a checkpoint could not describe

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from nernlit.coding import KeptForm
 from nernlit.errors import DataError, UsageError, require_at_least, require_positive
 from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
@@ -19,6 +20,8 @@ from nernlit.representation import Representation, Sizes
 from nernlit.training.decoupled_distill import DecoupledDistill
 from nernlit.training.rate import Rate
 
+#: How compression stores the tensors that are not predicted; on the networks of docs/results.md it costs no accuracy.
+KEPT: KeptForm = "int8"
 #: The fewest bits per weight that a size may leave.
 _LEAST_BITS = 0.1
 
@@ -33,7 +36,7 @@ def compress(
     std: tuple[float, ...] | None = None,
     teacher: Original | None = None,
 ) -> Representation:
-    """A small representation of an image classifier; `save(path, "fp16", fold_batch_norm=True)` writes the file.
+    """A small representation of an image classifier; `save(path, "int8", fold_batch_norm=True)` writes the file.
 
     Weights are rounded to learned step sizes, and trained on the network's own answers to the images, without labels.
 
@@ -72,7 +75,7 @@ def compress(
         scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_steps=20),
         teacher=teacher,
         temperature=4.0,
-        rate=Rate(target_bytes=target, kept="fp16", fold_batch_norm=True),
+        rate=Rate(target_bytes=target, kept=KEPT, fold_batch_norm=True),
     )
     trainer = L.Trainer(
         max_epochs=1,
@@ -107,7 +110,7 @@ def quantized_table(original: Original, bits: float = 2.0, scale: Scale = "layer
 
 def file_sizes(representation: Representation) -> Sizes:
     """The sizes of a `quantized_table` and of the file that compression writes of it."""
-    return representation.sizes("fp16", fold_batch_norm=True)
+    return representation.sizes(KEPT, fold_batch_norm=True)
 
 
 def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[int, float]:

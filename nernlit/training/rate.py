@@ -16,6 +16,8 @@ from nernlit.representation import Representation
 _GAIN = 0.1
 #: The weight at the start with `target_bytes`, and its limits.
 _START, _LEAST, _MOST = 0.3, 1e-6, 1e3
+#: Steps between two measurements of the coded numbers, and the share of the bytes left for them that is aimed at.
+_INTERVAL, _AIM = 100, 0.998
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class RateTerm:
         sizes = representation.sizes(rate.kept, rate.fold_batch_norm)
         #: Size of the file, estimated in the last step.
         self.file_bytes = torch.zeros(())
+        #: Ratio of the coded numbers' bits to their entropy, as it was measured last, and the steps since then.
+        self.coded_ratio, self.steps = 1.0, 0
         #: What the file needs beside the quantized numbers.
         self.fixed_bytes = sizes.file_bytes - (sizes.code_bits - predictor.predictor.code_bits) / 8
         if rate.target_bytes is not None and rate.target_bytes <= self.fixed_bytes:
@@ -77,15 +81,19 @@ class RateTerm:
         """The term of a step; the weight changes for the next one.
 
         Args:
-            metrics: Takes `bits_per_weight`, the entropy of the quantized numbers, and the weight, `rate_weight`.
+            metrics: Takes `bits_per_weight`, of the coded numbers, and the weight, `rate_weight`.
         """
         estimated, entropy = self.predictor.rate()
+        if self.steps % _INTERVAL == 0:  # the code has contexts, which the entropy of each group does not know
+            coded_bits = self.predictor.code_bits - self.predictor.predictor.code_bits
+            self.coded_ratio = coded_bits / max(float(entropy), 1.0)
+        self.steps += 1
         term = self.weight * estimated / self.num_weights
-        metrics["bits_per_weight"] = entropy / self.num_weights
+        metrics["bits_per_weight"] = entropy * self.coded_ratio / self.num_weights
         metrics["rate_weight"] = estimated.new_tensor(self.weight)
-        self.file_bytes = self.fixed_bytes + entropy / 8
+        self.file_bytes = self.fixed_bytes + entropy * self.coded_ratio / 8
         if self.target_bytes is not None:
-            excess = float(entropy) / (8 * (self.target_bytes - self.fixed_bytes)) - 1
+            excess = float(self.file_bytes - self.fixed_bytes) / (_AIM * (self.target_bytes - self.fixed_bytes)) - 1
             step = _GAIN * max(-1.0, min(1.0, excess))
             self.weight = min(_MOST, max(_LEAST, self.weight * math.exp(step)))
             if excess < 0:  # bytes that are left are not taken away
@@ -94,8 +102,14 @@ class RateTerm:
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed fit needs to go on in the same way."""
-        return {"weight": self.weight, "fixed_bytes": self.fixed_bytes}
+        return {
+            "weight": self.weight,
+            "fixed_bytes": self.fixed_bytes,
+            "coded_ratio": self.coded_ratio,
+            "steps": self.steps,
+        }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take over the state of the fit that is resumed."""
         self.weight, self.fixed_bytes = state["weight"], state["fixed_bytes"]
+        self.coded_ratio, self.steps = state["coded_ratio"], int(state["steps"])

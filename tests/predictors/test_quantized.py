@@ -84,7 +84,7 @@ def test_gradients_are_those_of_learned_step_sizes() -> None:
     values = torch.tensor([0.3, -1.2, 0.8, 2.1, -0.4, 0.1])
     with torch.no_grad():
         predictor.predictor.get_parameter("entries").copy_(values.view(6, 1, 1))
-        predictor.log_steps.fill_(math.log(0.5))
+        predictor.log_ratios.fill_(math.log(0.5 / float(values.square().mean().sqrt())))
     addresses = torch.tensor([[0, o, i] for o in range(2) for i in range(3)])
     weights = torch.arange(1.0, 7.0)
     (predictor(addresses).flatten() * weights).sum().backward()
@@ -92,8 +92,8 @@ def test_gradients_are_those_of_learned_step_sizes() -> None:
     assert grad is not None
     assert torch.allclose(grad.flatten(), weights)
     expected = 0.5 * (weights * ((values / 0.5).round() - values / 0.5)).sum()
-    assert predictor.log_steps.grad is not None
-    assert float(predictor.log_steps.grad) == pytest.approx(float(expected), rel=1e-5)
+    assert predictor.log_ratios.grad is not None
+    assert float(predictor.log_ratios.grad) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_many_kernels_are_predicted_in_chunks_with_parameters_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_damaged_step_size_is_an_error() -> None:
 def test_the_steps_have_a_smaller_learning_rate() -> None:
     representation = _quantized("table")
     ratios = representation.learning_rates()
-    assert ratios == {_predictor(representation).log_steps: 0.2}
+    assert ratios == {_predictor(representation).log_ratios: 0.2}
 
 
 def test_numbers_outside_of_crops_cost_nothing(tmp_path: Path) -> None:
@@ -160,14 +160,14 @@ def test_step_sizes_are_chosen_on_a_sample_of_large_groups(per: str, monkeypatch
     assert any(size > 1_000 for size in whole.all_sizes) == (per == "tensor")
     sampled = _predictor(Representation(original, Table(), quantize=Quantize(2.0, per)))  # type: ignore[arg-type]
     again = _predictor(Representation(original, Table(), quantize=Quantize(2.0, per)))  # type: ignore[arg-type]
-    assert torch.equal(sampled.log_steps, again.log_steps)
-    assert torch.equal(sampled.log_steps, whole.log_steps) == (per == "row")
+    assert torch.equal(sampled.log_ratios, again.log_ratios)
+    assert torch.equal(sampled.log_ratios, whole.log_ratios) == (per == "row")
     assert float(sampled.rate()[1]) == pytest.approx(float(whole.rate()[1]), rel=0.02)
 
 
 def test_step_sizes_are_not_chosen_when_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     representation = _quantized("table")
     representation.save(tmp_path / "net.nern")
-    monkeypatch.setattr("nernlit.predictors.quantized._steps_of", None)
+    monkeypatch.setattr("nernlit.predictors.quantized._multiple_of", None)
     loaded = nernlit.load(tmp_path / "net.nern", net=tiny_original().net)
     assert torch.equal(loaded.kernels(), representation.kernels())

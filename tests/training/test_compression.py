@@ -23,7 +23,7 @@ def test_ten_lines_give_a_small_file_of_nearly_the_same_answers(tmp_path: Path) 
     batches = list(_digits())
     before = {key: value.clone() for key, value in net.net.state_dict().items()}
     small = nernlit.compress(net.net, batches, target_bytes=25_000, steps=60, mean=(0.5,), std=(0.5,))
-    small.save(tmp_path / "small.nern", "fp16", fold_batch_norm=True)
+    small.save(tmp_path / "small.nern", "int8", fold_batch_norm=True)
     assert (tmp_path / "small.nern").stat().st_size == pytest.approx(25_000, rel=0.05)
     loaded = nernlit.load(tmp_path / "small.nern", net=Original("digits_resnet8").net)
     pixels = torch.cat(batches)

@@ -37,7 +37,8 @@ def test_the_term_is_the_weight_times_the_bits_per_predicted_weight() -> None:
     trainer = quiet_trainer(max_steps=1)
     trainer.fit(module, _batches(1))
     assert float(trainer.callback_metrics["train/rate"]) == pytest.approx(0.5 * estimated, rel=1e-5)
-    assert float(trainer.callback_metrics["train/bits_per_weight"]) == pytest.approx(entropy, rel=1e-5)
+    # The coded numbers' bits, measured in the first step.
+    assert float(trainer.callback_metrics["train/bits_per_weight"]) == pytest.approx(entropy, rel=0.01)
     assert float(trainer.callback_metrics["train/rate_weight"]) == 0.5
 
 
