@@ -174,8 +174,8 @@ class Quantized(Predictor):
         return self._steps(self._values())
 
     def _steps(self, values_n: Tensor) -> Tensor:
-        """The step sizes for these numbers, (G,); gradients pass to the ratios alone."""
-        return halved((self.log_ratios.exp() * _rms(values_n.detach(), self.all_sizes)).clamp_min(_LEAST))
+        """The step sizes for these numbers, (G,)."""
+        return halved((self.log_ratios.exp() * _rms(values_n, self.all_sizes)).clamp_min(_LEAST))
 
     def _units(self) -> tuple[Tensor, Tensor]:
         """All numbers in units of their step sizes, and the step size of each; both (n,)."""

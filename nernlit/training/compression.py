@@ -71,7 +71,7 @@ def compress(
     target, _ = planned_size(file_sizes(representation), target_bytes, bits)
     module = DecoupledDistill(
         representation,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-2),
         scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_steps=20),
         teacher=teacher,
         temperature=4.0,

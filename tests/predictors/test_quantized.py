@@ -78,7 +78,7 @@ def test_the_entropy_of_unrelated_numbers_is_within_a_percent_of_the_coded_ones(
 
 
 def test_gradients_are_those_of_learned_step_sizes() -> None:
-    # Of a rounded number s * round(w / s): 1 for w, and round(w / s) - w / s for s.
+    # Of a rounded number s * round(w / s): 1 for w, and round(w / s) - w / s for s, which is 0.5 for all w.
     predictor = Quantized(Table(1), bits=2.0)
     predictor.bind([(2, 3)])
     values = torch.tensor([0.3, -1.2, 0.8, 2.1, -0.4, 0.1])
@@ -90,8 +90,10 @@ def test_gradients_are_those_of_learned_step_sizes() -> None:
     (predictor(addresses).flatten() * weights).sum().backward()
     grad = predictor.predictor.get_parameter("entries").grad
     assert grad is not None
-    assert torch.allclose(grad.flatten(), weights)
-    expected = 0.5 * (weights * ((values / 0.5).round() - values / 0.5)).sum()
+    for_step = (weights * ((values / 0.5).round() - values / 0.5)).sum()
+    expected = 0.5 * for_step
+    # s is in one proportion to the root mean square of all w.
+    assert torch.allclose(grad.flatten(), weights + expected * values / values.square().sum())
     assert predictor.log_ratios.grad is not None
     assert float(predictor.log_ratios.grad) == pytest.approx(float(expected), rel=1e-5)
 

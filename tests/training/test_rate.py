@@ -56,7 +56,7 @@ def test_a_larger_weight_gives_fewer_bits() -> None:
         torch.manual_seed(0)
         representation = _table()
         module = DecoupledDistill(representation, optimizer=_adam, rate=Rate(weight=weight), precision="fp32")
-        quiet_trainer(max_steps=30).fit(module, _batches(30))
+        quiet_trainer(max_steps=100).fit(module, _batches(100))
         assert isinstance(representation.predictor, Quantized)
         bits.append(float(representation.predictor.rate()[1]))
     assert bits[0] > 1.05 * bits[1] > 1.05**2 * bits[2]
