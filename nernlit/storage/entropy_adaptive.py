@@ -138,9 +138,15 @@ def _code(numbers_N: Ints, shapes_G4: Ints, stream_P: Bytes, decodes: bool) -> t
 
 @part_of_compiled
 def _start_part(model: _Model) -> None:
-    """Rows and columns start from the probabilities of all numbers; the other contexts keep theirs."""
-    model.probabilities[_ROW:_NEIGHBORHOOD] = model.probabilities[0]
-    model.counts[_ROW:_NEIGHBORHOOD] = 0
+    """Set the contexts for a new part.
+
+    Columns start from the rows of the part before, because the channels of a layer are often the filters of the layer
+    before; rows start from the probabilities of all numbers. The other contexts keep theirs.
+    """
+    model.probabilities[_COLUMN:_NEIGHBORHOOD] = model.probabilities[_ROW:_COLUMN]
+    model.counts[_COLUMN:_NEIGHBORHOOD] = model.counts[_ROW:_COLUMN]
+    model.probabilities[_ROW:_COLUMN] = model.probabilities[0]
+    model.counts[_ROW:_COLUMN] = 0
     model.counts[:] = np.minimum(model.counts, _KEPT_COUNT)
 
 

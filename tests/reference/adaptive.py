@@ -39,7 +39,8 @@ class Decoder:
         self.code, self.place = int.from_bytes(self.stream[:6], "big"), 6
         self.states: dict[tuple[Any, Decision], list[int]] = {}  # [probability, count]
         self.weights: dict[Decision, list[int]] = {}
-        self.before_part: dict[Decision, int] = {}
+        self.new_rows: dict[Decision, int] = {}
+        self.new_columns: dict[Decision, int] = {}
 
     def numbers(self, parts: Sequence[tuple[int, int, int, int]]) -> list[int]:
         """The numbers of all parts."""
@@ -56,11 +57,14 @@ class Decoder:
         return numbers
 
     def start_part(self) -> None:
-        """Forget rows and columns, and be less certain of the rest."""
-        self.states = {key: value for key, value in self.states.items() if key[0][0] not in ("row", "column")}
-        for state in self.states.values():
-            state[1] = min(state[1], 20)
-        self.before_part = {decision: state[0] for (name, decision), state in self.states.items() if name == "all"}
+        """Rows become columns, new rows are like all numbers, and the rest is less certain."""
+        earlier, self.states = self.states, {}
+        self.new_columns = self.new_rows
+        self.new_rows = {decision: state[0] for (name, decision), state in earlier.items() if name == "all"}
+        for (context, decision), (probability, count) in earlier.items():
+            if context[0] != "column":
+                renamed = ("column", context[1]) if context[0] == "row" else context
+                self.states[renamed, decision] = [probability, min(count, 20)]
 
     def contexts(self, kernel: dict[tuple[int, int], int], y: int, x: int, last: list[int]) -> tuple[Any, Any]:
         """The three contexts of the neighborhood, for the magnitude and for the sign."""
@@ -116,8 +120,8 @@ class Decoder:
 
     def fresh(self, context: Any, decision: Decision) -> list[int]:
         """The state of a context that is new in a part."""
-        is_line = context[0] in ("row", "column")
-        return [self.before_part.get(decision, 2**21) if is_line else 2**21, 0]
+        known = {"row": self.new_rows, "column": self.new_columns}.get(context[0], {})
+        return [known.get(decision, 2**21), 0]
 
     def bit(self, probability: int) -> int:
         """A bit that is 1 with a probability in units of 2 ** -16."""
