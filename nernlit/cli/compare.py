@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference
 from nernlit.cli.arguments import CommandParser, count, positive, require_writable, take_options
-from nernlit.cli.compare_table import NUMBERS, TEXTS, print_rows, require_same, rows_figure, with_row
+from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
 from nernlit.cli.fits import continued_fit, epoch_options
 from nernlit.cli.inputs import network_options, original_of, require_images
 from nernlit.cli.other_files import OtherFile, read_other_files
@@ -66,7 +66,7 @@ def compare(args: Sequence[str]) -> None:
     own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
     keys = {method: {**own, "options": " ".join(fit_options) if method in TRAINED else ""} for method in SETTINGS}
     table = options.out / "compare.csv"
-    rows = read_rows(table, TEXTS, NUMBERS)
+    rows = read_rows(table, COLUMNS)
     for row in rows:
         require_same(row, keys[str(row["method"])] if trains and row["method"] in TRAINED else own, table)
     wanted = [

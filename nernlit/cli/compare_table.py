@@ -7,16 +7,17 @@ from matplotlib.figure import Figure
 
 from nernlit.analysis import pareto_figure
 from nernlit.cli.rivals import SETTINGS, rival_name
-from nernlit.cli.sweep_table import Row
+from nernlit.cli.sweep_table import Column, Row, finite, whole
 from nernlit.errors import UsageError
 from nernlit.utilities.tables import print_table
 
 #: Columns: `original` is the fingerprint of its weights; `data` and `options` are as on the command line.
-TEXTS = ("method", "file", "original", "data", "options")
-NUMBERS = (
-    *("setting", "bytes", "original_bytes", "acc_original", "acc"),
-    *("difference", "difference_low", "difference_high", "p_value", "fit_seconds"),
-)
+COLUMNS: dict[str, Column] = {
+    **dict.fromkeys(("method", "file", "original", "data", "options"), str),
+    **dict.fromkeys(("bytes", "original_bytes"), whole),
+    **dict.fromkeys(("setting", "acc_original", "acc", "fit_seconds"), finite),
+    **dict.fromkeys(("difference", "difference_low", "difference_high", "p_value"), finite),
+}
 
 
 def require_same(row: Row, expected: Mapping[str, str], table: Path) -> None:

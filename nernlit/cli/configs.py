@@ -115,6 +115,8 @@ def expand_bases(args: Sequence[str]) -> list[str]:
     for group in groups:
         own: list[Part] = []
         for file in group:
+            for section in (part for name in SCHEDULES for part in Part(file).under(name)):
+                section.node()  # refuses one that is no mapping, also where it is not used
             seen.add(file.resolve())
             pairs += _pairs(file)
             own += [Part(file), *(part for part, pair in pairs if file.resolve() in pair and pair <= seen)]

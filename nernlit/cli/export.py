@@ -13,7 +13,7 @@ from nernlit.callbacks import ProgressLine, Summary
 from nernlit.callbacks.writer import say_written, write_weights
 from nernlit.cli.arguments import CommandParser, count
 from nernlit.cli.runs import Run
-from nernlit.coding import Checks, KeptForm, part_bytes
+from nernlit.coding import Checks, KeptForm, part_bytes, unreadable
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
 from nernlit.representation import load, write_onnx
@@ -84,23 +84,24 @@ def inspect(args: Sequence[str]) -> None:
     parser.add_argument("file", metavar="FILE", type=Path)
     options = parser.parse_args(args)
     contents = read_container(options.file)
-    header = contents.header
-    specification = header["specification"]
-    predictor = specification["predictor"]
-    arguments = ", ".join(f"{name}={value}" for name, value in predictor["init_args"].items())
-    classes, channels = header["num_classes"], header["in_chans"]
-    images = "no image classifier" if classes is None else f"{classes} classes, {channels} channels"
-    facts = {
-        "network": f"{header['network_class']}, {images}",
-        "classes": _shortened(header["class_names"]) or "without names",
-        "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
-        "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
-        "not predicted": f"stored as {header['kept']['form']}, largest relative change {header['kept']['error']:.1e}",
-        "weights": f"SHA-256 {Checks.of_tensors(contents.tensors).reconstructed}",
-    }
-    for name, value in facts.items():
-        Console().print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
-    print_sizes(options.file)
+    with unreadable(options.file):
+        header = contents.header
+        specification = header["specification"]
+        predictor, kept = specification["predictor"], header["kept"]
+        arguments = ", ".join(f"{name}={value}" for name, value in predictor["init_args"].items())
+        classes, channels = header["num_classes"], header["in_chans"]
+        images = "no image classifier" if classes is None else f"{classes} classes, {channels} channels"
+        facts = {
+            "network": f"{header['network_class']}, {images}",
+            "classes": _shortened(header["class_names"]) or "without names",
+            "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
+            "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
+            "not predicted": f"stored as {kept['form']}, largest relative change {kept['error']:.1e}",
+            "weights": f"SHA-256 {Checks.of_tensors(contents.tensors).reconstructed}",
+        }
+        for name, value in facts.items():
+            Console().print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
+        print_sizes(options.file)
 
 
 def reconstruct(args: Sequence[str]) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import final
 
 from nernlit.cli.rivals import SETTINGS
-from nernlit.cli.sweep_table import read_rows
+from nernlit.cli.sweep_table import Column, finite, read_rows
 from nernlit.errors import UsageError
 
-_TEXTS, _NUMBERS = ("method", "file", "weights"), ("setting",)
+_COLUMNS: dict[str, Column] = {**dict.fromkeys(("method", "file", "weights"), str), "setting": finite}
 
 
 @final
@@ -54,7 +54,7 @@ def read_other_files(table: Path) -> list[OtherFile]:
             table.parent / str(row["file"]),
             table.parent / str(row["weights"]),
         )
-        for row in read_rows(table, _TEXTS, _NUMBERS, f"expected {columns}.")
+        for row in read_rows(table, _COLUMNS, f"expected {columns}.")
     ]
     if not files:
         raise UsageError(f"--others {table} lists no file; expected {columns}.")

@@ -9,7 +9,7 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
-from nernlit.utilities.trust import is_refused, refusal, refused_name
+from nernlit.utilities.trust import is_installed, is_refused, refusal, refused_name
 
 _TYPES = {
     "PositiveInt": "a whole number above 0",
@@ -43,7 +43,7 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         found for pair in re.findall(r"class_path '([^']+)'|class_path='([^']+)'", text) for found in pair if found
     ]
     option = "--" + ".".join(keys)
-    if (refused := refused_name(text)) is not None:
+    if (refused := refused_name(text)) is not None and is_installed(refused):
         return f"{option}: {refusal(refused)}" if keys else refusal(refused)
     if unknown := re.search(r"Option '([^']+)' is not accepted", text):
         known = _option_names(_imported(classes[-1])) if classes else []
@@ -63,7 +63,11 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
     value = _value(text)
     if keys == ["trainer"]:
         return f"--trainer {value}: expected options of the trainer, such as --trainer.max_epochs 8."
-    asks_for_class = re.search(r"import path|accessible or invalid|subclass|Unable to load config|callable class", text)
+    asks_for_class = re.search(
+        r"import path|accessible or invalid|subclass|Unable to load config|callable class|has no attribute|unhashable|"
+        r"is not iterable",
+        text,
+    )
     has_other_type = re.search(r"Expected a typing\.Literal|Expected an? <class '(?!NoneType)\w+'>", text)
     if asks_for_class and not has_other_type:
         return f"{option} {value}: {_classes_expected(option, value, _type_of(keys, classes, roots))}"

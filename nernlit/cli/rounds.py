@@ -48,14 +48,20 @@ def read_rounds(folder: Path) -> list[EndedRound]:
     damaged = f"{record} is damaged: expected a list of rounds 1, 2, ... with a finite `recon_rmse` each"
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
-        found = [(entry["round"], float(entry["recon_rmse"])) for entry in content]
+        found = [(entry["round"], _number(entry["recon_rmse"])) for entry in content]
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UsageError(f"{damaged}; run the fit again.") from error
-    if not found or [number for number, _ in found] != list(range(1, len(found) + 1)):
+    if not found or any(type(number) is not int or number != at for at, (number, _) in enumerate(found, 1)):
         raise UsageError(f"{damaged}; it has {len(found)}. Run the fit again.")
-    if not all(math.isfinite(rmse) and rmse >= 0 for _, rmse in found):
+    if not all(0 <= rmse < math.inf for _, rmse in found):
         raise UsageError(f"{damaged}; run the fit again.")
     return [EndedRound(number, rmse, record.with_name(f"round-{number:02d}.safetensors")) for number, rmse in found]
+
+
+def _number(value: object) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)  # type: ignore[arg-type]
 
 
 def read_round(ended: EndedRound, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import csv
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ Row = dict[str, float | str]
 
 #: The columns that identify a fit.
 KEYS = ("config", "seed", "select", "settings", "asked_hidden", "files")
-_TEXTS = (*KEYS, "hidden", "folder")
-_NUMBERS = (
+#: Measured columns.
+_MEASURED = (
     *("cr_paper", "cr_file", "acc_original", "acc", "recon_rmse", "explained_power"),
     *("difference", "difference_low", "difference_high", "p_value"),
     *("fit_seconds", "steps_per_second", "peak_memory_mib"),
@@ -51,18 +51,45 @@ class Fit(NamedTuple):
         return ", ".join([Path(self.config).stem, *width, f"seed {self.seed}"])
 
 
+#: What a column may hold: raises `ValueError` for other texts.
+Column = Callable[[str], object]
+
+
+def finite(text: str) -> float:
+    """A column of finite numbers."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
+def whole(text: str) -> int:
+    """A column of whole numbers of at least 1."""
+    if (value := int(text)) < 1:
+        raise ValueError(f"{text} is less than 1")
+    return value
+
+
+def _whole_or_empty(text: str) -> int | None:
+    return whole(text) if text else None
+
+
+_COLUMNS: dict[str, Column] = {
+    **dict.fromkeys((*KEYS, "folder"), str),
+    "hidden": _whole_or_empty,  # a predictor of one's own may have no width
+    **dict.fromkeys(_MEASURED, finite),
+}
+
+
 def read_rows(
     path: Path,
-    texts: Sequence[str] = _TEXTS,
-    numbers: Sequence[str] = _NUMBERS,
+    columns: Mapping[str, Column] = _COLUMNS,
     advice: str = "move it away, or pass another folder as --out.",
 ) -> list[Row]:
     """The fits that a table holds; none where there is no table.
 
     Args:
         path: The file.
-        texts: The columns that hold texts.
-        numbers: The columns that hold finite numbers.
+        columns: Its columns, and what each may hold.
         advice: What to do about a file that is no such table.
 
     Raises:
@@ -73,23 +100,28 @@ def read_rows(
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            if set(reader.fieldnames or ()) != {*texts, *numbers}:
+            if set(reader.fieldnames or ()) != set(columns):
                 raise UsageError(f"{path} is no table of this version of nernlit; {advice}")
             rows: list[Row] = []
             for row in reader:
-                if not _is_whole(row, numbers):
-                    raise UsageError(f"{path}, line {reader.line_num}: expected {len(row)} values; {advice}")
+                place = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise UsageError(f"{place}: expected {len(columns)} values; {advice}")
+                for name, column in columns.items():
+                    if not _holds(column, row[name]):
+                        raise UsageError(f"{place}: {name} is {row[name][:100]!r}, which it cannot be; {advice}")
                 rows.append(dict(row))
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} is no table of fits: {error}; {advice}") from error
     return rows
 
 
-def _is_whole(row: Mapping[str, str | None], numbers: Sequence[str]) -> bool:
+def _holds(column: Column, text: str) -> bool:
     try:
-        return None not in row and all(math.isfinite(float(row[name] or "")) for name in numbers)
+        column(text)
     except ValueError:
         return False
+    return True
 
 
 def common_original(rows: Sequence[Row]) -> float | None:

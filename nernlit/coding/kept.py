@@ -92,8 +92,10 @@ class Kept:
 
         Raises:
             FileFormatError: If the integers are damaged.
-            LayoutError: If a shape is none.
+            LayoutError: If the form is unknown, or a shape is none.
         """
+        if described["form"] not in get_args(KeptForm):
+            raise LayoutError(f"its kept tensors have an unknown form, {described['form']!r}.")
         stored = {name: value for name, value in tensors.items() if name.startswith("kept.")}
         return cls(described, stored, _decoded(described, stored))
 

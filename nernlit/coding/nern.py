@@ -103,6 +103,7 @@ class NernFile:
         path, limit = Path(path), 8.0 if max_gib is None else max_gib
         header, tensors = read_container(path)
         with unreadable(path):
+            _require_facts(header)
             specification = header["specification"]
             layout = described_layout(specification)
             # While addresses are unpacked, they take three numbers of 8 bytes per kernel; kept integers take 64 bytes.
@@ -210,6 +211,22 @@ class NernFile:
             **self.checks.tensors(),
         }
         return Contents(dict(self.header), tensors)
+
+
+def _require_facts(header: Mapping[str, Any]) -> None:
+    """Refuse a header whose facts about the original have other types; nothing is built from them.
+
+    Raises:
+        LayoutError: With the entry.
+    """
+    counts = {name: header[name] for name in ("num_classes", "in_chans") if header[name] is not None}
+    counts["original_bytes"] = header["original_bytes"]
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise LayoutError(f"{name} is {str(count)[:100]!r}; expected a whole number of at least 1.")
+    names = header["class_names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise LayoutError(f"class_names is {str(names)[:100]!r}; expected a list of texts.")
 
 
 def part_bytes(contents: Contents) -> dict[str, int]:

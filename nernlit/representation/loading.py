@@ -1,6 +1,7 @@
 """Loading of representations from .nern files and checkpoints."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from nernlit.coding import NernFile, is_nern
-from nernlit.errors import CheckpointError, UsageError
+from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.originals import fitted_original
 from nernlit.predictors import Predictor
 from nernlit.representation.fitting import without_fitting
 from nernlit.representation.representation import Representation
 from nernlit.storage.checkpoint import read_checkpoint
+from nernlit.storage.weights import require_floats
 from nernlit.utilities.trust import known_names_only, refusal, refused_name
 
 _PREFIX = "representation."
@@ -97,10 +99,11 @@ def load_representation(
     state, hyper_parameters = _fitted_state(path)
     described, source = hyper_parameters.get("representation"), hyper_parameters.get("init_from")
     if described is not None:
-        described = _with_original(path, described, original)
+        with _unbuildable(path):
+            described = _with_original(path, described, original)
         representation = _described_representation(path, described)
         rebuilt = {"representation": described, "init_from": None}
-    elif source is not None and is_nern(source):
+    elif isinstance(source, str) and is_nern(source):
         file = Path(original or source)
         if original is None:
             _require_present(path, file)
@@ -124,17 +127,29 @@ def _described_representation(path: str | Path, described: Any) -> Representatio
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Representation, "representation")
-    imported = [f"{predictor.__module__}.{predictor.__qualname__}" for predictor in _derived(Predictor)]  # type: ignore[type-abstract]
+    imported = [f"{each.__module__}.{each.__qualname__}" for each in _derived(Predictor)]  # type: ignore[type-abstract]
+    with _unbuildable(path), without_fitting(), known_names_only(imported):
+        representation: Representation = parser.instantiate(
+            parser.parse_object({"representation": described})
+        ).representation
+    return representation
+
+
+@contextmanager
+def _unbuildable(path: str | Path) -> Iterator[None]:
+    """Turn errors while a checkpoint's representation is built into one error that names the file.
+
+    Raises:
+        CheckpointError: Instead of any error that an invalid description or state can cause.
+    """
     try:
-        with without_fitting(), known_names_only(imported):
-            representation: Representation = parser.instantiate(
-                parser.parse_object({"representation": described})
-            ).representation
-    except (ArgumentError, TypeError) as error:
+        yield
+    except CheckpointError as error:
+        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
+    except (NernlitError, ArgumentError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         refused = refused_name(str(error))
         reason = " ".join(str(error).split())[:_LONGEST] if refused is None else refusal(refused)
         raise CheckpointError(f"{path}: its representation cannot be built: {reason}") from error
-    return representation
 
 
 def _derived(base: type[Predictor]) -> Iterator[type[Predictor]]:
@@ -173,10 +188,9 @@ def _fill(representation: Representation, state: dict[str, Tensor], path: str | 
             f"{path} was fitted with {len(more)} more trained kept tensors; pass the same "
             "--model.representation.tune_kept, or leave `representation` out."
         )
-    try:
+    with _unbuildable(path):
+        require_floats(representation.state_dict(), state, str(path))
         representation.load_state_dict({**own, **state})  # a fit without tune_kept has the original's
-    except (CheckpointError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:_LONGEST]}") from error
 
 
 def _with_original(path: str | Path, described: dict[str, Any], original: str | Path | None) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from nernlit.storage.file_kinds import describe_file, zip_damage
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A Lightning checkpoint's contents, without unpickling code.
 
+    Its entries `state_dict` and `hyper_parameters` (empty where there is none) are dictionaries with texts as keys.
+
     Raises:
         CheckpointError: If there is no such file, it is something else, or it is damaged: a wrong checksum, or a weight
             or an optimizer's state that is not finite.
@@ -27,12 +29,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if zip_damage(path) is None:
         with contextlib.suppress(Exception):  # torch raises nearly anything for files that are not its own
             content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+    if not isinstance(content, dict) or not all(
+        isinstance(part, dict) and all(isinstance(key, str) for key in part)
+        for part in (content.get("state_dict"), content.setdefault("hyper_parameters", {}))
+    ):
         raise CheckpointError(
             f"{path} is {describe_file(path)}. Pass a .ckpt that a fit wrote into its checkpoints/ folder."
         )
     for part in ("state_dict", "optimizer_states"):
-        name = _not_finite(content.get(part), part)
+        try:
+            name = _not_finite(content.get(part), part)
+        except RecursionError as error:
+            raise CheckpointError(f"{path} is damaged: {part} contains itself. Pass another checkpoint.") from error
         if name is not None:
             raise CheckpointError(
                 f"{path} is damaged, or its fit diverged: {name} holds values that are not finite. "
@@ -42,9 +50,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _not_finite(value: Any, name: str) -> str | None:
-    """The name of the first tensor or number in nested containers that is infinite or not a number."""
+    """The first tensor or number in nested containers that is infinite or not a number, or a tensor without values."""
     if isinstance(value, Tensor):
-        return None if bool(value.isfinite().all()) else name
+        is_plain = value.layout == torch.strided and not value.is_meta
+        return None if is_plain and bool(value.isfinite().all()) else name
     if isinstance(value, float):
         return None if math.isfinite(value) else name
     inside: Iterable[tuple[Any, Any]] = ()

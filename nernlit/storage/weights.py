@@ -83,17 +83,27 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str) -> N
             f"{source} does not fit {type(net).__name__}: {'; '.join(problems)}. "
             "Check the original's name, num_classes and in_chans."
         )
+    require_floats(own, state, source)
+    net.load_state_dict(dict(state), strict=False)
+
+
+def require_floats(own: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:
+    """Refuse tensors that hold no floating-point numbers where a network's own do.
+
+    Raises:
+        CheckpointError: With the first few of them.
+    """
     unusable = [
         f"{key} is {_kind(state[key])}"
         for key, value in own.items()
-        if key in state and value.is_floating_point() and not _holds_floats(state[key])
+        if isinstance(value, Tensor) and value.is_floating_point() and isinstance(state.get(key), Tensor)
+        if not _holds_floats(state[key])
     ]
     if unusable:
         raise CheckpointError(
             f"{source} holds tensors that are no floating-point weights: {some(unusable)}. "
             "Convert them to float32 (dequantize them, or .to_dense()) before you save them."
         )
-    net.load_state_dict(dict(state), strict=False)
 
 
 def _holds_floats(value: Tensor) -> bool:

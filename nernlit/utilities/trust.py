@@ -62,20 +62,24 @@ def is_refused(name: str) -> bool:
     known, parts = _known.get(), name.split(".")
     if known is None or any(".".join(parts[:end]) in known for end in range(1, len(parts) + 1)):
         return False
-    return _spec(parts[0]) is not None
+    return is_installed(name)
 
 
 def refused_name(text: str) -> str | None:
-    """The dotted path that a parser refused to import, from its message.
-
-    None if there is none, or if no such module is installed: then the name is wrong, rather than not trusted.
-    """
+    """The dotted path that a parser refused to import, from its message; None if there is none."""
     found = re.search(r"Importing '([^']+)' is not allowed", text)
-    return found[1] if found and _spec(found[1].partition(".")[0]) is not None else None
+    return found[1] if found else None
+
+
+def is_installed(name: str) -> bool:
+    """Whether there is a module for a dotted path; nothing is imported."""
+    return _spec(name.partition(".")[0]) is not None
 
 
 def refusal(name: str) -> str:
     """Why a name is refused, and what to do, for a message."""
+    if not is_installed(name):
+        return f"there is no module {name.partition('.')[0]!r}."
     packages = f"{', '.join(PACKAGES[:-1])} and {PACKAGES[-1]}"
     return (
         f"{name} is refused, since importing it would run its code: it is outside {packages}, and not in the working "

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save_file
 
 from nernlit.analysis.landscape import Evaluation
 from nernlit.cli.analyze import main as analyze
 from nernlit.cli.main import main, run
 from nernlit.cli.runs import Run
-from nernlit.errors import CheckpointError, NernlitError, UsageError
+from nernlit.errors import NernlitError, UsageError
 from nernlit.kernels import LayerFilter
 from nernlit.originals import Original
 from nernlit.predictors import MLP
@@ -141,59 +141,6 @@ def test_a_plane_holds_runs_of_one_original(fits: list[str]) -> None:
     with pytest.raises(UsageError, match="represent different originals: no plane holds one original and both runs"):
         analyze(["landscape", fits[0], str(other), *OUT])
     assert not Path("out").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", r"rounds\.json is damaged: expected a list of rounds 1, 2"),
-        ("[]", r"it has 0\. Run the fit again"),
-        ("{}", r"it has 0\."),
-        ("null", "is damaged"),
-        ("7", "is damaged"),
-        ('[{"round": 1', "is damaged"),
-        ('[{"round": 1}]', "is damaged"),
-        ('[{"round": 2, "recon_rmse": 0.1}]', "it has 1"),
-        ('[{"round": 1, "recon_rmse": 1e999}]', "is damaged"),
-        ('[{"round": 1, "recon_rmse": NaN}]', "is damaged"),
-        ('[{"round": 1, "recon_rmse": [1]}]', "is damaged"),
-        (f'[{{"round": 1, "recon_rmse": 1{"0" * 400}}}]', "is damaged"),
-        (f'[{{"round": 1, "recon_rmse": 1{"0" * 5000}}}]', "is damaged"),
-        ("[" * 100_000, "is damaged"),
-        (b"\xff\xfe\x00", "is damaged"),
-        ('[{"round": 1, "recon_rmse": 0.1}, {"round": 3, "recon_rmse": 0.1}]', "it has 2"),
-    ],
-    ids=str,
-)
-def test_a_damaged_record_of_rounds_is_one_line(content: str | bytes, message: str, fits: list[str]) -> None:
-    folder = shutil.copytree(fits[1], "run")
-    Path(folder, "rounds", "rounds.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    for kind in ("rounds", "smooth"):
-        with pytest.raises(UsageError, match=message):
-            analyze([kind, folder, *OUT])
-        assert not Path("out").exists()
-
-
-def test_damaged_networks_of_rounds_are_named(fits: list[str]) -> None:
-    folder = shutil.copytree(fits[1], "run")
-    file = Path(folder, "rounds", "round-02.safetensors")
-    state = load_file(file)
-    contents = {
-        "another network: conv1.weight is missing or has another shape": save({**state, "conv1.weight": torch.ones(3)}),
-        "another network: conv1.weight is missing": save({"other": torch.ones(3)}),
-        "damaged: conv1.weight is not finite": save({**state, "conv1.weight": state["conv1.weight"] * torch.nan}),
-        "an HTML page": b"<html>not found</html>",
-        "an empty file": b"",
-        "expected the network of a round": file.read_bytes()[:-9],
-    }
-    for message, content in contents.items():
-        file.write_bytes(content)
-        for kind in ("rounds", "smooth"):
-            with pytest.raises(CheckpointError, match=rf"round-02\.safetensors .*{message}"):
-                analyze([kind, folder, *OUT])
-    file.unlink()
-    with pytest.raises(CheckpointError, match=r"round-02\.safetensors is missing: the network of round 2"):
-        analyze(["rounds", folder, *OUT])
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,10 @@ def test_files_of_another_program_are_measured_in_the_same_way(
         (None, "--others other/files.csv: there is no such file; expected a CSV with the columns method, setting"),
         ("a,b\n1,2\n", "is no table of this version of nernlit; expected a CSV with the columns method, setting"),
         ("method,setting,file,weights\n", "--others other/files.csv lists no file; expected a CSV with the columns"),
-        ("method,setting,file,weights\nx,high,nncodec_-20.nnc,nncodec_-20.safetensors\n", "line 2: expected 4 values"),
+        (
+            "method,setting,file,weights\nx,high,nncodec_-20.nnc,nncodec_-20.safetensors\n",
+            "line 2: setting is 'high', which it cannot be",
+        ),
         (
             "method,setting,file,weights\ntable,2,nncodec_-20.nnc,nncodec_-20.safetensors\n",
             "method 'table'; expected a name of letters, digits, '_', '-' and '.' that is none of fp16, svd",

@@ -138,38 +138,6 @@ def test_wrong_options_end_a_sweep_before_its_first_fit(
     assert [path.name for path in Path().iterdir()] == ["file"]
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The table of one fit."""
-    folder = tmp_path_factory.mktemp("swept")
-    sweep(["--configs", QUICK[1], "--out", str(folder), *REST])
-    return (folder / "sweep.csv").read_text()
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda text: "", "no table of this version of nernlit"),
-        (lambda text: text.replace("acc_original", "accuracy"), "no table of this version"),
-        (lambda text: text.replace("p_value", "p_value,more", 1), "no table of this version"),
-        (lambda text: text.rstrip()[:-40], r"sweep\.csv, line 2: expected \d+ values"),
-        (lambda text: text.rstrip() + ",1,2\n", "line 2: expected"),
-        (lambda text: re.sub(r"0\.\d+", "nan", text), "line 2: expected"),
-        (lambda text: re.sub(r"0\.\d+", "1e999", text), "line 2: expected"),
-        (lambda text: text + "x" * 200_000 + "\n", "no table of fits: field larger than field limit"),
-        (lambda text: text + '"open', "no table of fits: unexpected end of data"),
-        (lambda text: b"\xff\xfe\x00\x01", "no table of fits: 'utf-8' codec"),
-    ],
-    ids=range(10),
-)
-def test_a_damaged_table_is_one_line(damage: Any, message: str, table: str) -> None:
-    content = damage(table)
-    Path("sweep.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UsageError, match=message) as caught:
-        read_rows(Path("sweep.csv"))
-    assert "move it away, or pass another folder as --out" in str(caught.value)
-
-
 def test_a_folder_in_the_tables_place_is_named() -> None:
     Path("sweep.csv").mkdir()
     with pytest.raises(UsageError, match=r"sweep\.csv is no table of fits"):

@@ -8,7 +8,6 @@ import torch
 
 from nernlit.callbacks import DurableCheckpointIO
 from nernlit.errors import CheckpointError, StorageError
-from nernlit.representation import load_representation
 from nernlit.storage.checkpoint import newest_whole_checkpoint, read_checkpoint
 from tests.storage.test_files import files_of_at_most
 
@@ -51,36 +50,6 @@ def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing() -> None:
         assert read["global_step"] == 7
         for name, tensor in CHECKPOINT["state_dict"].items():
             assert torch.equal(read["state_dict"][name], tensor), f"byte {place}"
-
-
-@pytest.mark.parametrize(
-    ("content", "kind"),
-    [
-        (b"", "an empty file (0 bytes)"),
-        (b"<!DOCTYPE html><html></html>", "an HTML page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "a Git LFS pointer"),
-        (b"\x80\x04\x95", "a Python pickle, which is not loaded because that could run code"),
-    ],
-)
-def test_a_file_that_is_no_checkpoint_is_said_to_be_what_it_is(content: bytes, kind: str) -> None:
-    Path("last.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError) as raised:
-        load_representation("last.ckpt")
-    assert str(raised.value).startswith(f"last.ckpt is {kind}")
-    assert str(raised.value).endswith(". Pass a .ckpt that a fit wrote into its checkpoints/ folder.")
-    assert "weights_only" not in str(raised.value)
-
-
-def test_a_weights_file_is_no_checkpoint() -> None:
-    torch.save({"conv.weight": torch.ones(2)}, "weights.pth")
-    with pytest.raises(CheckpointError, match=r"weights\.pth is a PyTorch file of weights alone \(tensors: 1\)"):
-        read_checkpoint("weights.pth")
-
-
-def test_pickled_objects_are_named_and_not_loaded() -> None:
-    torch.save({"state_dict": {}, "net": torch.nn.Linear(1, 1)}, "module.ckpt")
-    with pytest.raises(CheckpointError, match=r"pickled objects \(torch\.nn\.modules\.linear\.Linear\), which are not"):
-        read_checkpoint("module.ckpt")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

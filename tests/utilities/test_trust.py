@@ -5,7 +5,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from nernlit.data import ImageDataModule
-from nernlit.utilities.trust import is_refused, known_names_only, refused_name, trusting
+from nernlit.utilities.trust import is_installed, is_refused, known_names_only, refusal, refused_name, trusting
 
 OURS = "from nernlit.data import DigitsDataModule\n\n\nclass Ours(DigitsDataModule):\n    pass\n"
 
@@ -70,7 +70,9 @@ def test_code_that_a_known_package_imports_is_refused_under_its_own_name() -> No
 
 
 def test_a_module_that_is_not_installed_is_no_question_of_trust() -> None:
-    assert _refused("no_such_module.Class") is None
+    assert _refused("no_such_module.Class") == "no_such_module.Class"
+    assert not is_installed("no_such_module.Class")
+    assert refusal("no_such_module.Class") == "there is no module 'no_such_module'."
     with known_names_only():
         assert not is_refused("no_such_module.Class")
 
