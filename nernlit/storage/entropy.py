@@ -112,7 +112,7 @@ def decode_uniform(packed_P: Tensor, sizes_N: Tensor) -> Tensor:
 
 
 def encode_weights(integers_N: Tensor, parts: Sequence[Part]) -> Tensor:
-    """Coded weights of quantized layers or matrices, (P,) uint8; it learns what related weights have in common.
+    """Coded weights of quantized layers or matrices, (P,) uint8; the code learns what related weights have in common.
 
     Args:
         integers_N: Integers, one part after the other.

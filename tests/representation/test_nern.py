@@ -173,7 +173,7 @@ def test_a_table_of_other_layers_is_refused_before_it_is_built(tmp_path: Path) -
 
 def test_the_file_is_readable_without_this_package(file: Path) -> None:
     content = file.read_bytes()
-    assert content[:6] == b"\x89NERN\x03"
+    assert content[:6] == b"\x89NERN\x04"
     assert content[6:14] == hashlib.sha256(content[14:]).digest()[:8]
     end = 18 + int.from_bytes(content[14:18], "little")
     options = {"id": lzma.FILTER_LZMA1, "dict_size": 2**20, "lc": 4, "lp": 0, "pb": 0}
@@ -237,7 +237,7 @@ def _forged(path: Path, text: bytes, length: int | None = None, rest: bytes = b"
     """A container with any header, and a right checksum."""
     header = lzma.compress(text, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1, "lc": 4, "lp": 0, "pb": 0}])
     stored = (len(header) if length is None else length).to_bytes(4, "little") + header + rest
-    path.write_bytes(b"\x89NERN\x03" + hashlib.sha256(stored).digest()[:8] + stored)
+    path.write_bytes(b"\x89NERN\x04" + hashlib.sha256(stored).digest()[:8] + stored)
     return path
 
 

@@ -81,7 +81,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
     "pickle": (lambda: b"\x80\x04\x95\x00", "a Python pickle, which is not loaded because that could run code"),
     "unknown": (lambda: bytes(range(1, 256)), "a file of an unknown kind (255 bytes)"),
     "safetensors": (lambda: save(WEIGHTS), "a safetensors file (tensors: 1)"),
-    "nern": (lambda: b"\x89NERN\x03", "a .nern file"),
+    "nern": (lambda: b"\x89NERN\x04", "a .nern file"),
     "old nern": (
         lambda: save(WEIGHTS, {"format": "nern", "version": "2"}),
         "a .nern file of format version 2, which only an older nernlit reads",
