@@ -15,13 +15,14 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-demo: $(BIN)/.installed  ## fit the digits CNN at two widths and with two schemes, draw accuracy against size, write a report and a .nern file
+demo: $(BIN)/.installed  ## fit the digits CNN at two widths and with two schemes, draw accuracy against size, write a report, and compress the CNN
 	$(BIN)/nernlit sweep --configs configs/digits_h96.yaml configs/digits_h96_decoupled.yaml --hidden 96 128 --out runs/demo
 	$(BIN)/nernlit report runs/demo/digits_h96_h128_seed0 runs/demo/digits_h96_decoupled_h128_seed0 --out runs/demo/report.html
 	$(BIN)/nernlit export runs/demo/digits_h96_decoupled_h96_seed0 -o runs/demo/digits.nern
 	@# The file is all that is needed: it is tested in an empty folder.
 	folder=$$(mktemp -d) && cp runs/demo/digits.nern $$folder && cd $$folder && \
 		$(CURDIR)/$(BIN)/nernlit test digits.nern --data DigitsDataModule; code=$$?; rm -r $$folder; exit $$code
+	$(BIN)/nernlit compress digits_resnet8 -o runs/demo/small.nern --data DigitsDataModule --out_runs runs/demo
 
 test: $(BIN)/.installed  ## install what is missing and pass the tests
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal

@@ -17,10 +17,13 @@ from nernlit.errors import UsageError
 from nernlit.representation import Sizes
 from nernlit.training.compression import KEPT, file_sizes, planned_size, quantized_table
 from nernlit.utilities.sides import Size
+from nernlit.utilities.signals import Interrupted
 
 #: Bits per weight without another size.
 _BITS = 1.75
 _EPOCHS = 30
+#: The largest share of the planned size that a file has without a message.
+_TOLERANCE = 1.02
 #: Bits per weight in a search for the smallest file: the first, what they are multiplied by, and their limits.
 _FIRST_BITS, _SMALLER, _LARGER, _LEAST_BITS, _MOST_BITS = 2.0, 0.8, 1.5, 0.3, 8.0
 
@@ -32,7 +35,8 @@ def compress(args: Sequence[str]) -> None:
     of the file in the loss. The same command continues an interrupted one. Example, for a folder with
     `train/<class>/<image>` and `test/`:
 
-        nernlit compress resnet18.safetensors --network resnet18 -o small.nern --data FolderDataModule --data.root DIR
+        nernlit compress resnet18.safetensors --network resnet18 -o small.nern \\
+            --data FolderDataModule --data.root DIR --data.image_size 224
     """
     parser = CommandParser("compress", compress.__doc__, "All other options are those of `nernlit fit`.")
     parser.add_argument(
@@ -64,7 +68,8 @@ def compress(args: Sequence[str]) -> None:
     epochs = options.epochs or _EPOCHS
     fits = _Fits(options.out, options.out_runs, epochs, network, kernel_size, sizes, [*data, *fit_args])
     if options.target_drop is None:
-        fits.save(fits.fit(*planned_size(sizes, options.target_bytes, options.bits or _BITS)))
+        target, bits = planned_size(sizes, options.target_bytes, options.bits or _BITS)
+        fits.save(fits.fit(target, bits), target)
     else:
         _search(fits, options.target_drop)
     print_sizes(options.out)
@@ -106,11 +111,18 @@ class _Fits:
         else:
             fit += ["--model.representation=null", f"--model.init_from={init_from}"]
         fit += self.options
-        return continued_fit(fit, self.runs, self.out.stem)
+        try:
+            return continued_fit(fit, self.runs, self.out.stem)
+        except Interrupted as interrupted:
+            interrupted.message = f"interrupted; the same command continues it, and {self.out} is written at its end"
+            raise
 
-    def save(self, cli: NernlitCLI) -> None:
-        """Write the file of a fit."""
+    def save(self, cli: NernlitCLI, target: int) -> None:
+        """Write the file of a fit, and say so if it is larger than `target` bytes."""
         cli.model.representation.eval().cpu().save(self.out, KEPT, fold_batch_norm=True)
+        size = self.out.stat().st_size
+        if size > _TOLERANCE * target:
+            _say(f"{self.out} has {size / target - 1:.1%} more bytes than planned: train longer (--epochs)")
 
 
 def _search(fits: _Fits, drop: float) -> None:
@@ -124,7 +136,8 @@ def _search(fits: _Fits, drop: float) -> None:
     """
     bits, factor, before = _FIRST_BITS, _SMALLER, None
     while _LEAST_BITS <= bits <= _MOST_BITS:
-        cli = fits.fit(*planned_size(fits.sizes, None, bits), init_from=before)
+        target, _ = planned_size(fits.sizes, None, bits)
+        cli = fits.fit(target, bits, init_from=before)
         cli.trainer.validate(cli.model, cli.datamodule, verbose=False)  # a fit that was complete has no metrics
         metrics = {name: 100 * float(value) for name, value in cli.trainer.callback_metrics.items()}
         lost = metrics["val/acc_original"] - metrics["val/acc"]
@@ -132,7 +145,7 @@ def _search(fits: _Fits, drop: float) -> None:
         verdict = "at most" if is_good else "above"
         _say(f"{bits:.2f} bits: {lost:+.2f} points of validation accuracy lost, {verdict} {drop}")
         if is_good:
-            fits.save(cli)
+            fits.save(cli, target)
             if factor > 1:
                 return
             before = Path(str(cli.trainer.log_dir), "checkpoints", "last.ckpt")

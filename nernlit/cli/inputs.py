@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from nernlit.cli.arguments import take_options
 from nernlit.coding import is_nern
-from nernlit.errors import UsageError
+from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
 from nernlit.storage.container import read_container
 
@@ -80,7 +80,16 @@ def _stated_name(path: Path) -> str | None:
 
 
 def original_of(options: Mapping[str, str]) -> Original:
-    """The network that `network_options` describes."""
+    """The network that `network_options` describes.
+
+    Raises:
+        CheckpointError: If the weights are not those of such a network.
+    """
     texts = ("name", "checkpoint")
     values: dict[str, Any] = {key: text if key in texts else yaml.safe_load(text) for key, text in options.items()}
-    return Original(**values)
+    try:
+        return Original(**values)
+    except CheckpointError as error:
+        if "num_classes" in values or "num_classes" not in str(error):
+            raise
+        raise CheckpointError(f"{error} For a network with N classes pass {ORIGINAL}.num_classes N.") from error

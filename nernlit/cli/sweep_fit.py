@@ -71,7 +71,7 @@ def measure(cli: NernlitCLI, select: str) -> Row:
     answers = _answers(module, cli)
     write_atomically(folder / "test_correct.safetensors", save(answers))
     difference = paired_difference(answers["reconstructed"], answers["original"])
-    sizes = module.representation.sizes()
+    sizes = module.representation.sizes(**module.file_form)
     return {
         "hidden": _hidden(module),
         "folder": str(folder),

@@ -331,11 +331,17 @@ class Scheme(ClassifierModule, WithConstants, ABC):
                 "(--model.teacher), or start a new fit with --model.init_from."
             )
 
+    @property
+    def file_form(self) -> dict[str, Any]:
+        """The options of `Representation.save` that the sizes are measured with: those of `rate`, or none."""
+        rate = self._rate_options
+        return {} if rate is None else {"kept": rate.kept, "fold_batch_norm": rate.fold_batch_norm}
+
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.representation.is_new = False
         if self.logger is not None and self.trainer.is_global_zero:
-            sizes = self.representation.sizes()
+            sizes = self.representation.sizes(**self.file_form)
             figures = {"cr_paper": sizes.cr_paper, "cr_file": sizes.cr_file}
             figures["predictor_params"] = sizes.predictor_params
             self.logger.log_metrics({f"size/{name}": value for name, value in figures.items()}, step=0)

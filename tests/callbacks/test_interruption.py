@@ -53,7 +53,7 @@ class StopSignal(L.Callback):
         setattr(self, hook, send)
 
 
-def _stopping(hook: str, call: int, signum: int = signal.SIGTERM) -> list[str]:
+def stopping(hook: str, call: int, signum: int = signal.SIGTERM) -> list[str]:
     where = "--trainer.callbacks=tests.callbacks.test_interruption.StopSignal"
     options = {"hook": hook, "call": call, "signum": int(signum)}
     return [where, *(f"--trainer.callbacks.{name}={value}" for name, value in options.items())]
@@ -100,7 +100,7 @@ def test_a_fit_that_was_told_to_stop_goes_on_exactly(
     line = ["fit", *SCHEMES[scheme]]
     whole = uninterrupted(scheme)
     with pytest.raises(Interrupted) as ended:
-        run([*line, *_stopping(hook, call)])
+        run([*line, *stopping(hook, call)])
     (folder,) = Path("runs").glob("*/version_*")
     step = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert ended.value.code == 143
@@ -121,14 +121,14 @@ def test_a_fit_that_was_told_to_stop_goes_on_exactly(
 
 def test_the_step_that_was_running_is_the_last_one() -> None:
     with pytest.raises(Interrupted) as ended:
-        run(["fit", *SCHEMES["recon_only"], *_stopping("on_train_batch_start", 7, signal.SIGINT)])
+        run(["fit", *SCHEMES["recon_only"], *stopping("on_train_batch_start", 7, signal.SIGINT)])
     assert ended.value.code == 130
     assert ended.value.message == "interrupted at step 7; go on with --ckpt_path last"
 
 
 def test_a_signal_in_the_last_epoch_lets_the_fit_end_and_says_so() -> None:
     with pytest.raises(Interrupted) as ended:
-        run(["fit", *SCHEMES["recon_only"], *_stopping("on_train_batch_end", 15)])
+        run(["fit", *SCHEMES["recon_only"], *stopping("on_train_batch_end", 15)])
     assert ended.value.message == "interrupted at step 15; go on with --ckpt_path last"
     assert torch.load(next(Path("runs").rglob("last.ckpt")), weights_only=True)["global_step"] == 15
 
@@ -140,7 +140,7 @@ def test_other_commands_end_at_once(command: str) -> None:
         command, "on_predict_batch_start"
     )
     with pytest.raises(Interrupted) as ended:
-        run([command, *QUICK, "--ckpt_path=last", *_stopping(hook, 1)])
+        run([command, *QUICK, "--ckpt_path=last", *stopping(hook, 1)])
     assert ended.value.code == 143
     assert ended.value.message == f"{command} was interrupted"
 
@@ -149,5 +149,5 @@ def test_after_a_run_the_signals_do_what_they_did_before() -> None:
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     run(["fit", *QUICK])
     with pytest.raises(Interrupted):
-        run(["fit", *QUICK, *_stopping("on_train_batch_end", 3)])
+        run(["fit", *QUICK, *stopping("on_train_batch_end", 3)])
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before

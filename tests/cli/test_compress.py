@@ -1,4 +1,5 @@
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 from safetensors.torch import save, save_file
 
 import nernlit
+from nernlit.cli import compress
 from nernlit.cli.main import main
+from nernlit.utilities.signals import Interrupted
+from tests.callbacks.test_interruption import stopping
 from tests.fakes import write_image_folder
 
 DIGITS = ["--data", "DigitsDataModule", "--threads=1"]
@@ -29,6 +33,10 @@ def test_a_network_becomes_a_file_of_the_size_asked_for(capsys: pytest.CaptureFi
     original = len(save(timm.create_model("digits_resnet8").state_dict()))
     assert f"digits_resnet8 has {original:,} bytes as safetensors" in shown
     assert f"small.nern will have 24,000 bytes ({24_000 / original:.1%})" in shown
+    figures = {line.split("  ")[0].strip(): line.split()[-1] for line in shown.splitlines() if line.strip()}
+    share = f"{size / original:.1%}"
+    assert figures["CR (.nern file / original's file)"] == share
+    assert f"CR of the file {share}" in shown
     accuracy = float(next(line for line in shown.splitlines() if line.startswith("accuracy")).split()[-1].rstrip("%"))
     assert accuracy > 90
     assert nernlit.load("small.nern").original.class_names == tuple("0123456789")
@@ -55,6 +63,24 @@ def test_an_interrupted_command_continues(capsys: pytest.CaptureFixture[str]) ->
     assert Path("small.nern").read_bytes() == Path("whole.nern").read_bytes()
 
 
+def test_a_stopped_command_says_how_to_go_on() -> None:
+    stop = stopping("on_train_batch_start", 3, signal.SIGINT)
+    with pytest.raises(Interrupted) as stopped:
+        main(["compress", "digits_resnet8", "-o", "small.nern", "--epochs=3", *DIGITS, *stop])
+    assert stopped.value.message == "interrupted; the same command continues it, and small.nern is written at its end"
+    assert not Path("small.nern").exists()
+
+
+def test_a_file_that_is_larger_than_planned_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compress, "_TOLERANCE", 1.0)
+    main(["compress", "digits_resnet8", "-o", "s.nern", "--target_bytes=9000", "--epochs=1", *DIGITS])
+    share = Path("s.nern").stat().st_size / 9000 - 1
+    assert share > 0
+    assert f"s.nern has {share:.1%} more bytes than planned: train longer (--epochs)" in capsys.readouterr().out
+
+
 def test_a_file_of_weights_says_its_network_or_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     state = timm.create_model("digits_resnet8", pretrained=True).state_dict()
     save_file(state, "silent.safetensors")
@@ -74,7 +100,9 @@ def test_options_of_the_original_describe_the_network(capsys: pytest.CaptureFixt
     save_file(state, "own.safetensors", {"timm_name": "mobilenetv3_small_050"})
     images = ["--data=FolderDataModule", "--data.root=images", "--data.batch_size=8", "--epochs=1", "--threads=1"]
     classes = "--model.representation.original.num_classes"
-    assert "Check the original's name, num_classes" in _refused(["own.safetensors", "-o", "a.nern", *images], capsys)
+    message = _refused(["own.safetensors", "-o", "a.nern", *images], capsys)
+    assert "Check the original's name, num_classes and in_chans." in message
+    assert f"For a network with N classes pass {classes} N." in message
     main(["compress", "own.safetensors", "-o", "a.nern", classes, "4", "--bits=3", *images])
     assert nernlit.load("a.nern").original.num_classes == 4
     main(["compress", "a.nern", "-o", "b.nern", "--bits=2", *images])  # such a file says its network and classes
