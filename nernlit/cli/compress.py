@@ -138,7 +138,8 @@ def _search(fits: _Fits, drop: float) -> None:
     while _LEAST_BITS <= bits <= _MOST_BITS:
         target, _ = planned_size(fits.sizes, None, bits)
         cli = fits.fit(target, bits, init_from=before)
-        cli.trainer.validate(cli.model, cli.datamodule, verbose=False)  # a fit that was complete has no metrics
+        if "val/acc" not in cli.trainer.callback_metrics:  # the fit was complete already
+            cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
         metrics = {name: 100 * float(value) for name, value in cli.trainer.callback_metrics.items()}
         lost = metrics["val/acc_original"] - metrics["val/acc"]
         is_good = lost <= drop

@@ -11,6 +11,7 @@ A file is plain YAML: options, and four keys that are no options:
         paper: {model: {init_args: {warmup_steps: 10000}}}
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -134,6 +135,14 @@ def expand_bases(args: Sequence[str]) -> list[str]:
     options = [arg for part in parts for arg in ("-c", str(part))]
     command = 1 if rest and not rest[0].startswith("-") else 0
     return [*rest[:command], *options, *rest[command:]]
+
+
+def config_fingerprint(args: Sequence[str]) -> str:
+    """A hash of the contents of all configuration files that arguments name, in their order."""
+    content = hashlib.sha256()
+    for part in config_parts(expand_bases(args)):
+        content.update(part.file.read_bytes())
+    return content.hexdigest()[:12]
 
 
 def config_parts(args: Sequence[str]) -> list[Part]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.main import NernlitCLI, run
 from nernlit.errors import UsageError
 
@@ -18,7 +19,9 @@ def epoch_options(epochs: int) -> list[str]:
 
 
 def continued_fit(options: Sequence[str], folder: Path, name: str) -> NernlitCLI:
-    """Run a fit, or continue it: the hash of its options is part of the name of its folder.
+    """Run a fit, or continue it.
+
+    A hash of its options and of the contents of its configuration files is part of the name of its folder.
 
     Args:
         options: `fit` and its options.
@@ -31,6 +34,7 @@ def continued_fit(options: Sequence[str], folder: Path, name: str) -> NernlitCLI
     for option in options:
         if (flag := option.partition("=")[0]) in _OWN_OPTIONS:
             raise UsageError(f"{flag}: this command names the folder of its fits itself; leave it out.")
-    name = f"{name}-{hashlib.sha256(repr(list(options)).encode()).hexdigest()[:8]}"
+    key = repr([*options, config_fingerprint(options)])
+    name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     last = ["--ckpt_path=last"] if any((folder / name).glob("version_*/checkpoints/last.ckpt")) else []
     return run([*options, f"{_LOGGER}.save_dir={folder}", f"{_LOGGER}.name={name}", *last])

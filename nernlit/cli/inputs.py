@@ -51,7 +51,7 @@ def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> t
         if name is None:
             raise UsageError(f"{net} does not say which network its weights are of; pass --network NAME (timm's name).")
         options = {"name": name, "checkpoint": net}
-    elif path.suffix in (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".nern"):
+    elif name is not None or path.suffix in (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".nern"):
         raise UsageError(f"no file at {net}; expected a file of weights, or the name of a timm model.")
     else:
         options = {"name": net, "pretrained": "true"}

@@ -56,7 +56,8 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
     if missing := re.search(r"arguments are required: (.+)", text):
         below = [name.strip() if keys else name.strip().partition(".")[2] for name in missing[1].split(",")]
         names = ", ".join(f"{option}.{name}" if keys else f"--{name}" for name in below)
-        return f"{names} must be given (-c CONFIG; `nernlit configs` lists the shipped ones)."
+        hint = "" if "." in names else " (-c CONFIG; `nernlit configs` lists the shipped ones)"
+        return f"{names} must be given{hint}."
     if keys and re.search(r"instantiatable class, but \S+ is abstract", text):
         names = ", ".join(found.__name__ for found in _subclasses(roots.get(keys[0], object)))
         return f"{option}: name a class, one of {names}, or pass a configuration: -c NAME."

@@ -5,7 +5,6 @@ the same if their options and the contents of their configuration files are. If 
 fit uses one device. To start from a .nern file: `--model.init_from FILE.nern --model.representation null`.
 """
 
-import hashlib
 import itertools
 import re
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from nernlit.analysis import tradeoff_figure, width_figure
 from nernlit.cli.arguments import CommandParser, count, require_writable, seed
-from nernlit.cli.configs import config_parts, expand_bases, find_config
+from nernlit.cli.configs import config_fingerprint, find_config
 from nernlit.cli.main import run, user_message
 from nernlit.cli.sweep_fit import forget_peak_memory, measure
 from nernlit.cli.sweep_table import Fit, Row, common_original, print_summary, read_rows
@@ -134,7 +133,7 @@ def _key(fit: Fit, select: str, fit_args: Sequence[str]) -> dict[str, str]:
         "select": select,
         "settings": " ".join(fit_args),
         "asked_hidden": str(fit.hidden or ""),
-        "files": _fingerprint(fit.config, fit_args),
+        "files": config_fingerprint(["-c", fit.config, *fit_args]),
     }
 
 
@@ -186,11 +185,3 @@ def _require_distinct_names(configs: Sequence[str]) -> None:
             raise UsageError(
                 f"--configs: {times} files are named {name}; rename them, so that the table tells them apart."
             )
-
-
-def _fingerprint(config: str, fit_args: Sequence[str]) -> str:
-    """A hash of the contents of all configuration files of a fit, in their order."""
-    content = hashlib.sha256()
-    for part in config_parts(expand_bases(["-c", config, *fit_args])):
-        content.update(part.file.read_bytes())
-    return content.hexdigest()[:12]

@@ -14,7 +14,7 @@ from nernlit.errors import DataError, UsageError, require_at_least, require_posi
 from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original
-from nernlit.predictors import Quantize, Table
+from nernlit.predictors import MOST_BITS, Quantize, Table
 from nernlit.predictors.scales import Scale
 from nernlit.representation import Representation, Sizes
 from nernlit.training.decoupled_distill import DecoupledDistill
@@ -122,7 +122,8 @@ def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[i
         bits: Bits per weight.
 
     Raises:
-        UsageError: If the file would be larger without any bit for the weights.
+        UsageError: If the file would be larger without any bit for the weights, or more bits are left than a quantized
+            predictor can have.
     """
     fixed, weights = sizes.file_bytes - sizes.code_bits // 8, sizes.predicted_weights
     target = fixed + round(bits * weights / 8) if target_bytes is None else target_bytes
@@ -132,6 +133,10 @@ def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[i
             f"target_bytes={target:,}: the file needs {fixed:,} bytes beside the bits of the {weights:,} predicted "
             f"weights; expected at least {fixed + round(_LEAST_BITS * weights / 8):,}."
         )
+    if left > MOST_BITS:
+        given = f"bits={bits:g}" if target_bytes is None else f"target_bytes={target:,}"
+        most = fixed + MOST_BITS * weights // 8
+        raise UsageError(f"{given}: expected at most {MOST_BITS} bits per weight, which are {most:,} bytes.")
     return target, left
 
 

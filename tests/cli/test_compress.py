@@ -135,6 +135,13 @@ def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureF
         (["digits_resnet8", "-o", "a.zip", *DIGITS], "--out a.zip: expected a file name that ends in .nern"),
         (["gone.pt", "-o", "a.nern", *DIGITS], "no file at gone.pt; expected a file of weights, or the name of a timm"),
         (["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=0"], "--bits: 0; expected a number above 0"),
+        (["gone", "--network=resnet18", "-o", "a.nern", *DIGITS], "no file at gone; expected a file of weights"),
+        (["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=13"], "bits=13: expected at most 12 bits per weight"),
+        (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "--target_bytes=200000"],
+            "target_bytes=200,000: expected at most 12 bits per weight, which are 11",
+        ),
+        (["digits_resnet8", "-o", "a.nern", "--data=FolderDataModule"], "error: --data.root must be given.\n"),
         (["digits_resnet8", "-o", "a.nern", *DIGITS, "--target_bytes=900"], "target_bytes=900: the file needs"),
         (
             ["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=2", "--target_bytes=9000"],
