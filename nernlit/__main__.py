@@ -28,6 +28,7 @@ commands:
   sweep       fit configurations at several widths and seeds, test each, tabulate and compare
   analyze     spectrum, layers, interpolate, landscape, rounds or smooth: a table and a figure of a finished fit
   report      one HTML page about a finished fit, or several side by side
+  doctor      versions, devices, speed and caches of this installation, and what is wrong with it
 
   -c CONFIG   shipped configurations by name, or YAML files; several are merged in order
   --trust     import any module that a configuration or a checkpoint names, which runs its code
@@ -48,6 +49,10 @@ def main() -> None:
         raise SystemExit(0 if sys.argv[1:] else 2)
     SIGNALS.listen(ends_process=True)
     try:
+        if sys.argv[1:] == ["doctor"]:  # it reports that a library cannot be imported
+            from nernlit.cli.doctor import main as examine
+
+            return examine([])
         from nernlit.cli.main import main as run_command
         from nernlit.cli.main import report_failed_thread
 

@@ -152,7 +152,8 @@ _COMPARE_HEAD = (
 )
 
 
-def _swept(**cells: str) -> dict[str, Writer]:
+def swept(**cells: str) -> dict[str, Writer]:
+    """The table of a sweep of one fit."""
     names = _SWEEP_HEAD.strip().split(",")
     return {"sweep.csv": _SWEEP_HEAD + ",".join({**dict.fromkeys(names, "1"), **cells}[name] for name in names) + "\n"}
 
@@ -476,10 +477,10 @@ _TABLES: dict[str, tuple[str, dict[str, Writer], str]] = {
     "bytes": (SWEEP, {"sweep.csv": b"\xff\xfe\x00"}, "no table of fits: 'utf-8' codec"),
     "a long field": (SWEEP, {"sweep.csv": _SWEEP_HEAD + "x" * 200_000}, "field larger than field limit"),
     "a NUL": (SWEEP, {"sweep.csv": _SWEEP_HEAD + "\0"}, "sweep.csv, line 2: expected 21 values"),
-    "NaN": (SWEEP, _swept(acc="nan"), "sweep.csv, line 2: acc is 'nan', which it cannot be"),
-    "infinity": (SWEEP, _swept(acc="1e999"), "sweep.csv, line 2: acc is '1e999', which it cannot be"),
-    "a word": (SWEEP, _swept(acc="high"), "sweep.csv, line 2: acc is 'high', which it cannot be"),
-    "a width that is a word": (SWEEP, _swept(hidden="wide"), "sweep.csv, line 2: hidden is 'wide', which it cannot"),
+    "NaN": (SWEEP, swept(acc="nan"), "sweep.csv, line 2: acc is 'nan', which it cannot be"),
+    "infinity": (SWEEP, swept(acc="1e999"), "sweep.csv, line 2: acc is '1e999', which it cannot be"),
+    "a word": (SWEEP, swept(acc="high"), "sweep.csv, line 2: acc is 'high', which it cannot be"),
+    "a width that is a word": (SWEEP, swept(hidden="wide"), "sweep.csv, line 2: hidden is 'wide', which it cannot"),
     "empty, of compare": (COMPARE, {"compare.csv": ""}, "compare.csv is no table of this version of nernlit"),
     "of a sweep": (COMPARE, {"compare.csv": _SWEEP_HEAD}, "compare.csv is no table of this version of nernlit"),
     "a setting that is a word": (COMPARE, _compared(setting="x"), "compare.csv, line 2: setting is 'x', which it"),

@@ -30,6 +30,7 @@ _OTHER_COMMANDS = {
     "compare": ("compare", "compare"),
     "compress": ("compress", "compress"),
     "configs": ("shipped", "main"),
+    "doctor": ("doctor", "main"),
     "export": ("export", "export"),
     "inspect": ("export", "inspect"),
     "reconstruct": ("export", "reconstruct"),
