@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow test-minimum fuzz coverage lint check format bench clean
+.PHONY: help demo test test-slow test-minimum fuzz package audit coverage lint check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,6 +41,27 @@ fuzz: $(BIN)/.installed  ## fuzz every reader of files for a minute (Linux)
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python -W ignore -m tests.benchmarks.fuzz --seconds 60
 
+package:  ## build sdist and wheel, install the wheel into an empty environment and run a fit there
+	rm -rf dist build .venv-build .venv-package
+	$(PYTHON) -m venv .venv-build
+	.venv-build/bin/pip install --quiet --disable-pip-version-check build
+	.venv-build/bin/python -m build --outdir dist .
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	.venv-package/bin/pip install --quiet --disable-pip-version-check dist/nernlit-*.whl
+	@# In an empty folder: only what is in the wheel can be found.
+	folder=$$(mktemp -d) && cd $$folder && program=$(CURDIR)/.venv-package/bin/nernlit && \
+		$$program --version && $$program doctor && \
+		$$program fit -c digits_h96 --trainer.max_epochs 1 --data.steps_per_epoch 20 && \
+		$$program test -c digits_h96 --ckpt_path best; code=$$?; rm -r $$folder; exit $$code
+
+audit: $(BIN)/.installed  ## look up the installed packages among known vulnerabilities (needs pypi.org)
+	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip freeze --exclude-editable > .venv-audit/installed.txt
+	@# Strict: a package that cannot be looked up is a failure, and not clean.
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement .venv-audit/installed.txt
+
 coverage: $(BIN)/.installed  ## pass the tests and print which lines and branches they do not reach
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term-missing
 
@@ -60,4 +81,4 @@ bench: $(BIN)/.installed  ## time the parts on this machine
 	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1099511627776 $(BIN)/python -m tests.benchmarks.bench
 
 clean:  ## remove the environments and the runs
-	rm -rf .venv .venv-minimum runs
+	rm -rf .venv .venv-audit .venv-build .venv-minimum .venv-package build dist runs

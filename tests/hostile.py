@@ -1,12 +1,10 @@
 """A table of bad inputs: the files of each, the command that reads them, and the message that it must give."""
 
-import io
 import os
 import pickle
 import shutil
 import struct
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,121 +12,37 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from nernlit.originals import Original
-from nernlit.storage.container import VERSION, Contents, read_container, write_container
-from tests.fakes import digits_representation
+from nernlit.storage.container import VERSION
+from tests.hostile_files import (
+    SWEEP_HEAD,
+    Code,
+    Writer,
+    aliases,
+    array,
+    bomb,
+    changed_bytes,
+    chunk,
+    compared,
+    forged,
+    png,
+    refitted,
+    replaced,
+    reweighted,
+    saved_in_itself,
+    swept,
+    two_networks,
+    with_header,
+)
 from tests.storage.test_file_kinds import KINDS
-
-#: What writes a file: its content, or a function of its path.
-Writer = bytes | str | Callable[[Path], object]
 
 
 class BadInput(NamedTuple):
-    """Attributes: see the module. The command runs in a folder with what `write_good_files` writes."""
+    """A row. The command runs in a folder with what `write_good_files` writes."""
 
     command: str
     files: Mapping[str, Writer]
     message: str  # a part of the line on stderr
-
-
-def write_good_files(folder: Path) -> None:
-    """A .nern file, a checkpoint, weights, a tree of images, CIFAR-10-C of it, and the folder of a Progressive fit."""
-    representation = digits_representation()
-    representation.save(folder / "good.nern")
-    state = {f"representation.{name}": value for name, value in representation.state_dict().items()}
-    described = {
-        "original": {"name": "digits_resnet8", "pretrained": True},
-        "predictor": {"class_path": "nernlit.MLP", "init_args": {"hidden": 8, "num_frequencies": 4}},
-    }
-    checkpoint = {"state_dict": state, "hyper_parameters": {"representation": described}}
-    torch.save(checkpoint, folder / "good.ckpt")
-    save_file(representation.original.net.state_dict(), folder / "good.safetensors")
-    (folder / "run/checkpoints").mkdir(parents=True)
-    (folder / "run/rounds").mkdir()
-    torch.save(checkpoint, folder / "run/checkpoints/best.ckpt")
-    (folder / "run/config.yaml").write_text("data: {class_path: DigitsDataModule}\n")
-    (folder / "run/rounds/rounds.json").write_text('[{"round": 1, "recon_rmse": 0.1}]')
-    save_file(representation.reconstructed(), folder / "run/rounds/round-01.safetensors")
-    for split in ("train", "test"):
-        for label in range(10):
-            (folder / f"images/{split}/{label}").mkdir(parents=True)
-            Image.new("L", (8, 8), 20 * label).save(folder / f"images/{split}/{label}/0.png")
-    (folder / "c").mkdir()
-    np.save(folder / "c/fog.npy", np.zeros((50, 32, 32, 3), dtype=np.uint8))
-    np.save(folder / "c/labels.npy", np.tile(np.arange(10), 5))
-
-
-def saved_in_itself() -> bytes:
-    """A checkpoint whose weights contain themselves."""
-    file, state = io.BytesIO(), dict[str, Any]()
-    state["representation.x"] = state
-    torch.save({"state_dict": state}, file)
-    return file.getvalue()
-
-
-def array(content: object, **options: Any) -> bytes:
-    """As `numpy.save` writes it."""
-    file = io.BytesIO()
-    np.save(file, content, **options)  # type: ignore[arg-type]
-    return file.getvalue()
-
-
-def forged(**changes: Any) -> Callable[[Path], None]:
-    """The good .nern file with another header or other tensors, and a right checksum: what a forger would write."""
-
-    def write(path: Path) -> None:
-        header, tensors = read_container(path.with_name("good.nern"))
-        for name, change in changes.items():
-            if isinstance(change, Tensor):
-                tensors[name] = change
-            elif name in header["specification"]:
-                header["specification"][name] = change
-            else:
-                header[name] = change
-        write_container(path, Contents(header, tensors))
-
-    return write
-
-
-def refitted(**changes: Any) -> Callable[[Path], None]:
-    """The good checkpoint with another entry, or (with dots for __) another part of one."""
-
-    def write(path: Path) -> None:
-        content = torch.load(path.with_name("good.ckpt"), weights_only=True)
-        for name, change in changes.items():
-            *above, last = name.split("__")
-            part = content
-            for key in above:
-                part = part[key]
-            part[last] = change
-        torch.save(content, path)
-
-    return write
-
-
-def reweighted(**changes: Any) -> Callable[[Path], None]:
-    """The good weights with others of these names (with dots for __)."""
-
-    def write(path: Path) -> None:
-        state = Original("digits_resnet8", pretrained=True).net.state_dict()
-        state |= {name.replace("__", "."): change for name, change in changes.items()}
-        torch.save({name: value for name, value in state.items() if value is not None}, path)
-
-    return write
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-class Code:
-    """What runs code when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("ran"),)
 
 
 RECONSTRUCT = "reconstruct bad.nern -o out.safetensors"
@@ -142,78 +56,6 @@ TEST = "test good.nern --data FolderDataModule --data.root images --data.image_s
 CIFAR_C = f"{TEST} --data.eval_sets+=CIFAR10C --data.eval_sets.root=c --data.eval_sets.corruptions=[fog]"
 SWEEP = "sweep --configs digits_h96 --out ."
 COMPARE = "compare digits_resnet8 --data DigitsDataModule --out . --methods fp16"
-_SWEEP_HEAD = (
-    "config,seed,select,settings,asked_hidden,files,hidden,folder,cr_paper,cr_file,acc_original,acc,recon_rmse,"
-    "explained_power,difference,difference_low,difference_high,p_value,fit_seconds,steps_per_second,peak_memory_mib\n"
-)
-_COMPARE_HEAD = (
-    "method,setting,original,data,options,file,bytes,original_bytes,acc_original,acc,difference,difference_low,"
-    "difference_high,p_value,fit_seconds\n"
-)
-
-
-def swept(**cells: str) -> dict[str, Writer]:
-    """The table of a sweep of one fit."""
-    names = _SWEEP_HEAD.strip().split(",")
-    return {"sweep.csv": _SWEEP_HEAD + ",".join({**dict.fromkeys(names, "1"), **cells}[name] for name in names) + "\n"}
-
-
-def _compared(**cells: str) -> dict[str, Writer]:
-    names = _COMPARE_HEAD.strip().split(",")
-    good = {
-        **dict.fromkeys(names, "1"),
-        "method": "fp16",
-        "file": "fp16.safetensors",
-        "data": "--data=DigitsDataModule",
-    }
-    good |= {"original": Original("digits_resnet8", pretrained=True).fingerprint()[:12], "options": ""}
-    return {"compare.csv": _COMPARE_HEAD + ",".join({**good, **cells}[name] for name in names) + "\n"}
-
-
-def _bomb() -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
-
-
-def _png(extra: bytes = b"", cut: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.effect_noise((32, 32), 80).save(file, "PNG")
-    content = file.getvalue()
-    content = content[:-12] + extra + content[-12:]
-    return content[: len(content) - cut]
-
-
-def _aliases() -> str:
-    lines = [
-        f"{name}: &{name} [{', '.join(['*' + above] * 10)}]" for above, name in zip("abcdefg", "bcdefgh", strict=True)
-    ]
-    return "\n".join(["a: &a [x, x, x, x, x, x, x, x, x, x]", *lines])
-
-
-def _changed_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    """The good .nern file with other bytes."""
-    return lambda path: path.write_bytes(change(path.with_name("good.nern").read_bytes())) and None
-
-
-def _header(text: bytes, rest: bytes = b"") -> bytes:
-    """A safetensors file with this header."""
-    return len(text).to_bytes(8, "little") + text + rest
-
-
-def _in_place_of(path: Path, write: Callable[[Path], object]) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write(path)
-
-
-def _replaced(write: Callable[[Path], object]) -> Callable[[Path], None]:
-    return lambda path: _in_place_of(path, write)
-
-
-def _two_networks(path: Path) -> None:
-    state = Original("digits_resnet8", pretrained=True).net.state_dict()
-    torch.save({"student": state, "teacher": {name: 2 * value for name, value in state.items()}}, path)
-
-
 _BIAS = "state_dict__representation.predictor.first.bias"
 _EXTRA = "state_dict__representation._extra_state"
 _DESCRIBED = "hyper_parameters__representation"
@@ -409,21 +251,21 @@ _WEIGHTS: dict[str, tuple[Writer, str]] = {
         "a PyTorch file of pickled objects (builtins",
     ),
     "code in a pickle": (pickle.dumps(Code()), "it is a Python pickle, which is not loaded"),
-    "two networks": (_two_networks, "holds several sets of weights that fit (student, teacher)"),
+    "two networks": (two_networks, "holds several sets of weights that fit (student, teacher)"),
     "a huge header": ((2**62).to_bytes(8, "little") + b'{"a":1}', "a file of an unknown kind (15 bytes)"),
     "a huge tensor": (
-        _header(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'),
+        with_header(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'),
         "86 bytes instead of 4,398,046,511,190",
     ),
     "tensors that overlap": (
-        _header(
+        with_header(
             b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
             bytes(8),
         ),
         "a damaged or truncated safetensors file",
     ),
     "an unknown type": (
-        _header(b'{"a":{"dtype":"X9","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+        with_header(b'{"a":{"dtype":"X9","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
         "cannot read weights from bad.pt",
     ),
 }
@@ -471,31 +313,31 @@ _ROUND_FILES: dict[str, tuple[Writer, str]] = {
 _TABLES: dict[str, tuple[str, dict[str, Writer], str]] = {
     "empty": (SWEEP, {"sweep.csv": ""}, "sweep.csv is no table of this version of nernlit"),
     "other columns": (SWEEP, {"sweep.csv": "a,b\n1,2\n"}, "sweep.csv is no table of this version of nernlit"),
-    "more columns": (SWEEP, {"sweep.csv": _SWEEP_HEAD + "1," * 30}, "sweep.csv, line 2: expected 21 values"),
-    "cut": (SWEEP, {"sweep.csv": _SWEEP_HEAD + "1,2"}, "sweep.csv, line 2: expected 21 values"),
-    "an open quote": (SWEEP, {"sweep.csv": _SWEEP_HEAD + '"open'}, "no table of fits: unexpected end of data"),
+    "more columns": (SWEEP, {"sweep.csv": SWEEP_HEAD + "1," * 30}, "sweep.csv, line 2: expected 21 values"),
+    "cut": (SWEEP, {"sweep.csv": SWEEP_HEAD + "1,2"}, "sweep.csv, line 2: expected 21 values"),
+    "an open quote": (SWEEP, {"sweep.csv": SWEEP_HEAD + '"open'}, "no table of fits: unexpected end of data"),
     "bytes": (SWEEP, {"sweep.csv": b"\xff\xfe\x00"}, "no table of fits: 'utf-8' codec"),
-    "a long field": (SWEEP, {"sweep.csv": _SWEEP_HEAD + "x" * 200_000}, "field larger than field limit"),
-    "a NUL": (SWEEP, {"sweep.csv": _SWEEP_HEAD + "\0"}, "sweep.csv, line 2: expected 21 values"),
+    "a long field": (SWEEP, {"sweep.csv": SWEEP_HEAD + "x" * 200_000}, "field larger than field limit"),
+    "a NUL": (SWEEP, {"sweep.csv": SWEEP_HEAD + "\0"}, "sweep.csv, line 2: expected 21 values"),
     "NaN": (SWEEP, swept(acc="nan"), "sweep.csv, line 2: acc is 'nan', which it cannot be"),
     "infinity": (SWEEP, swept(acc="1e999"), "sweep.csv, line 2: acc is '1e999', which it cannot be"),
     "a word": (SWEEP, swept(acc="high"), "sweep.csv, line 2: acc is 'high', which it cannot be"),
     "a width that is a word": (SWEEP, swept(hidden="wide"), "sweep.csv, line 2: hidden is 'wide', which it cannot"),
     "empty, of compare": (COMPARE, {"compare.csv": ""}, "compare.csv is no table of this version of nernlit"),
-    "of a sweep": (COMPARE, {"compare.csv": _SWEEP_HEAD}, "compare.csv is no table of this version of nernlit"),
-    "a setting that is a word": (COMPARE, _compared(setting="x"), "compare.csv, line 2: setting is 'x', which it"),
+    "of a sweep": (COMPARE, {"compare.csv": SWEEP_HEAD}, "compare.csv is no table of this version of nernlit"),
+    "a setting that is a word": (COMPARE, compared(setting="x"), "compare.csv, line 2: setting is 'x', which it"),
     "a fraction of a byte": (
         COMPARE,
-        _compared(bytes="1.5"),
+        compared(bytes="1.5"),
         "compare.csv, line 2: bytes is '1.5', which it cannot be",
     ),
     "an original of 0 bytes": (
         COMPARE,
-        _compared(original_bytes="0"),
+        compared(original_bytes="0"),
         "line 2: original_bytes is '0', which it cannot",
     ),
-    "another original": (COMPARE, _compared(original="x"), "was written with original 'x'"),
-    "other data": (COMPARE, _compared(data="x"), "was written with data 'x'"),
+    "another original": (COMPARE, compared(original="x"), "was written with original 'x'"),
+    "other data": (COMPARE, compared(data="x"), "was written with data 'x'"),
 }
 _YAML: dict[str, tuple[Writer, str]] = {
     "empty": ("", "bad.yaml is empty; expected options"),
@@ -507,7 +349,7 @@ _YAML: dict[str, tuple[Writer, str]] = {
     "bytes": (bytes(range(256)), "bad.yaml is not a text file in UTF-8"),
     "a call": ("model: !!python/object/apply:os.system ['touch ran']", "bad.yaml is no configuration: could not"),
     "a function": ("model: !!python/name:os.system", "bad.yaml is no configuration: could not determine"),
-    "billions of values": (_aliases(), "bad.yaml has more than 100,000 values"),
+    "billions of values": (aliases(), "bad.yaml has more than 100,000 values"),
     "a list in itself": ("a: &a [*a]\nbase: *a\n", "bad.yaml has more than 100,000 values"),
     "a name twice": ("model: 1\nmodel: 2\n", "bad.yaml, line 2: 'model' is given again"),
     "a list as a name": ("[1]: 2\n", "bad.yaml, line 1: a list or a mapping as a name"),
@@ -574,7 +416,7 @@ _CONFIG: dict[str, tuple[str, str]] = {
         "eval_batch_size=-1; expected at least 1",
     ),
     "an unknown option": ("data: {class_path: DigitsDataModule, init_args: {wings: 2}}", "has no option 'wings'"),
-    "billions of values": (_aliases(), "run/config.yaml has more than 100,000 values"),
+    "billions of values": (aliases(), "run/config.yaml has more than 100,000 values"),
 }
 _UNIDENTIFIED = "images/test/3/0.png is not a readable image (UnidentifiedImageError"
 _IMAGES: dict[str, tuple[Writer, str]] = {
@@ -587,16 +429,16 @@ _IMAGES: dict[str, tuple[Writer, str]] = {
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 0, 8, 0, 0, 0, 0)) + chunk(b"IEND", b""),
         "images/test/3/0.png is not a readable image",
     ),
-    "billions of pixels": (_bomb(), "DecompressionBombError: Image size (400000000 pixels)"),
-    "cut": (_png(cut=200), "OSError: image file is truncated"),
-    "an empty profile": (_png(chunk(b"iCCP", b"")), "images/test/3/0.png is not a readable image"),
-    "an empty gamma": (_png(chunk(b"gAMA", b"")), "images/test/3/0.png is not a readable image"),
+    "billions of pixels": (bomb(), "DecompressionBombError: Image size (400000000 pixels)"),
+    "cut": (png(cut=200), "OSError: image file is truncated"),
+    "an empty profile": (png(chunk(b"iCCP", b"")), "images/test/3/0.png is not a readable image"),
+    "an empty gamma": (png(chunk(b"gAMA", b"")), "images/test/3/0.png is not a readable image"),
     "pixels that are no numbers": (
         lambda path: Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(path, "TIFF"),
         "pixels from nan to nan",
     ),
-    "a link to nothing": (_replaced(lambda path: path.symlink_to("nowhere")), "OSError: there is no such file"),
-    "a pipe": (_replaced(os.mkfifo), "OSError: not a regular file"),
+    "a link to nothing": (replaced(lambda path: path.symlink_to("nowhere")), "OSError: there is no such file"),
+    "a pipe": (replaced(os.mkfifo), "OSError: not a regular file"),
 }
 _TREES: dict[str, tuple[dict[str, Writer], str]] = {
     "no folder": ({"images": shutil.rmtree}, "images has none of train/, val/, test/"),
@@ -605,12 +447,12 @@ _TREES: dict[str, tuple[dict[str, Writer], str]] = {
         "images has train of train/, val/, test/; expected images/train",
     ),
     "a file for a folder": (
-        {"images/test": _replaced(Path.touch)},
+        {"images/test": replaced(Path.touch)},
         "images has train of train/, val/, test/; expected",
     ),
     "a class less": ({"images/test/3": shutil.rmtree}, "has 9 class folders, images/train has 10; they differ in 3"),
-    "a class more": ({"images/test/10/0.png": _png()}, "has 11 class folders, images/train has 10; they differ in 10"),
-    "empty classes": (dict.fromkeys(_EVERY_CLASS, _replaced(Path.mkdir)), "images/test: no image in 0, 1, 2, 3, 4 and"),
+    "a class more": ({"images/test/10/0.png": png()}, "has 11 class folders, images/train has 10; they differ in 10"),
+    "empty classes": (dict.fromkeys(_EVERY_CLASS, replaced(Path.mkdir)), "images/test: no image in 0, 1, 2, 3, 4 and"),
 }
 _ARRAYS: dict[str, tuple[dict[str, Writer], str]] = {
     "labels that are gone": ({"c/labels.npy": Path.unlink}, "cannot read c/labels.npy ([Errno 2]"),
@@ -670,19 +512,19 @@ BAD_INPUTS: dict[str, BadInput] = {
         if kind not in _WITH_WEIGHTS
     },
     ".nern file: cut": BadInput(
-        RECONSTRUCT, {"bad.nern": _changed_bytes(lambda old: old[:-7])}, "its checksum is wrong"
+        RECONSTRUCT, {"bad.nern": changed_bytes(lambda old: old[:-7])}, "its checksum is wrong"
     ),
     ".nern file: longer": BadInput(
-        RECONSTRUCT, {"bad.nern": _changed_bytes(lambda old: old + b"x")}, "checksum is wrong"
+        RECONSTRUCT, {"bad.nern": changed_bytes(lambda old: old + b"x")}, "checksum is wrong"
     ),
     ".nern file: a flipped bit": BadInput(
         RECONSTRUCT,
-        {"bad.nern": _changed_bytes(lambda old: old[:300] + bytes([old[300] ^ 1]) + old[301:])},
+        {"bad.nern": changed_bytes(lambda old: old[:300] + bytes([old[300] ^ 1]) + old[301:])},
         "bad.nern is damaged: its checksum is wrong",
     ),
     ".nern file: another version": BadInput(
         RECONSTRUCT,
-        {"bad.nern": _changed_bytes(lambda old: old[:5] + b"\x07" + old[6:])},
+        {"bad.nern": changed_bytes(lambda old: old[:5] + b"\x07" + old[6:])},
         f"bad.nern has format version 7, and this nernlit reads version {VERSION}",
     ),
     ".nern file: gone": BadInput("inspect gone.nern", {}, "gone.nern is not there; expected a .nern file"),

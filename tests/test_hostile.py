@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nernlit.cli.main import main
-from tests.hostile import BAD_INPUTS, write_good_files
+from tests.hostile import BAD_INPUTS
+from tests.hostile_files import write_good_files
 
 
 @pytest.fixture(scope="module")

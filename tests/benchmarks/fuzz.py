@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["nernlit"]):
     from nernlit.storage.container import Contents, container_bytes, read_container
     from nernlit.storage.entropy import decode, decode_weights, encode, encode_weights
     from nernlit.storage.weights import read_state_dict
-from tests.hostile import swept, write_good_files
+from tests.hostile_files import swept, write_good_files
 
 _GROUPS = [3, 50, 0, 7]
 _PARTS = [(4, 3, 3, 3), (5, 2, 1, 1)]
