@@ -121,7 +121,7 @@ class Predictor(WithConstants, ABC):
         """Names of parameters whose learning rate is not the optimizer's, and the ratio of the two."""
         return {}
 
-    def parts(self) -> dict[str, list[Part]]:
+    def rounded_parts(self) -> dict[str, list[Part]]:
         """The parameters that quantization rounds: name -> the shapes of consecutive parts of their numbers.
 
         Each part, or each of its rows, gets a step size, and the file's code learns what numbers of the same row, the
@@ -135,9 +135,9 @@ class Predictor(WithConstants, ABC):
         }
 
     def used(self) -> dict[str, Tensor]:
-        """Of parameters of `parts` with numbers that are not used: name -> booleans that are true for the others.
+        """Of parameters of `rounded_parts` with numbers that are not used: name -> booleans that are true for the others.
 
-        The booleans have the parameter's shape, and `parts` has only the numbers for which they are true.
+        The booleans have the parameter's shape, and `rounded_parts` has only the numbers for which they are true.
         """
         return {}
 
@@ -152,7 +152,7 @@ class Predictor(WithConstants, ABC):
 
     def stored_shapes(self) -> dict[str, torch.Size | None]:
         """The names and shapes of `stored()`, None for coded bytes of any number. Works on torch's meta device."""
-        used, parts = self.used(), self.parts()
+        used, parts = self.used(), self.rounded_parts()
         return {
             name: torch.Size([sum(map(math.prod, parts[name]))]) if name in used else value.shape
             for name, value in self.state_dict().items()

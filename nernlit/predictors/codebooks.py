@@ -122,7 +122,7 @@ class Codebooks(Predictor):
     def is_fitted(self) -> bool:
         return True
 
-    def parts(self) -> dict[str, list[Part]]:
+    def rounded_parts(self) -> dict[str, list[Part]]:
         """The codewords, which are kernels; the rows are the sets."""
         return {"codewords": [(len(self.codewords), self.codebooks * 2**self.bits, *self.block)]}
 

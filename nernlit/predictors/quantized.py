@@ -49,8 +49,8 @@ class Quantized(Predictor):
     """A predictor whose parameters are whole multiples of step sizes; training learns both.
 
     The forward pass rounds, and gradients pass the rounding unchanged (straight-through; learned step sizes as in LSQ,
-    arXiv 1902.08153). Parameters without parts (`Predictor.parts`), such as biases and scales, are rounded to half
-    precision. The .nern file holds the whole numbers in an entropy code, and the step sizes.
+    arXiv 1902.08153). Parameters without parts (`Predictor.rounded_parts`), such as biases and scales, are rounded to
+    half precision. The .nern file holds the whole numbers in an entropy code, and the step sizes.
 
     A step size is learned as its ratio to the root mean square of its group. So it follows parameters that grow, and a
     predictor can be quantized from its random start on.
@@ -62,7 +62,7 @@ class Quantized(Predictor):
         bits: Bits per number at the start: step sizes are in one proportion to the standard deviations of their groups,
             chosen so that the numbers' entropy is this. Training may change it. Above 0, at most 12.
         per: Which numbers have the same step size: those of a part of a parameter (`tensor`), such as a layer, or
-            those of a row of a part (`row`), such as a filter; see `Predictor.parts`.
+            those of a row of a part (`row`), such as a filter; see `Predictor.rounded_parts`.
         step_rate: Learning rate of the step sizes' logarithms, as a share of the optimizer's; 0 keeps the ratios. An
             `MLP` needs a far smaller one than a `Table`.
     """
@@ -81,7 +81,7 @@ class Quantized(Predictor):
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.predictor.crops = self.crops
         self.predictor.bind(layers)
-        self.parts_of = self.predictor.parts()
+        self.parts_of = self.predictor.rounded_parts()
         self.sizes = {
             name: [size for part in parts for size in _group_sizes(part, self.per)]
             for name, parts in self.parts_of.items()

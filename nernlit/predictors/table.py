@@ -54,13 +54,13 @@ class Table(Predictor):
     def is_fitted(self) -> bool:
         return True
 
-    def parts(self) -> dict[str, list[Part]]:
+    def rounded_parts(self) -> dict[str, list[Part]]:
         """The used entries of each layer."""
         sides = [[len(range(*part.indices(side))) for part, side in pairs] for pairs in self._crops()]
         return {"entries": [(*layer, rows, columns) for layer, (rows, columns) in zip(self.layers, sides, strict=True)]}
 
     def used(self) -> dict[str, Tensor]:
-        if sum(map(math.prod, self.parts()["entries"])) == self.entries.numel():
+        if sum(map(math.prod, self.rounded_parts()["entries"])) == self.entries.numel():
             return {}
         used_RKK = torch.zeros_like(self.entries, dtype=torch.bool)
         counts = [filters * channels for filters, channels in self.layers]
