@@ -135,7 +135,7 @@ class Predictor(WithConstants, ABC):
         }
 
     def used(self) -> dict[str, Tensor]:
-        """Of parameters of `rounded_parts` with numbers that are not used: name -> booleans that are true for the others.
+        """Of parameters of `rounded_parts` with unused numbers: name -> booleans that are true for the others.
 
         The booleans have the parameter's shape, and `rounded_parts` has only the numbers for which they are true.
         """
