@@ -20,7 +20,7 @@ from nernlit.representation import Representation, Sizes
 from nernlit.training.decoupled_distill import DecoupledDistill
 from nernlit.training.rate import Rate
 
-#: How compression stores the tensors that are not predicted; on the networks of docs/results.md it costs no accuracy.
+#: How compression stores the tensors that are not predicted; docs/results.md compares it with fp16.
 KEPT: KeptForm = "int8"
 #: The fewest bits per weight that a size may leave.
 _LEAST_BITS = 0.1

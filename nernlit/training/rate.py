@@ -57,13 +57,14 @@ class RateTerm:
         predictor = representation.predictor
         if not isinstance(predictor, Quantized):
             raise UsageError("a rate needs a quantized predictor; pass --model.representation.quantize.bits.")
+        self.options = rate
         self.predictor, self.num_weights = predictor, representation.layout.num_weights
         self.target_bytes = rate.target_bytes
         self.weight = rate.weight or (0.0 if rate.target_bytes is None else _START)
         sizes = representation.sizes(rate.kept, rate.fold_batch_norm)
         #: Size of the file, estimated in the last step.
         self.file_bytes = torch.zeros(())
-        #: Ratio of the coded numbers' bits to their entropy, as it was measured last, and the steps since then.
+        #: Ratio of the coded numbers' bits to their entropy, as it was measured last, and the number of steps so far.
         self.coded_ratio, self.steps = 1.0, 0
         #: What the file needs beside the quantized numbers.
         self.fixed_bytes = sizes.file_bytes - (sizes.code_bits - predictor.predictor.code_bits) / 8

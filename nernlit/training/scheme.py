@@ -81,7 +81,6 @@ class Scheme(ClassifierModule, WithConstants, ABC):
                 f"tune_kept trains tensors that only images have an effect on, and {type(self).__name__} uses none; "
                 "leave --model.representation.tune_kept out."
             )
-        self._rate_options = rate
         self.rate = None if rate is None else RateTerm(representation, rate)
         self.sensitivity = sensitivity
         require_effect(sensitivity, representation, any(stage.objective.reconstructs for stage in stages))
@@ -279,8 +278,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     def fit_predictor(self, error_weights_NKK: Tensor) -> None:
         """Fit the predictor to the original again, with weights of the squared errors."""
         self.representation.fit_predictor(error_weights_NKK)
-        if self._rate_options is not None:
-            self.rate = RateTerm(self.representation, self._rate_options)  # its step sizes are those of the fit
+        if self.rate is not None:
+            self.rate = RateTerm(self.representation, self.rate.options)  # its step sizes are those of the fit
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
@@ -334,8 +333,9 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     @property
     def file_form(self) -> dict[str, Any]:
         """The options of `Representation.save` that the sizes are measured with: those of `rate`, or none."""
-        rate = self._rate_options
-        return {} if rate is None else {"kept": rate.kept, "fold_batch_norm": rate.fold_batch_norm}
+        if self.rate is None:
+            return {}
+        return {"kept": self.rate.options.kept, "fold_batch_norm": self.rate.options.fold_batch_norm}
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
