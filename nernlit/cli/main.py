@@ -11,6 +11,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from nernlit.utilities.cpu import use_free_cores
 from nernlit.utilities.trust import known_names_only, trusting
 
 __all__ = ["NernlitCLI", "main", "run", "user_message"]
+
+#: The options of the running command that all commands have: `--debug` and `--trust`, where they are given.
+GLOBAL_OPTIONS: ContextVar[tuple[str, ...]] = ContextVar("GLOBAL_OPTIONS", default=())
 
 #: Commands without a trainer -> their module in `nernlit.cli` and its function.
 _OTHER_COMMANDS = {
@@ -80,15 +84,16 @@ def main(args: Sequence[str] | None = None) -> None:
     `--trust`, only known packages and modules of the working directory can be named.
     """
     given = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in given or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
-    is_trusted = "--trust" in given
-    given = [arg for arg in given if arg not in ("--debug", "--trust")]
+    options = tuple(option for option in ("--debug", "--trust") if option in given)
+    debug = "--debug" in options or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
+    given = [arg for arg in given if arg not in options]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still shows the rest
     _filter_library_messages()
     _import_from_working_directory()
-    with trusting() if is_trusted else nullcontext(), known_names_only():
+    token = GLOBAL_OPTIONS.set(options)
+    with trusting() if "--trust" in options else nullcontext(), known_names_only():
         try:
             _run_command(given)
         except Exception as error:
@@ -97,6 +102,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 raise
             print(f"nernlit: error: {message}", file=sys.stderr)
             raise SystemExit(2) from error
+        finally:
+            GLOBAL_OPTIONS.reset(token)
 
 
 def _run_command(given: Sequence[str]) -> None:

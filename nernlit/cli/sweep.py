@@ -7,6 +7,7 @@ fit uses one device. To start from a .nern file: `--model.init_from FILE.nern --
 
 import itertools
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from nernlit.analysis import tradeoff_figure, width_figure
 from nernlit.cli.arguments import CommandParser, count, require_writable, seed
-from nernlit.cli.configs import config_fingerprint, find_config
-from nernlit.cli.main import run, user_message
+from nernlit.cli.configs import find_config
+from nernlit.cli.main import GLOBAL_OPTIONS, run, user_message
 from nernlit.cli.sweep_fit import forget_peak_memory, measure
-from nernlit.cli.sweep_table import Fit, Row, common_original, print_summary, read_rows
+from nernlit.cli.sweep_plan import Fit, Sweep
+from nernlit.cli.sweep_table import Row, common_original, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
 from nernlit.storage.files import write_figure, write_table
 from nernlit.utilities.progress import duration
@@ -51,15 +53,18 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="one fit per width and seed (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figures")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
+    parser.add_argument("--dry-run", action="store_true", help="print a command for each fit, and run nothing")
     options, fit_args = parser.parse_known_args(args)
-    _refuse_own_options(fit_args, options.hidden is not None, [f"--{name}" for name in vars(options)])
+    _refuse_own_options(fit_args, options.hidden is not None, [f"--{name.replace('_', '-')}" for name in vars(options)])
     _require_distinct_names(options.configs)
-    options.configs = [str(find_config(name)) for name in options.configs]
+    for name in options.configs:
+        find_config(name)
     require_writable(options.out, "--out")
     fits = list(
         dict.fromkeys(map(Fit._make, itertools.product(options.configs, options.hidden or [None], options.seeds)))
     )
-    keys = {fit: _key(fit, options.select, fit_args) for fit in fits}  # reads every configuration: before the first fit
+    sweep = Sweep(options.out, options.select, fit_args)
+    keys = {fit: sweep.key(fit) for fit in fits}  # reads every configuration: before the first fit
     table = options.out / "sweep.csv"
     rows = read_rows(table)
     done: dict[Fit, Row] = {}
@@ -67,10 +72,15 @@ def main(args: Sequence[str]) -> None:
         if found := next((row for row in rows if key.items() <= row.items()), None):
             done[fit] = found
     if done:
-        print(f"{len(done)} of {len(fits)} fits are in {table} already", flush=True)
+        stream = sys.stderr if options.dry_run else sys.stdout
+        print(f"{len(done)} of {len(fits)} fits are in {table} already", file=stream, flush=True)
+    waiting = [fit for fit in fits if fit not in done]
+    if options.dry_run:
+        for fit in waiting:
+            print(shlex.join(["nernlit", *sweep.command(fit), *GLOBAL_OPTIONS.get()]))
+        return
     seconds = [float(row["fit_seconds"]) for row in done.values()]
     failed: dict[Fit, str] = {}
-    waiting = [fit for fit in fits if fit not in done]
     try:
         for number, fit in enumerate(waiting):
             left = sum(seconds) / len(seconds) * (len(waiting) - number) if seconds else None
@@ -78,7 +88,7 @@ def main(args: Sequence[str]) -> None:
             print(f"fit {len(fits) - len(waiting) + number + 1} of {len(fits)}{estimate}: {fit.name}", flush=True)
             began = time.monotonic()
             try:
-                row = {**keys[fit], **_fit(fit, options.select, options.out, fit_args)}
+                row = {**keys[fit], **_fit(sweep, fit)}
             except Interrupted as interrupted:
                 interrupted.message = (
                     f"interrupted in {fit.name}; {len(done)} of {len(fits)} fits are in {table}, "
@@ -126,17 +136,6 @@ def _draw(rows: Sequence[Row], out: Path) -> None:
     write_figure(out / "widths.png", width_figure(widths, original))
 
 
-def _key(fit: Fit, select: str, fit_args: Sequence[str]) -> dict[str, str]:
-    return {
-        "config": Path(fit.config).stem,
-        "seed": str(fit.seed),
-        "select": select,
-        "settings": " ".join(fit_args),
-        "asked_hidden": str(fit.hidden or ""),
-        "files": config_fingerprint(["-c", fit.config, *fit_args]),
-    }
-
-
 def is_unknown_option(error: Exception) -> bool:
     """Whether the command line has an option that no fit has; a class of one configuration may lack one, too."""
     text = str(error.__cause__)  # the parser's own message
@@ -152,13 +151,9 @@ def described(error: Exception) -> str:
     return " ".join(message.split())
 
 
-def _fit(fit: Fit, select: str, out: Path, fit_args: Sequence[str]) -> Row:
-    logger = "--trainer.logger.init_args"
-    width = [f"--model.init_args.representation.predictor.init_args.hidden={fit.hidden}"] if fit.hidden else []
-    name = "_".join([Path(fit.config).stem, *([f"h{fit.hidden}"] if fit.hidden else []), f"seed{fit.seed}"])
-    named = [f"--seed_everything={fit.seed}", f"{logger}.save_dir={out}", f"{logger}.name={name}"]
+def _fit(sweep: Sweep, fit: Fit) -> Row:
     forget_peak_memory()
-    return measure(run(["fit", "-c", fit.config, "--trainer.devices=1", *fit_args, *width, *named]), select)
+    return measure(run(["fit", *sweep.options(fit)]), sweep.select)
 
 
 def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool, options: Sequence[str]) -> None:

@@ -5,8 +5,8 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from nernlit.cli.sweep_plan import Fit
 from nernlit.errors import UsageError
 from nernlit.utilities.tables import print_table
 
@@ -30,25 +30,6 @@ _SHOWN = {
     "fit_seconds": ("fit s", "{:.0f}"),
     "peak_memory_mib": ("MiB", "{:.0f}"),
 }
-
-
-class Fit(NamedTuple):
-    """One fit of a sweep.
-
-    Attributes:
-        config: Path of its configuration.
-        hidden: The width that was asked for; None for the configuration's own.
-        seed: Of the run.
-    """
-
-    config: str
-    hidden: int | None
-    seed: int
-
-    @property
-    def name(self) -> str:
-        width = [] if self.hidden is None else [f"hidden {self.hidden}"]
-        return ", ".join([Path(self.config).stem, *width, f"seed {self.seed}"])
 
 
 #: What a column may hold: raises `ValueError` for other texts.

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from nernlit.cli import sweep as command
 from nernlit.cli.main import main
 from nernlit.cli.runs import Run
 from nernlit.cli.sweep import main as sweep
-from nernlit.cli.sweep_table import Fit, Row, print_summary, read_rows
+from nernlit.cli.sweep_plan import Fit
+from nernlit.cli.sweep_table import Row, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
 from tests.fakes import CONFIGS, QUICK, digits_representation
 
@@ -102,11 +104,31 @@ def test_fits_of_a_sweep_go_on_from_a_file() -> None:
     assert float(row["acc_original"]) == pytest.approx(float((answers == labels).float().mean()))
 
 
+def test_a_dry_run_prints_a_command_for_each_unfinished_fit_and_runs_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = _config("it's mine.yaml")
+    line = ["sweep", "--configs", config, "--seeds", "0", "1", "--out", "a b", *REST, "--trust"]
+    main([*line, "--dry-run"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert not Path("a b").exists()
+    program, *args = shlex.split(first)
+    assert program == "nernlit"
+    assert args == ["sweep", "--configs", config, "--seeds", "0", "--select", "best", "--out", "a b", *REST, "--trust"]
+    main(args)
+    capsys.readouterr()
+    main([*line, "--dry-run"])  # the fit that the command ran is one of this sweep
+    shown, said = capsys.readouterr()
+    assert shown.splitlines() == [second]
+    assert said == "1 of 2 fits are in a b/sweep.csv already\n"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--seed", "3"], "--seed"),
         (["--hid", "4"], "--hid"),
+        (["--dry"], "there is no option --dry; did you mean --dry-run?"),
         (["--hidden", "0"], "argument --hidden: 0; expected a whole number of at least 1"),
         (["--seeds", "-1"], "argument --seeds: -1; expected a whole number of at least 0"),
         (["--select", "first"], "argument --select: invalid choice: 'first'"),
