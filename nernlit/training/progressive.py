@@ -203,8 +203,8 @@ class Progressive(Scheme):
     def _measure_target(self) -> None:
         self.norms_N = self.round_target.flatten(1).norm(dim=1).cpu()
 
-    def fit_predictor(self, error_weights_NKK: Tensor) -> None:
-        super().fit_predictor(error_weights_NKK)
+    def on_predictor_fitted(self) -> None:
+        super().on_predictor_fitted()
         for trial in self.trial_predictors.each:  # they keep the codes
             trial.load_state_dict(self.representation.predictor.state_dict())
         self._start_trials()

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -20,17 +19,11 @@ from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, without_fitting
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.divergence import all_finite
+from nernlit.training.error_weights import ErrorWeights, changes_fit
 from nernlit.training.objectives import Step
 from nernlit.training.optimization import refuse_averaging, relative_rate
 from nernlit.training.rate import Rate, RateTerm
-from nernlit.training.sensitivity import (
-    NO_SENSITIVITY,
-    Sensitivity,
-    changes_fit,
-    error_weights,
-    require_effect,
-    require_same_options,
-)
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
 from nernlit.utilities.constants import WithConstants
 
@@ -82,16 +75,13 @@ class Scheme(ClassifierModule, WithConstants, ABC):
                 "leave --model.representation.tune_kept out."
             )
         self.rate = None if rate is None else RateTerm(representation, rate)
-        self.sensitivity = sensitivity
-        require_effect(sensitivity, representation, any(stage.objective.reconstructs for stage in stages))
+        reconstructs = any(stage.objective.reconstructs for stage in stages)
+        self.error_weights = ErrorWeights(sensitivity, representation, reconstructs)
         self.seed = torch.initial_seed()
         self.sizes_N = representation.masks.sum((1, 2), dtype=torch.int16)[representation.mask_numbers.long()].cpu()
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
         #: The step and the stages' ends of the checkpoint that a fit is resumed from.
         self._resumed: tuple[int, list[float]] | None = None
-
-    #: Weight of the squared error of each entry of the kernel table, (N, K, K); None for equal ones.
-    error_weights: Tensor | None = None
 
     @property
     def target(self) -> Tensor:
@@ -115,7 +105,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             target=self.target,
             norms=self.norms_N,
             sizes=self.sizes_N,
-            error_weights=self.error_weights,
+            error_weights=self.error_weights.table,
             ensemble=self.ensemble,
             number=self.trainer.fit_loop.total_batch_idx,
             optimizer_step=self.trainer.global_step,
@@ -234,7 +224,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     # Runs and their checkpoints.
 
     def needs_images(self, stage: str) -> bool:
-        return stage == "fit" and (self.trains_on_images or self.sensitivity.needs_images)
+        return stage == "fit" and (self.trains_on_images or self.error_weights.option.needs_images)
 
     @property
     def trains_on_images(self) -> bool:
@@ -242,11 +232,10 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return any(stage.objective.needs_images for stage in self.stages)
 
     def setup(self, stage: str) -> None:
-        # A checkpoint holds them, and a second fit of the same module goes on with them.
-        is_new = self.trainer.ckpt_path is None and self.error_weights is None
-        weigh = stage == "fit" and is_new and self.sensitivity.kind != "none"
+        # A checkpoint holds them.
+        weigh = stage == "fit" and self.trainer.ckpt_path is None and self.error_weights.are_missing
         if weigh:
-            self.sensitivity.require_images(self.representation.original, self._data)
+            self.error_weights.option.require_images(self.representation.original, self._data)
         super().setup(stage)
         # Checkpoints and .nern files keep them.
         if classes := getattr(self._data, "classes", ()):
@@ -258,26 +247,19 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         # Every process must draw from the same numbers, or their shares of a batch would overlap.
         self.seed = self.trainer.strategy.broadcast(self.seed)
         if weigh:
-            self._weigh_errors()
+            strategy = self.trainer.strategy
+            where = strategy.root_device, strategy.broadcast
+            weights_NKK = self.error_weights.compute(self.representation, self._data, self.seed, *where)
+            if changes_fit(self.representation):
+                self.representation.fit_predictor(weights_NKK)
+                self.on_predictor_fitted()
         if stage == "fit" and self.representation.predictor.changes_after_steps:
             refuse_averaging(self.trainer, "codewords whose codes change (the predictor's move); pass move: 0")
         if stage == "fit" and self.trains_on_images and getattr(self._data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
 
-    def _weigh_errors(self) -> None:
-        """Compute `error_weights`, the same to the bit on all processes, and fit the predictor with them."""
-        strategy = self.trainer.strategy
-        self.representation.original.to(strategy.root_device)
-        images = self.sensitivity.images(self._data, self.seed)
-        weights_NKK = strategy.broadcast(error_weights(self.representation, self.sensitivity, images, self.seed))
-        weights_NKK = weights_NKK.to(self.target.device)
-        self.set_constant("error_weights", weights_NKK)
-        if changes_fit(self.representation):
-            self.fit_predictor(weights_NKK)
-
-    def fit_predictor(self, error_weights_NKK: Tensor) -> None:
-        """Fit the predictor to the original again, with weights of the squared errors."""
-        self.representation.fit_predictor(error_weights_NKK)
+    def on_predictor_fitted(self) -> None:
+        """Called when a fit starts by fitting the predictor to the original again."""
         if self.rate is not None:
             self.rate = RateTerm(self.representation, self.rate.options)  # its step sizes are those of the fit
 
@@ -293,8 +275,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         checkpoint["stage"] = self.stage
         if self.rate is not None:
             checkpoint["rate"] = self.rate.state_dict()
-        if self.error_weights is not None:
-            checkpoint["sensitivity"] = {"options": asdict(self.sensitivity), "error_weights": self.error_weights}
+        if weights := self.error_weights.checkpoint():
+            checkpoint["sensitivity"] = weights
         if self.teacher is not None:
             checkpoint["teacher"] = self.teacher.fingerprint()
         if self.trainer.state.fn == "fit":
@@ -312,9 +294,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.seed, self.stage = checkpoint["sampling_seed"], checkpoint.get("stage", 0)
         if self.rate is not None and "rate" in checkpoint:
             self.rate.load_state_dict(checkpoint["rate"])
-        stored = checkpoint.get("sensitivity")
-        if stored is not None:
-            self.set_constant("error_weights", stored["error_weights"].to(self.target.device))
+        self.error_weights.load(checkpoint.get("sensitivity"), self.target.device)
         if self._trainer is None:  # `load_from_checkpoint`; the public `trainer` raises then
             return
         if self.trainer.state.fn == "fit":
@@ -322,7 +302,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         if "stage_ends" in checkpoint:
             self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]
         if self.trainer.state.fn == "fit":
-            require_same_options(self.sensitivity, None if stored is None else stored["options"])
+            self.error_weights.require_same_options(checkpoint.get("sensitivity"))
         fitted, own = checkpoint.get("teacher"), None if self.teacher is None else self.teacher.fingerprint()
         if self.trainer.state.fn == "fit" and fitted != own:
             raise CheckpointError(

@@ -1,17 +1,17 @@
-"""The option `sensitivity`: weights of the squared error of each entry of the kernel table.
+"""The option `sensitivity`, and how it computes weights of the squared error of each entry of the kernel table.
 
 Shapes: N kernels, K kernel side.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from nernlit.errors import CheckpointError, DataError, UsageError, require_at_least
+from nernlit.errors import DataError, UsageError, require_at_least
 from nernlit.kernels import mixed_seed
 from nernlit.originals import (
     Original,
@@ -20,7 +20,6 @@ from nernlit.originals import (
     fisher_information,
     require_classifier,
 )
-from nernlit.predictors import Quantized, Table
 from nernlit.representation import Representation
 from nernlit.utilities.progress import progress
 
@@ -90,49 +89,6 @@ class Sensitivity:
 
 #: All weights count alike.
 NO_SENSITIVITY = Sensitivity()
-
-
-def changes_fit(representation: Representation) -> bool:
-    """Whether weights of errors change what the predictor is fitted to: it is a new one that is fitted with errors."""
-    predictor = representation.predictor
-    inner = predictor.predictor if isinstance(predictor, Quantized) else predictor
-    return inner.is_fitted and not isinstance(inner, Table) and representation.is_new
-
-
-def require_effect(option: Sensitivity, representation: Representation, reconstructs: bool) -> None:
-    """Refuse the option where it changes nothing.
-
-    Args:
-        option: The option.
-        representation: The representation that is trained.
-        reconstructs: Whether the error of weights is in the loss.
-
-    Raises:
-        UsageError: If so.
-    """
-    if option is None:  # the option parser lets null pass
-        raise UsageError("sensitivity: null; expected its options. With kind: none all weights count alike.")
-    if option.kind != "none" and not reconstructs and not changes_fit(representation):
-        raise UsageError(
-            f"sensitivity {option.kind} has no effect: the error of weights is not in the loss, and no codes are "
-            "computed here. Pass steps or a weight of reconstruction, or leave it out."
-        )
-
-
-def require_same_options(option: Sensitivity, fitted: Mapping[str, Any] | None) -> None:
-    """Refuse to resume a fit with another sensitivity than it was fitted with.
-
-    Raises:
-        CheckpointError: If the options differ.
-    """
-    if option.kind == "none" and fitted is None:
-        return
-    if fitted != asdict(option):
-        before = "none" if fitted is None else fitted
-        raise CheckpointError(
-            f"the checkpoint's fit had sensitivity {before}, this one has {asdict(option)}; pass the same options, or "
-            "start a new fit."
-        )
 
 
 def error_weights(representation: Representation, option: Sensitivity, images: Iterable[Tensor], seed: int) -> Tensor:

@@ -93,7 +93,7 @@ class Record(L.Callback):
             pl_module.norms_N, pl_module.seed, 0, rank, world_size
         )
         self.outcome["end"] = [p.detach().clone() for p in pl_module.parameters() if p.requires_grad]
-        self.outcome["error_weights"] = pl_module.error_weights
+        self.outcome["error_weights"] = pl_module.error_weights.table
         predictor = pl_module.representation.predictor
         self.outcome["codes"] = predictor.codes if isinstance(predictor, Codebooks) else None
         self.outcome["val"] = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}

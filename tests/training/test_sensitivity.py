@@ -156,12 +156,12 @@ def test_a_fit_uses_the_fisher_information_of_training_images() -> None:
     (images,) = data.training_images(16, module.seed)
     original, layout = module.representation.original, module.representation.layout
     found = fisher_information(original, [layer.key for layer in layout.layers], [images], mixed_seed(module.seed, 1))
-    assert module.error_weights is not None
-    assert torch.equal(module.error_weights, normalized(module.representation, found, 0.35, None))
-    assert again.error_weights is not None
-    assert torch.equal(again.error_weights, module.error_weights)
-    assert other.error_weights is not None
-    assert not torch.equal(other.error_weights, module.error_weights)
+    assert module.error_weights.table is not None
+    assert torch.equal(module.error_weights.table, normalized(module.representation, found, 0.35, None))
+    assert again.error_weights.table is not None
+    assert torch.equal(again.error_weights.table, module.error_weights.table)
+    assert other.error_weights.table is not None
+    assert not torch.equal(other.error_weights.table, module.error_weights.table)
     metrics = module.trainer.callback_metrics
     pair = layout.vector(module.representation.weights()), layout.vector(module.representation.original_weights())
     assert float(metrics["val/recon_rmse"]) == pytest.approx(float(reconstruction_rmse(*pair).detach()), rel=1e-5)
@@ -171,7 +171,7 @@ def test_exponent_0_is_none_to_the_bit() -> None:
     weighted, plain = _recon_only(Sensitivity("batchnorm", exponent=0)), _recon_only(Sensitivity())
     for module in (weighted, plain):
         _fit(module)
-    assert plain.error_weights is None
+    assert plain.error_weights.table is None
     for one, two in zip(weighted.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -186,7 +186,7 @@ def test_codes_are_those_of_the_weighted_error() -> None:
     phase_1 = ReconstructionPhase(0, sensitivity=Sensitivity("fisher", exponent=1, num_images=16))
     module = DecoupledDistill(representation, optimizer=_nearly_frozen, reconstruction=phase_1)
     _fit(module, **ON_IMAGES)
-    table = module.error_weights
+    table = module.error_weights.table
     assert table is not None
     expected.fit_predictor(table)
     assert torch.allclose(representation.kernels(), expected.kernels(), atol=1e-6)
@@ -199,11 +199,11 @@ def test_a_second_fit_and_a_file_keep_their_codewords(tmp_path: Path) -> None:
     _fit(module, **ON_IMAGES)
     trained = module.representation.kernels().detach().clone()
     module.representation.save(tmp_path / "net.nern")
-    before = module.error_weights
+    before = module.error_weights.table
     module.stages = (replace(module.stages[0], optimizer=_nearly_frozen),)
     _fit(module, **ON_IMAGES)
     assert torch.allclose(module.representation.kernels(), trained, atol=1e-6)
-    assert module.error_weights is before
+    assert module.error_weights.table is before
     phase_1 = ReconstructionPhase(1, sensitivity=BATCH_NORM)
     other = DecoupledDistill(module.representation, optimizer=_nearly_frozen, reconstruction=phase_1)
     _fit(other, **ON_IMAGES)
@@ -215,7 +215,7 @@ def test_a_second_fit_and_a_file_keep_their_codewords(tmp_path: Path) -> None:
     loaded = DecoupledDistill(_codebooks(), optimizer=_nearly_frozen, **start)  # type: ignore[arg-type]
     _fit(loaded, **ON_IMAGES)
     assert torch.allclose(loaded.representation.kernels(), trained, atol=1e-6)
-    assert loaded.error_weights is not None
+    assert loaded.error_weights.table is not None
 
 
 def test_progressive_and_a_rate_start_from_the_new_codes() -> None:
@@ -270,7 +270,7 @@ def test_images_that_are_not_there_are_refused_by_name() -> None:
         quiet_trainer(max_epochs=1).fit(ReconOnly(any_network, _adam, sensitivity=FISHER), datamodule=NoImages(2))
     module = _recon_only(BATCH_NORM)
     quiet_trainer(max_epochs=1).fit(module, datamodule=NoImages(2))
-    assert module.error_weights is not None
+    assert module.error_weights.table is not None
 
 
 def test_an_option_without_effect_is_refused() -> None:
@@ -302,9 +302,9 @@ def test_a_fit_of_yaml_has_its_weights_in_its_checkpoints(tmp_path: Path) -> Non
     path = next(Path().rglob("last.ckpt"))
     stored = torch.load(path, weights_only=True)["sensitivity"]
     assert stored["options"] == {"kind": "fisher", "exponent": 0.5, "cap": 20.0, "num_images": 16}
-    assert torch.equal(stored["error_weights"], cli.model.error_weights)
+    assert torch.equal(stored["error_weights"], cli.model.error_weights.table)
     loaded = ReconOnly.load_from_checkpoint(path)
-    assert torch.equal(loaded.error_weights, cli.model.error_weights)  # type: ignore[arg-type]
+    assert torch.equal(loaded.error_weights.table, cli.model.error_weights.table)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"--model\.sensitivity\.exponent is 1\.0, and the checkpoint has 0\.5"):
         run(["fit", *QUICK, "--trainer.max_epochs=3", "--model.sensitivity.exponent=1", "--ckpt_path=last"])
     module = ReconOnly(loaded.representation, _adam, sensitivity=BATCH_NORM)

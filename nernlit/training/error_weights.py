@@ -1,0 +1,112 @@
+"""The weights of reconstruction errors in a fit: computed at its start by the option `sensitivity`, then unchanged.
+
+Shapes: N kernels, K kernel side.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from nernlit.errors import CheckpointError, UsageError
+from nernlit.predictors import Quantized, Table
+from nernlit.representation import Representation
+from nernlit.training.sensitivity import Sensitivity, error_weights
+from nernlit.utilities.constants import WithConstants
+
+
+@final
+class ErrorWeights(WithConstants):
+    """How much the squared error of each entry of the kernel table counts in a fit.
+
+    Args:
+        option: Says how they are computed.
+        representation: The representation that is trained.
+        reconstructs: Whether the error of weights is in the loss.
+
+    Raises:
+        UsageError: If they have no effect in this fit.
+    """
+
+    #: The weights (N, K, K); None for equal ones, and before they are computed.
+    table: Tensor | None = None
+
+    def __init__(self, option: Sensitivity, representation: Representation, reconstructs: bool) -> None:
+        super().__init__()
+        _require_effect(option, representation, reconstructs)
+        self.option = option
+
+    @property
+    def are_missing(self) -> bool:
+        """Whether a fit has to compute them; one that goes on has those of its start."""
+        return self.option.kind != "none" and self.table is None
+
+    def compute(
+        self,
+        representation: Representation,
+        data: Any,
+        seed: int,
+        device: torch.device,
+        broadcast: Callable[[Any], Any],
+    ) -> Tensor:
+        """Compute the weights, the same to the bit on all processes.
+
+        Args:
+            representation: The representation that is trained.
+            data: The datamodule, after its setup.
+            seed: Seed of the images and the labels, equal on all processes.
+            device: The device to compute them on.
+            broadcast: Returns the first process's value on all processes.
+        """
+        representation.original.to(device)
+        images = self.option.images(data, seed)
+        table_NKK: Tensor = broadcast(error_weights(representation, self.option, images, seed))
+        table_NKK = table_NKK.to(representation.target.device)
+        self.set_constant("table", table_NKK)
+        return table_NKK
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """What a checkpoint holds of them; None if they are equal."""
+        return None if self.table is None else {"options": asdict(self.option), "error_weights": self.table}
+
+    def load(self, stored: Mapping[str, Any] | None, device: torch.device) -> None:
+        """Take over the weights of a checkpoint."""
+        if stored is not None:
+            self.set_constant("table", stored["error_weights"].to(device))
+
+    def require_same_options(self, stored: Mapping[str, Any] | None) -> None:
+        """Refuse to resume a fit with another sensitivity than it was fitted with.
+
+        Args:
+            stored: What its checkpoint holds of the weights.
+
+        Raises:
+            CheckpointError: If the options differ.
+        """
+        if self.option.kind == "none" and stored is None:
+            return
+        own, fitted = asdict(self.option), "none" if stored is None else stored["options"]
+        if fitted != own:
+            raise CheckpointError(
+                f"the checkpoint's fit had sensitivity {fitted}, this one has {own}; pass the same options, or start a "
+                "new fit."
+            )
+
+
+def changes_fit(representation: Representation) -> bool:
+    """Whether weights of errors change what the predictor is fitted to: it is a new one that is fitted with errors."""
+    predictor = representation.predictor
+    inner = predictor.predictor if isinstance(predictor, Quantized) else predictor
+    return inner.is_fitted and not isinstance(inner, Table) and representation.is_new
+
+
+def _require_effect(option: Sensitivity, representation: Representation, reconstructs: bool) -> None:
+    if option is None:  # the option parser lets null pass
+        raise UsageError("sensitivity: null; expected its options. With kind: none all weights count alike.")
+    if option.kind != "none" and not reconstructs and not changes_fit(representation):
+        raise UsageError(
+            f"sensitivity {option.kind} has no effect: the error of weights is not in the loss, and no codes are "
+            "computed here. Pass steps or a weight of reconstruction, or leave it out."
+        )
