@@ -1,8 +1,10 @@
+import fcntl
 import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -66,7 +68,30 @@ def test_a_file_where_a_folder_is_needed_is_one_line() -> None:
         write_table(Path("runs/sweep/sweep.csv"), [{"a": 1}])
 
 
-def test_what_a_killed_process_left_is_in_nobodys_way() -> None:
+def test_the_unfinished_file_of_a_killed_process_is_removed() -> None:
     Path(".file.1.part").write_bytes(b"half")
+    Path(".other.1.part").write_bytes(b"half")
     write_atomically(Path("file"), b"whole")
     assert Path("file").read_bytes() == b"whole"
+    assert sorted(os.listdir()) == [".other.1.part", "file"]
+
+
+def test_the_unfinished_file_of_a_running_process_stays() -> None:
+    with Path(".file.1.part").open("wb") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        write_atomically(Path("file"), b"whole")
+    assert sorted(os.listdir()) == [".file.1.part", "file"]
+
+
+def test_a_file_that_was_removed_before_it_was_locked_is_created_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[int] = []
+
+    def flock(file: BinaryIO, operation: int) -> None:
+        locked.append(operation)
+        if len(locked) == 1:  # another process takes it for that of a killed one
+            os.unlink(file.name)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    write_atomically(Path("file"), b"whole")
+    assert locked == [fcntl.LOCK_EX, fcntl.LOCK_EX]
+    assert os.listdir() == ["file"]
