@@ -1,6 +1,7 @@
 """Good and bad files of every kind, for the table in `tests.hostile`."""
 
 import io
+import json
 import shutil
 import struct
 import zlib
@@ -121,9 +122,10 @@ class Code:
 
 
 SWEEP_HEAD = (
-    "config,seed,select,settings,asked_hidden,files,hidden,folder,cr_paper,cr_file,acc_original,acc,recon_rmse,"
+    "config,seed,select,settings,asked_hidden,files,folder,host,hidden,cr_paper,cr_file,acc_original,acc,recon_rmse,"
     "explained_power,difference,difference_low,difference_high,p_value,fit_seconds,steps_per_second,peak_memory_mib\n"
 )
+RESULT = "digits_h96_seed0/version_1/test.json"
 COMPARE_HEAD = (
     "method,setting,original,data,options,file,bytes,original_bytes,acc_original,acc,difference,difference_low,"
     "difference_high,p_value,fit_seconds\n"
@@ -134,6 +136,12 @@ def swept(**cells: str) -> dict[str, Writer]:
     """The table of a sweep of one fit."""
     names = SWEEP_HEAD.strip().split(",")
     return {"sweep.csv": SWEEP_HEAD + ",".join({**dict.fromkeys(names, "1"), **cells}[name] for name in names) + "\n"}
+
+
+def tested(**cells: object) -> dict[str, Writer]:
+    """The result of a fit of a sweep."""
+    names = [name for name in SWEEP_HEAD.strip().split(",") if name != "folder"]
+    return {RESULT: json.dumps({**dict.fromkeys(names, "1"), **cells})}
 
 
 def compared(**cells: str) -> dict[str, Writer]:

@@ -1,8 +1,10 @@
 """`nernlit sweep`: fit configurations at several hidden widths and seeds, test each, and tabulate.
 
-A fit that is already in the table is not run again, so an interrupted sweep continues where it stopped. Two fits are
-the same if their options and the contents of their configuration files are. If a fit fails, the others still run. Each
-fit uses one device. To start from a .nern file: `--model.init_from FILE.nern --model.representation null`.
+A finished fit is not run again, and an interrupted one goes on from its last checkpoint, so that the same command
+continues a sweep. Two fits are the same if their options and the contents of their configuration files are. If a fit
+fails, the others still run. Each fit uses one device. Several processes, on one machine or on several that share the
+folder, can work on one sweep: each takes a share (`--shard`). To start from a .nern file: `--model.init_from FILE.nern
+--model.representation null`.
 """
 
 import itertools
@@ -11,6 +13,7 @@ import shlex
 import sys
 import time
 import traceback
+from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,20 +24,23 @@ from nernlit.cli.configs import find_config
 from nernlit.cli.main import GLOBAL_OPTIONS, run, user_message
 from nernlit.cli.sweep_fit import forget_peak_memory, measure
 from nernlit.cli.sweep_plan import Fit, Sweep
+from nernlit.cli.sweep_results import RESULT, comparable, read_results, tabulate, write_result
 from nernlit.cli.sweep_table import Row, common_original, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
-from nernlit.storage.files import write_figure, write_table
+from nernlit.storage.files import write_figure
 from nernlit.utilities.progress import duration
 from nernlit.utilities.signals import Interrupted
 
 #: Options of `fit` that a sweep sets, and what to pass instead.
 _OWN_OPTIONS = {
     "--seed_everything": "pass --seeds",
-    "--ckpt_path": "its fits start anew",
+    "--ckpt_path": "its fits start anew, or from their own checkpoints",
     "--trainer.logger.init_args.save_dir": "pass --out",
     "--trainer.logger.save_dir": "pass --out",
     "--trainer.logger.init_args.name": "its fits are named after their configurations",
     "--trainer.logger.name": "its fits are named after their configurations",
+    "--trainer.logger.init_args.version": "its fits are told apart by their options",
+    "--trainer.logger.version": "its fits are told apart by their options",
 }
 
 
@@ -53,6 +59,9 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="one fit per width and seed (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figures")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="K/N", help="run only every N-th fit, beginning with the K-th (K from 1 to N)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print a command for each fit, and run nothing")
     options, fit_args = parser.parse_known_args(args)
     _refuse_own_options(fit_args, options.hidden is not None, [f"--{name.replace('_', '-')}" for name in vars(options)])
@@ -64,22 +73,24 @@ def main(args: Sequence[str]) -> None:
         dict.fromkeys(map(Fit._make, itertools.product(options.configs, options.hidden or [None], options.seeds)))
     )
     sweep = Sweep(options.out, options.select, fit_args)
-    keys = {fit: sweep.key(fit) for fit in fits}  # reads every configuration: before the first fit
+    if options.shard is not None:
+        first, shards = options.shard
+        fits = fits[first - 1 :: shards]
+        if not fits:
+            print(f"--shard {first}/{shards}: there are fewer fits than shares, and none is in this one")
+    folders = {fit: sweep.folder(fit) for fit in fits}  # reads every configuration: before the first fit
     table = options.out / "sweep.csv"
-    rows = read_rows(table)
-    done: dict[Fit, Row] = {}
-    for fit, key in keys.items():
-        if found := next((row for row in rows if key.items() <= row.items()), None):
-            done[fit] = found
-    if done:
+    read_rows(table)  # another file of that name is not replaced
+    results = read_results(options.out)
+    waiting = [fit for fit in fits if not (folders[fit] / RESULT).is_file()]
+    if len(waiting) < len(fits):
         stream = sys.stderr if options.dry_run else sys.stdout
-        print(f"{len(done)} of {len(fits)} fits are in {table} already", file=stream, flush=True)
-    waiting = [fit for fit in fits if fit not in done]
+        print(f"{len(fits) - len(waiting)} of {len(fits)} fits are in {table} already", file=stream, flush=True)
     if options.dry_run:
         for fit in waiting:
             print(shlex.join(["nernlit", *sweep.command(fit), *GLOBAL_OPTIONS.get()]))
         return
-    seconds = [float(row["fit_seconds"]) for row in done.values()]
+    seconds = [float(row["fit_seconds"]) for row in comparable(results, sweep)]
     failed: dict[Fit, str] = {}
     try:
         for number, fit in enumerate(waiting):
@@ -88,10 +99,11 @@ def main(args: Sequence[str]) -> None:
             print(f"fit {len(fits) - len(waiting) + number + 1} of {len(fits)}{estimate}: {fit.name}", flush=True)
             began = time.monotonic()
             try:
-                row = {**keys[fit], **_fit(sweep, fit)}
+                write_result(folders[fit], {**sweep.key(fit), **_fit(sweep, fit)})
             except Interrupted as interrupted:
+                done = len(fits) - len(waiting) + number - len(failed)
                 interrupted.message = (
-                    f"interrupted in {fit.name}; {len(done)} of {len(fits)} fits are in {table}, "
+                    f"interrupted in {fit.name}; {done} of {len(fits)} fits are in {table}, "
                     "and the same command goes on with the others"
                 )
                 raise
@@ -102,20 +114,26 @@ def main(args: Sequence[str]) -> None:
                 print(f"nernlit: error: {fit.name}: {failed[fit]}", file=sys.stderr, flush=True)
                 continue
             seconds.append(time.monotonic() - began)
-            done[fit] = row
-            rows.append(row)
-            write_table(table, rows)
+            tabulate(options.out)
     finally:  # also where a signal ends the sweep
-        chosen = [done[fit] for fit in fits if fit in done]
-        if chosen or failed:
-            print_summary(chosen, failed)
-    if chosen:
-        _draw(chosen, options.out)
+        finished = comparable(tabulate(options.out), sweep)
+        if finished or failed:
+            print_summary(finished, failed)
+    if finished:
+        _draw(finished, options.out)
         print(f"table: {table}\nfigures: {options.out / 'sweep.png'}, widths.png")
         print(f"TensorBoard: tensorboard --logdir {options.out}")
     if failed:
-        kept = f"{table} holds the others; " if chosen else ""
+        kept = f"{table} holds the others; " if finished else ""
         raise NernlitError(f"{len(failed)} of {len(fits)} fits failed; {kept}the same command runs only those again.")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`K/N`, a share of the fits, as two numbers."""
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ArgumentTypeError(f"{text}; expected K/N, where N is the number of shares and K one of 1 to N")
+    return int(found[1]), int(found[2])
 
 
 def _draw(rows: Sequence[Row], out: Path) -> None:

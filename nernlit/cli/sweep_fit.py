@@ -1,6 +1,7 @@
 """What a sweep measures of each of its fits: sizes, accuracy on the test images, time and memory."""
 
 import contextlib
+import platform
 import resource
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -74,7 +75,7 @@ def measure(cli: NernlitCLI, select: str) -> Row:
     sizes = module.representation.sizes(**module.file_form)
     return {
         "hidden": _hidden(module),
-        "folder": str(folder),
+        "host": platform.node(),  # times and memory are those of this machine
         "cr_paper": sizes.cr_paper,
         "cr_file": sizes.cr_file,
         **{name: metrics[f"test/{name}"] for name in ("acc_original", "acc", "recon_rmse", "explained_power")},

@@ -1,7 +1,10 @@
-"""The fits of a sweep, and the command of each."""
+"""The fits of a sweep, and the folder and the command of each."""
 
+import hashlib
+import json
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -46,28 +49,48 @@ class Sweep:
     out: Path
     select: str
     fit_args: Sequence[str]
+    _keys: dict[Fit, dict[str, str]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def settings(self) -> str:
+        return shlex.join(self.fit_args)
 
     def key(self, fit: Fit) -> dict[str, str]:
-        """What identifies a fit: its options, and the contents of its configuration files."""
-        return {
-            "config": Path(fit.config).stem,
-            "seed": str(fit.seed),
-            "select": self.select,
-            "settings": " ".join(self.fit_args),
-            "asked_hidden": str(fit.hidden or ""),
-            "files": config_fingerprint(["-c", fit.config, *self.fit_args]),
-        }
+        """What identifies a fit: its options, and the contents of its configuration files when they were first read.
+
+        Raises:
+            UsageError: If they cannot be read.
+        """
+        if fit not in self._keys:
+            self._keys[fit] = {
+                "config": Path(fit.config).stem,
+                "seed": str(fit.seed),
+                "select": self.select,
+                "settings": self.settings,
+                "asked_hidden": str(fit.hidden or ""),
+                "files": config_fingerprint(["-c", fit.config, *self.fit_args]),
+            }
+        return self._keys[fit]
+
+    def folder(self, fit: Fit) -> Path:
+        """The folder of a fit, which its key determines, so that all processes find it at the same place."""
+        key = hashlib.sha256(json.dumps(self.key(fit)).encode()).hexdigest()[:8]
+        return self.out / fit.folder_name / f"version_{key}"
 
     def options(self, fit: Fit) -> list[str]:
-        """The options of `nernlit fit` for a fit."""
+        """The options of `nernlit fit` for a fit. One that was interrupted goes on from its last checkpoint."""
         logger = "--trainer.logger.init_args"
         width = [f"--model.init_args.representation.predictor.init_args.hidden={fit.hidden}"] if fit.hidden else []
-        named = [
-            f"--seed_everything={fit.seed}",
+        folder = self.folder(fit)
+        placed = [
             f"{logger}.save_dir={self.out}",
             f"{logger}.name={fit.folder_name}",
+            f"{logger}.version={folder.name}",
         ]
-        return ["-c", fit.config, "--trainer.devices=1", *self.fit_args, *width, *named]
+        last = folder / "checkpoints" / "last.ckpt"
+        resumed = [f"--ckpt_path={last}"] if last.is_file() else []
+        own = [*width, f"--seed_everything={fit.seed}", *placed, *resumed]
+        return ["-c", fit.config, "--trainer.devices=1", *self.fit_args, *own]
 
     def command(self, fit: Fit) -> list[str]:
         """The command that runs one fit of the sweep alone: `sweep` and its options."""

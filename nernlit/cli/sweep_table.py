@@ -50,12 +50,21 @@ def whole(text: str) -> int:
     return value
 
 
+def _from_zero(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise ValueError(f"{text} is negative")
+    return value
+
+
 def _whole_or_empty(text: str) -> int | None:
     return whole(text) if text else None
 
 
-_COLUMNS: dict[str, Column] = {
-    **dict.fromkeys((*KEYS, "folder"), str),
+#: All columns, and what each may hold.
+COLUMNS: dict[str, Column] = {
+    **dict.fromkeys((*KEYS, "folder", "host"), str),
+    "seed": _from_zero,
+    "asked_hidden": _whole_or_empty,
     "hidden": _whole_or_empty,  # a predictor of one's own may have no width
     **dict.fromkeys(_MEASURED, finite),
 }
@@ -63,7 +72,7 @@ _COLUMNS: dict[str, Column] = {
 
 def read_rows(
     path: Path,
-    columns: Mapping[str, Column] = _COLUMNS,
+    columns: Mapping[str, Column] = COLUMNS,
     advice: str = "move it away, or pass another folder as --out.",
 ) -> list[Row]:
     """The fits that a table holds; none where there is no table.
@@ -89,7 +98,7 @@ def read_rows(
                 if None in row or None in row.values():
                     raise UsageError(f"{place}: expected {len(columns)} values; {advice}")
                 for name, column in columns.items():
-                    if not _holds(column, row[name]):
+                    if not holds(column, row[name]):
                         raise UsageError(f"{place}: {name} is {row[name][:100]!r}, which it cannot be; {advice}")
                 rows.append(dict(row))
     except (OSError, ValueError, csv.Error) as error:
@@ -97,7 +106,8 @@ def read_rows(
     return rows
 
 
-def _holds(column: Column, text: str) -> bool:
+def holds(column: Column, text: str) -> bool:
+    """Whether a text is one that a column may hold."""
     try:
         column(text)
     except ValueError:

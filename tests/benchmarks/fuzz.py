@@ -21,6 +21,7 @@ with atheris.instrument_imports(include=["nernlit"]):
 
     import nernlit
     from nernlit.cli.rounds import read_rounds, rounds_record
+    from nernlit.cli.sweep_results import RESULT, read_results
     from nernlit.cli.sweep_table import read_rows
     from nernlit.cli.yaml_files import read_config
     from nernlit.data.decode import read_image
@@ -71,6 +72,13 @@ def _rounds(path: Path) -> None:
     read_rounds(path.parent / "fuzzed")
 
 
+def _result(path: Path) -> None:
+    file = path.parent / "fuzzed" / "a" / "version_1" / RESULT
+    file.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(file)
+    read_results(path.parent / "fuzzed")
+
+
 #: Reader -> what it does with bytes and the path of a file, and the files of `write_good_files` to start from.
 READERS: dict[str, tuple[Callable[[bytes, Path], object], list[str]]] = {
     "nern": (_written(nernlit.load), ["good.nern"]),
@@ -81,6 +89,7 @@ READERS: dict[str, tuple[Callable[[bytes, Path], object], list[str]]] = {
     "yaml": (_written(read_config), ["run/config.yaml"]),
     "rounds": (_written(_rounds), ["run/rounds/rounds.json"]),
     "table": (_written(read_rows), []),
+    "result": (_written(_result), []),
     "integers": (lambda content, path: decode(_bytes(content), _GROUPS), []),
     "coded_weights": (lambda content, path: decode_weights(_bytes(content), _PARTS), []),
 }

@@ -3,20 +3,26 @@
 import csv
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
 import nernlit
+from nernlit.callbacks import LearningRate
 from nernlit.cli import sweep as command
+from nernlit.cli import sweep_results
 from nernlit.cli.main import main
 from nernlit.cli.runs import Run
 from nernlit.cli.sweep import main as sweep
 from nernlit.cli.sweep_plan import Fit
-from nernlit.cli.sweep_table import Row, print_summary, read_rows
+from nernlit.cli.sweep_results import read_results, tabulate, write_result
+from nernlit.cli.sweep_table import COLUMNS, KEYS, Row, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
+from nernlit.storage.files import write_table
 from tests.fakes import CONFIGS, QUICK, digits_representation
 
 REST = QUICK[2:]
@@ -31,6 +37,11 @@ def _config(name: str, more: str = "") -> str:
 def _rows() -> list[dict[str, str]]:
     with Path("swept/sweep.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def measured(**different: float | str) -> Row:
+    """What a fit measured, without its key and folder."""
+    return {**{name: 0.5 for name in COLUMNS if name not in (*KEYS, "folder", "hidden")}, "hidden": "8", **different}
 
 
 def test_a_failing_configuration_does_not_end_the_others(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,11 +70,8 @@ def test_a_failing_configuration_does_not_end_the_others(capsys: pytest.CaptureF
 def test_an_unforeseen_error_and_an_interrupt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = dict.fromkeys(
-        ("acc_original", "cr_paper", "cr_file", "acc", "difference", "recon_rmse", "fit_seconds"), "0.5"
-    )
     outcomes: list[Any] = [
-        {**row, "hidden": "8", "peak_memory_mib": "1"},
+        measured(hidden="8", peak_memory_mib=1),
         RuntimeError("no\nmemory"),
         KeyboardInterrupt(),
     ]
@@ -123,11 +131,91 @@ def test_a_dry_run_prints_a_command_for_each_unfinished_fit_and_runs_nothing(
     assert said == "1 of 2 fits are in a b/sweep.csv already\n"
 
 
+def test_every_fit_is_in_one_shard(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--configs", QUICK[1], "--seeds", "0", "1", "2", "3", "4", "--out", "swept", "--dry-run"]
+    sweep(line)
+    whole = capsys.readouterr().out.splitlines()
+    assert len(whole) == 5
+    for shards in (1, 2, 3, 5):
+        shares = []
+        for number in range(1, shards + 1):
+            sweep([*line, f"--shard={number}/{shards}"])
+            shares.append(capsys.readouterr().out.splitlines())
+        assert sorted(command for share in shares for command in share) == sorted(whole)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    sweep([*line, "--shard", "6/6"])
+    shown = capsys.readouterr().out
+    assert shown == "--shard 6/6: there are fewer fits than shares, and none is in this one\n"
+
+
+def test_the_table_lists_the_fits_of_all_shards(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--configs", QUICK[1], "--seeds", "0", "1", "2", "--out", "swept"]
+    monkeypatch.setattr(command, "_fit", lambda _, fit: measured(acc=fit.seed / 10))
+    sweep([*line, "--shard", "2/2"])
+    Path("swept/sweep.csv").unlink()  # it is written from the folders
+    sweep([*line, "--shard", "1/2"])
+    assert [(row["seed"], row["acc"]) for row in _rows()] == [("1", "0.1"), ("0", "0.0"), ("2", "0.2")]
+    assert all(Path(row["folder"], "test.json").is_file() for row in _rows())
+    assert "10.00% ±10.00%" in capsys.readouterr().out  # the mean of all three
+    Path("swept").rename("moved")
+    sweep([*line, "--out", "moved"])
+    assert "3 of 3 fits are in moved/sweep.csv already" in capsys.readouterr().out
+
+
+def test_a_result_that_arrives_while_the_table_is_written_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {**dict.fromkeys(KEYS, "1"), **measured()}
+    write_result(Path("swept/a/version_1"), row)
+
+    def write(path: Path, rows: Sequence[Row]) -> None:
+        write_table(path, rows)
+        if len(rows) == 1:
+            write_result(Path("swept/b/version_1"), row)  # another process, which wrote its table a moment earlier
+
+    monkeypatch.setattr(sweep_results, "write_table", write)
+    assert len(tabulate(Path("swept"))) == 2
+    assert [row["folder"] for row in _rows()] == ["swept/a/version_1", "swept/b/version_1"]
+
+
+def test_an_interrupted_fit_goes_on_from_its_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["--configs", QUICK[1], "--out", "whole", *REST]
+    sweep(line)
+    line[3] = "swept"
+    steps: list[int] = []
+    before = LearningRate.on_train_batch_start
+
+    def stop(self: LearningRate, trainer: L.Trainer, *others: Any) -> None:
+        if not steps and trainer.global_step == 7:
+            raise ConnectionAbortedError("power cut")
+        before(self, trainer, *others)
+
+    monkeypatch.setattr(LearningRate, "on_train_batch_start", stop)
+    with pytest.raises(NernlitError, match="1 of 1 fits failed"):
+        sweep(line)
+    monkeypatch.setattr(LearningRate, "on_train_batch_start", lambda _, trainer, *__: steps.append(trainer.global_step))
+    sweep(line)
+    assert steps == [5, 6, 7, 8, 9]
+    whole, resumed = (
+        {name: value for name, value in row.items() if name not in ("fit_seconds", "steps_per_second", "folder")}
+        for row in (*read_results(Path("whole")), *read_results(Path("swept")))
+    )
+    del whole["peak_memory_mib"], resumed["peak_memory_mib"]
+    assert whole == resumed
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--seed", "3"], "--seed"),
         (["--hid", "4"], "--hid"),
+        (
+            ["--shard", "0/2"],
+            "argument --shard: 0/2; expected K/N, where N is the number of shares and K one of 1 to N",
+        ),
+        (["--shard", "3/2"], "argument --shard: 3/2; expected K/N"),
+        (["--shard", "1of2"], "argument --shard: 1of2; expected K/N"),
+        (["--trainer.logger.version=x"], "a sweep sets it itself; its fits are told apart by their options"),
         (["--dry"], "there is no option --dry; did you mean --dry-run?"),
         (["--hidden", "0"], "argument --hidden: 0; expected a whole number of at least 1"),
         (["--seeds", "-1"], "argument --seeds: -1; expected a whole number of at least 0"),
