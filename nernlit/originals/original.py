@@ -221,6 +221,12 @@ class Original(nn.Module):
                 "`lightning fit` with an OriginalModule config trains one."
             )
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of the images that timm states for the network; None if it states none."""
+        config = getattr(self.net, "pretrained_cfg", None)
+        return None if config is None else (int(config["input_size"][1]), int(config["input_size"][2]))
+
     def fingerprint(self) -> str:
         """SHA-256 of the weights' names, shapes and values; equal for two originals with the same weights only.
 

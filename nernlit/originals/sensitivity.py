@@ -2,10 +2,16 @@
 
 Each function returns state-dict key -> values of the weight's shape, at least 0, in units of its own.
 
+The Fisher information of a convolution's weight is the mean square of a sum over all positions at which its kernel is
+applied. If the derivatives at different positions are independent, that is the number of positions times the mean
+square at one. So the cheaper estimates are proportional to the number of positions.
+
 Shapes: B images, C input channels of a layer, F filters (output channels), G groups.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +80,12 @@ def activation_moments(
     batches: Iterable[Tensor],
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Tensor]:
-    """(BatchNorm factor of the filter)^2 * E[x^2] of the input channel, the same for all entries of a kernel.
+    """Positions * (BatchNorm factor of the filter)^2 * E[x^2] of the input channel, equal for all entries of a kernel.
 
-    The factor is what the BatchNorm layer behind a layer multiplies each of its filters by, and 1 where there is none
-    (see `batch_norms_behind`). Several calls of a layer, or layers with the same weight, are summed.
+    Positions is the number of places of an image at which the layer's kernels are applied: the outputs of a filter, or
+    the inputs of a channel of a transposed convolution. The factor is what the BatchNorm layer behind a layer
+    multiplies each of its filters by, and 1 where there is none (see `batch_norms_behind`). Several calls of a layer,
+    or layers with the same weight, are summed.
 
     Args:
         original: A frozen classifier.
@@ -91,28 +99,18 @@ def activation_moments(
     layers = _layers(original.net, keys)
     norms = batch_norms_behind(original.net)
     sums: dict[nn.Module, Tensor] = {}
-    size = 0
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, _Layer)
-        if not inputs:  # given by name
-            return
-        maps = inputs[0]
+    def note(layer: _Layer, maps: Tensor, positions: int) -> None:
         channel = maps.dim() + 1 - layer.weight.dim()  # the second of a convolution, the last of a linear layer
         moment_C = maps.square().transpose(channel, -1).flatten(0, -2).mean(0)
-        sums[layer] = sums.get(layer, 0) + size * moment_C
+        sums[layer] = sums.get(layer, 0) + positions * moment_C
 
-    handles = [layer.register_forward_pre_hook(note) for own in layers.values() for layer in own]
     count = 0
-    try:
+    with _calls(layers, note):
         for images_BCHW in batches:
-            size = len(images_BCHW)
             original(images_BCHW)
-            count += size
-            advance(size)
-    finally:
-        for handle in handles:
-            handle.remove()
+            count += len(images_BCHW)
+            advance(len(images_BCHW))
     unseen = [key for key, own in layers.items() if not any(layer in sums for layer in own)]
     if unseen:
         raise UsageError(f"sensitivity activation: {_shown(unseen)} not used by calling a layer; {_ADVICE}.")
@@ -129,27 +127,46 @@ def activation_moments(
 
 
 @torch.no_grad()
-def batch_norm_moments(original: Original, keys: Sequence[str]) -> dict[str, Tensor]:
+def batch_norm_moments(original: Original, keys: Sequence[str], image_size: tuple[int, int]) -> dict[str, Tensor]:
     """The same as `activation_moments` without images: E[x^2] is estimated from the BatchNorm layer's own statistics.
 
     A filter with weights w and independent inputs of variance v has outputs of variance v * |w|^2. So v is the mean of
     the BatchNorm layer's variances over the mean of |w|^2, one number per layer.
 
     Args:
-        original: The network; it is not run.
+        original: A frozen classifier; it is run once, on an image of zeros, to count positions.
         keys: State-dict keys of weights of convolutions and linear layers.
+        image_size: Height and width of its images in pixels.
 
     Raises:
-        UsageError: If there is no BatchNorm layer behind one of these layers.
+        UsageError: If there is no BatchNorm layer behind one of these layers, or the network cannot run on images of
+            this size.
     """
     layers = _layers(original.net, keys)
     norms = batch_norms_behind(original.net)
     without = [key for key, own in layers.items() if not own or any(layer not in norms for layer in own)]
     if without:
         raise UsageError(f"sensitivity batchnorm: {_shown(without)} not followed by BatchNorm; {_ADVICE}.")
+    counts: dict[nn.Module, int] = {}
+
+    def note(layer: _Layer, maps: Tensor, positions: int) -> None:
+        counts[layer] = counts.get(layer, 0) + positions
+
+    try:
+        with _calls(layers, note):
+            original(original.mean.new_zeros(1, original.in_chans, *image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = "{}x{}".format(*image_size)
+        raise UsageError(
+            f"sensitivity batchnorm: {original.name!r} cannot run on images of {size} pixels "
+            f"({' '.join(str(error).split())}); pass their size as sensitivity.image_size."
+        ) from error
     return {
         key: torch.stack(
-            [_per_weight(layer, _factors(layer, norms[layer]), _variance(layer, norms[layer])) for layer in own]
+            [
+                _per_weight(layer, _factors(layer, norms[layer]), counts.get(layer, 0) * _variance(layer, norms[layer]))
+                for layer in own
+            ]
         ).sum(0)
         for key, own in layers.items()
     }
@@ -183,6 +200,25 @@ def _layers(net: nn.Module, keys: Sequence[str]) -> dict[str, list[_Layer]]:
         if key is not None and isinstance(module, _Layer):
             found[key].append(module)
     return found
+
+
+@contextmanager
+def _calls(layers: dict[str, list[_Layer]], note: Callable[[_Layer, Tensor, int], None]) -> Iterator[None]:
+    """In the `with` block, each call of one of the layers calls `note(layer, inputs, positions of all images)`."""
+
+    def hook(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> None:
+        assert isinstance(layer, _Layer)
+        maps: Tensor = args[0] if args else options["input"]
+        channels, filters = _channels(layer)
+        is_transposed = getattr(layer, "transposed", False)
+        note(layer, maps, maps.numel() // channels if is_transposed else output.numel() // filters)
+
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for own in layers.values() for layer in own]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _channels(layer: _Layer) -> tuple[int, int]:

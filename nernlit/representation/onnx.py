@@ -72,10 +72,9 @@ def write_onnx(
             f"writing ONNX needs the Python package {' and '.join(missing)}; install it: pip install 'nernlit[onnx]'."
         )
     if image_size is None:
-        config = getattr(original.net, "pretrained_cfg", None)
-        if config is None:
+        if original.image_size is None:
             raise UsageError(f"{original.name!r} does not state the size of its images; pass the image size in pixels.")
-        image_size = int(config["input_size"][-1])
+        image_size = original.image_size[-1]
     stored = integer_weights(representation) if integers else {}
     module = _PixelClassifier(representation.module(), original.mean, original.std, tuple(stored)).to("cpu").eval()
     pixels_BCHW = torch.rand(2, original.in_chans, image_size, image_size)

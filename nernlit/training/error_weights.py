@@ -47,7 +47,6 @@ class ErrorWeights(WithConstants):
         self,
         representation: Representation,
         data: Any,
-        seed: int,
         device: torch.device,
         broadcast: Callable[[Any], Any],
     ) -> Tensor:
@@ -56,13 +55,11 @@ class ErrorWeights(WithConstants):
         Args:
             representation: The representation that is trained.
             data: The datamodule, after its setup.
-            seed: Seed of the images and the labels, equal on all processes.
             device: The device to compute them on.
             broadcast: Returns the first process's value on all processes.
         """
         representation.original.to(device)
-        images = self.option.images(data, seed)
-        table_NKK: Tensor = broadcast(error_weights(representation, self.option, images, seed))
+        table_NKK: Tensor = broadcast(error_weights(representation, self.option, self.option.images(data)))
         table_NKK = table_NKK.to(representation.target.device)
         self.set_constant("table", table_NKK)
         return table_NKK

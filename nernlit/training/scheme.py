@@ -248,8 +248,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.seed = self.trainer.strategy.broadcast(self.seed)
         if weigh:
             strategy = self.trainer.strategy
-            where = strategy.root_device, strategy.broadcast
-            weights_NKK = self.error_weights.compute(self.representation, self._data, self.seed, *where)
+            parts = self.representation, self._data, strategy.root_device, strategy.broadcast
+            weights_NKK = self.error_weights.compute(*parts)
             if changes_fit(self.representation):
                 self.representation.fit_predictor(weights_NKK)
                 self.on_predictor_fitted()

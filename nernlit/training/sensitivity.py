@@ -32,26 +32,40 @@ class Sensitivity:
 
     Args:
         kind: `none`: all weights count alike. `fisher`: the diagonal Fisher information on training images, with labels
-            drawn from the original's own answers. `activation`: (BatchNorm factor of the filter)^2 * E[x^2] of the
-            input channel, on training images. `batchnorm`: the same by the statistics of BatchNorm layers, without
-            images.
+            drawn from the original's own answers. `activation`: the number of the layer's output positions * (BatchNorm
+            factor of the filter)^2 * E[x^2] of the input channel, on training images. `batchnorm`: the same by the
+            statistics of BatchNorm layers, without images.
         exponent: 0 has the same effect as `none`; 1 takes the sensitivities as they are.
         cap: The largest factor, before factors are scaled to mean 1, as a multiple of their mean; None for no limit.
         num_images: Number of training images for `fisher` and `activation`; all, if there are fewer.
+        seed: Seed of the choice of these images, and of the labels of `fisher`. It is separate from the run's seed, so
+            that runs with different seeds have the same weights.
+        image_size: Height and width in pixels of the images that `batchnorm` counts output positions for; by default
+            those that timm states for the network.
     """
 
     kind: Kind = "none"
     exponent: float = 0.35
     cap: float | None = None
     num_images: int = 1024
+    seed: int = 0
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UsageError(f"sensitivity.kind={self.kind!r}; expected one of {', '.join(get_args(Kind))}.")
         require_at_least(0, **{"sensitivity.exponent": self.exponent})
         require_at_least(1, **{"sensitivity.num_images": self.num_images})
+        require_at_least(0, **{"sensitivity.seed": self.seed})
         if self.cap is not None:
             require_at_least(1, **{"sensitivity.cap": self.cap})
+        if self.image_size is not None:
+            require_at_least(1, **{"sensitivity.image_size": self.image_size})
+            if self.needs_images:
+                raise UsageError(
+                    f"sensitivity.image_size={self.image_size} is for kind batchnorm; {self.kind} uses the images of the "
+                    "data. Leave it out."
+                )
 
     @property
     def needs_images(self) -> bool:
@@ -81,9 +95,9 @@ class Sensitivity:
                 f"{what}, and `fit` was given {given}; pass an ImageDataModule as datamodule, or {instead}."
             )
 
-    def images(self, data: Any, seed: int) -> Iterable[Tensor]:
+    def images(self, data: Any) -> Iterable[Tensor]:
         """Batches of the datamodule's training images; none if none are needed."""
-        batches: Iterable[Tensor] = data.training_images(self.num_images, seed) if self.needs_images else ()
+        batches: Iterable[Tensor] = data.training_images(self.num_images, self.seed) if self.needs_images else ()
         return batches
 
 
@@ -91,7 +105,7 @@ class Sensitivity:
 NO_SENSITIVITY = Sensitivity()
 
 
-def error_weights(representation: Representation, option: Sensitivity, images: Iterable[Tensor], seed: int) -> Tensor:
+def error_weights(representation: Representation, option: Sensitivity, images: Iterable[Tensor]) -> Tensor:
     """The weight of the squared error of each entry of the kernel table, (N, K, K) on the CPU.
 
     Their mean over the entries that are weights of the network is 1; all others are 0.
@@ -100,7 +114,6 @@ def error_weights(representation: Representation, option: Sensitivity, images: I
         representation: The representation; its original is run on its own device.
         option: Says what is computed; not `none`.
         images: Batches of pixels in [0, 1].
-        seed: Seed of the labels of `fisher`.
 
     Raises:
         UsageError: If the sensitivities cannot be computed for this network.
@@ -108,16 +121,29 @@ def error_weights(representation: Representation, option: Sensitivity, images: I
     """
     original, keys = representation.original, [layer.key for layer in representation.layout.layers]
     if option.kind == "batchnorm":
-        found = batch_norm_moments(original, keys)
+        found = batch_norm_moments(original, keys, _image_size(option, original))
     else:
         device = original.mean.device
         on_device = (batch.to(device) for batch in images)
         with progress(f"sensitivity ({option.kind}) on {option.num_images:,} images", option.num_images) as advance:
             if option.kind == "fisher":
-                found = fisher_information(original, keys, on_device, mixed_seed(seed, 1), advance)
+                found = fisher_information(original, keys, on_device, mixed_seed(option.seed, 1), advance)
             else:
                 found = activation_moments(original, keys, on_device, advance)
     return normalized(representation, found, option.exponent, option.cap)
+
+
+def _image_size(option: Sensitivity, original: Original) -> tuple[int, int]:
+    """Height and width of the images that positions are counted for."""
+    require_classifier("sensitivity batchnorm", original.name, original.num_classes)
+    if option.image_size is not None:
+        return option.image_size, option.image_size
+    if original.image_size is None:
+        raise UsageError(
+            f"sensitivity batchnorm: {original.name!r} does not state the size of its images; pass "
+            "sensitivity.image_size in pixels."
+        )
+    return original.image_size
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from nernlit.data import DigitsDataModule
 from nernlit.errors import UsageError
 from nernlit.originals import Original, activation_moments, batch_norm_moments, fisher_information
 from tests.fakes import STATISTICS, SharingCNN, TinyCNN, tiny_original
@@ -50,6 +52,15 @@ def _tiny() -> Original:
     original = tiny_original()
     _trained(original.net)
     return original.double().freeze()
+
+
+def _two_layers(images: Tensor | None = None) -> Original:
+    """A convolution, BatchNorm with the statistics of these images, and a linear layer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.Flatten(), nn.Linear(8 * 16, 4))
+    if images is not None:
+        net((images - 0.5) / 0.5)  # in training mode: estimates the statistics
+    return Original.of(net.eval(), 4, [0.5] * 3, [0.5] * 3).freeze()
 
 
 def test_fisher_information_matches_central_differences() -> None:
@@ -118,31 +129,30 @@ def test_activation_moments_of_grouped_transposed_and_one_dimensional_convolutio
 
 
 def test_batch_norm_statistics_tell_the_variance_of_independent_inputs() -> None:
-    torch.manual_seed(0)
-    norm = nn.BatchNorm2d(8, momentum=None)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Flatten(), nn.Linear(8 * 16, 4))
-    images = torch.rand(2000, 3, 6, 6)
-    net((images - 0.5) / 0.5)  # in training mode: estimates the statistics
-    original = Original.of(net.eval(), 4, [0.5] * 3, [0.5] * 3).freeze()
-    (found,) = batch_norm_moments(original, ["0.weight"]).values()
+    images = torch.rand(2000, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    original = _two_layers(images)
+    net = original.net
+    assert isinstance(net, nn.Sequential)
+    norm = net[1]
+    (found,) = batch_norm_moments(original, ["0.weight"], (6, 6)).values()
     (seen,) = activation_moments(original, ["0.weight"], [images]).values()
     assert torch.allclose(found, seen, rtol=0.05)
     assert norm.running_var is not None
     factor = norm.weight[2] / (norm.running_var[2] + norm.eps).sqrt()
     variance = float(norm.running_var.mean()) / (float(net[0].weight.square().sum()) / 8)
-    assert float(found[2, 1, 0, 2]) == pytest.approx(float(factor) ** 2 * variance, rel=1e-5)
+    assert float(found[2, 1, 0, 2]) == pytest.approx(16 * float(factor) ** 2 * variance, rel=1e-5)
 
 
 def test_every_convolution_of_a_resnet_has_its_batch_norm() -> None:
     original = Original("resnet18", num_classes=10).freeze()
     keys = [key for key, value in original.net.state_dict().items() if value.dim() == 4]
-    found = batch_norm_moments(original, keys)
+    found = batch_norm_moments(original, keys, (64, 32))
     assert len(found) == 20
     for key, values in found.items():
         assert values.shape == original.net.get_parameter(key).shape
     assert torch.allclose(  # a new network: all variances are 1
         found["layer2.0.downsample.0.weight"],
-        128 / original.net.get_parameter("layer2.0.downsample.0.weight").square().sum() / (1 + 1e-5),
+        8 * 4 * 128 / original.net.get_parameter("layer2.0.downsample.0.weight").square().sum() / (1 + 1e-5),
     )
 
 
@@ -152,7 +162,12 @@ def test_weights_without_what_is_needed_are_refused_by_name() -> None:
         match=r"sensitivity batchnorm: depthwise\.weight, pointwise\.weight, wide\.weight, and 1 more, are not "
         r"followed by BatchNorm; pass fisher, or leave these layers out \(--model\.representation\.layers\)\.",
     ):
-        batch_norm_moments(tiny_original(), KEYS)
+        batch_norm_moments(tiny_original(), KEYS, (6, 6))
+    with pytest.raises(
+        UsageError,
+        match=r"'Sequential' cannot run on images of 2x2 pixels \(.*\); pass their size as sensitivity\.image",
+    ):
+        batch_norm_moments(_two_layers(), ["0.weight"], (2, 2))
     original = Original.of(AttentionNet(), 3, **STATISTICS).freeze()
     keys = ["embed.weight", "attention.in_proj_weight"]
     with pytest.raises(
@@ -160,3 +175,20 @@ def test_weights_without_what_is_needed_are_refused_by_name() -> None:
     ):
         activation_moments(original, keys, [torch.rand(2, 1, 4, 4)])
     assert bool(fisher_information(original, keys, [torch.rand(2, 1, 4, 4)])["attention.in_proj_weight"].any())
+
+
+def test_cheap_estimates_rank_weights_of_the_digits_network_like_the_fisher_information() -> None:
+    original = Original("digits_resnet8", pretrained=True).freeze()
+    keys = [key for key, value in original.net.state_dict().items() if value.dim() == 4]
+    digits = DigitsDataModule()
+    digits.setup("fit")
+    images = [*digits.training_images(256, seed=0)]
+    fisher = fisher_information(original, keys, images)
+    assert original.image_size == (8, 8)
+    estimates = {
+        "activation": activation_moments(original, keys, images),
+        "batchnorm": batch_norm_moments(original, keys, original.image_size),
+    }
+    for name, least in (("activation", 0.45), ("batchnorm", 0.35)):
+        pair = [torch.cat([values[key].flatten() for key in keys]) for values in (fisher, estimates[name])]
+        assert spearmanr(*pair).statistic > least, name

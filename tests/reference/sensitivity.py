@@ -35,14 +35,18 @@ def fisher(original: Original, key: str, images: Tensor, labels: list[int], step
 
 
 def moments(conv: nn.Module, factors: Tensor, maps: Tensor) -> Tensor:
-    """factor^2 * E[x^2] of each weight of a convolution, by loops over its weights."""
+    """Positions * factor^2 * E[x^2] of each weight of a convolution, by loops over its weights.
+
+    Positions are counted one by one: the outputs of a filter or, of a transposed convolution, the inputs of a channel.
+    """
     assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d)
     result = torch.zeros_like(conv.weight)
     inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    places = sum(1 for _ in (maps if conv.transposed else conv(maps))[0, 0].flatten())
     for filter_ in range(conv.out_channels):
         group, within = divmod(filter_, outputs)
         for channel in range(inputs):
-            value = factors[filter_] ** 2 * maps[:, group * inputs + channel].square().mean()
+            value = places * factors[filter_] ** 2 * maps[:, group * inputs + channel].square().mean()
             if conv.transposed:
                 result[group * inputs + channel, within] = value
             else:

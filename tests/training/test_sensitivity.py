@@ -48,8 +48,8 @@ def _fit(module: ReconOnly | DecoupledDistill | Progressive | BaselineJoint, **o
     quiet_trainer(max_epochs=1, num_sanity_val_steps=0).fit(module, datamodule=_digits(**options))
 
 
-def _recon_only(sensitivity: Sensitivity) -> ReconOnly:
-    torch.manual_seed(0)
+def _recon_only(sensitivity: Sensitivity, seed: int = 0) -> ReconOnly:
+    torch.manual_seed(seed)
     return ReconOnly(digits_representation(), _adam, sampling=Uniform(64), sensitivity=sensitivity)
 
 
@@ -105,6 +105,9 @@ def test_sensitivities_without_a_sum_are_refused(value: float) -> None:
         ({"exponent": -0.1}, "sensitivity.exponent=-0.1; expected at least 0"),
         ({"cap": 0.5}, "sensitivity.cap=0.5; expected at least 1"),
         ({"num_images": 0}, "sensitivity.num_images=0; expected at least 1"),
+        ({"seed": -1}, "sensitivity.seed=-1; expected at least 0"),
+        ({"kind": "batchnorm", "image_size": 0}, "sensitivity.image_size=0; expected at least 1"),
+        ({"kind": "fisher", "image_size": 8}, "sensitivity.image_size=8 is for kind batchnorm; fisher uses the images"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
@@ -148,20 +151,23 @@ def test_processes_share_the_weighted_error_of_several_predictors() -> None:
 
 
 def test_a_fit_uses_the_fisher_information_of_training_images() -> None:
-    module, again, other = _recon_only(FISHER), _recon_only(FISHER), _recon_only(Sensitivity("fisher", num_images=8))
-    for fitted in (module, again, other):
+    module, again = _recon_only(FISHER), _recon_only(FISHER, seed=1)
+    other, reseeded = _recon_only(replace(FISHER, num_images=8)), _recon_only(replace(FISHER, seed=1))
+    for fitted in (module, again, other, reseeded):
         _fit(fitted)
     data = _digits()
     data.setup("fit")
-    (images,) = data.training_images(16, module.seed)
+    (images,) = data.training_images(16, 0)
     original, layout = module.representation.original, module.representation.layout
-    found = fisher_information(original, [layer.key for layer in layout.layers], [images], mixed_seed(module.seed, 1))
+    found = fisher_information(original, [layer.key for layer in layout.layers], [images], mixed_seed(0, 1))
     assert module.error_weights.table is not None
     assert torch.equal(module.error_weights.table, normalized(module.representation, found, 0.35, None))
     assert again.error_weights.table is not None
     assert torch.equal(again.error_weights.table, module.error_weights.table)
     assert other.error_weights.table is not None
     assert not torch.equal(other.error_weights.table, module.error_weights.table)
+    assert reseeded.error_weights.table is not None
+    assert not torch.equal(reseeded.error_weights.table, module.error_weights.table)
     metrics = module.trainer.callback_metrics
     pair = layout.vector(module.representation.weights()), layout.vector(module.representation.original_weights())
     assert float(metrics["val/recon_rmse"]) == pytest.approx(float(reconstruction_rmse(*pair).detach()), rel=1e-5)
@@ -220,7 +226,7 @@ def test_a_second_fit_and_a_file_keep_their_codewords(tmp_path: Path) -> None:
 
 def test_progressive_and_a_rate_start_from_the_new_codes() -> None:
     expected = _codebooks()
-    expected.fit_predictor(error_weights(expected, BATCH_NORM, [], 0))
+    expected.fit_predictor(error_weights(expected, BATCH_NORM, []))
     module = Progressive(_codebooks(), optimizer=_adam, rounds=1, trials=2, sensitivity=BATCH_NORM)
     _fit(module)
     codes = expected.predictor.state_dict()["_extra_state"]
@@ -243,7 +249,7 @@ def test_baseline_joint_weighs_its_reconstruction_term() -> None:
     terms = []
     for option in (BATCH_NORM, Sensitivity()):
         representation = digits_representation()
-        table = error_weights(representation, BATCH_NORM, [], 0)
+        table = error_weights(representation, BATCH_NORM, [])
         module = BaselineJoint(representation, _adam, sampling=Uniform(64), sensitivity=option)
         start = reconstruction_mse(
             representation.kernels().detach(), representation.target, None if option.kind == "none" else table
@@ -268,6 +274,14 @@ def test_images_that_are_not_there_are_refused_by_name() -> None:
         UsageError, match=r"sensitivity fisher needs an image classifier, but 'TinyCNN' was given without"
     ):
         quiet_trainer(max_epochs=1).fit(ReconOnly(any_network, _adam, sensitivity=FISHER), datamodule=NoImages(2))
+    with pytest.raises(UsageError, match="sensitivity batchnorm needs an image classifier, but 'TinyCNN' was given"):
+        error_weights(any_network, BATCH_NORM, [])
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    unstated = Representation(Original.of(net, 2, [0.5], [0.5]), MLP(8, num_frequencies=4))
+    with pytest.raises(UsageError, match=r"'Sequential' does not state the size of its images; pass sensitivity\.im"):
+        error_weights(unstated, BATCH_NORM, [])
+    sized = replace(BATCH_NORM, image_size=8)
+    assert float(error_weights(unstated, sized, []).mean()) == pytest.approx(1)
     module = _recon_only(BATCH_NORM)
     quiet_trainer(max_epochs=1).fit(module, datamodule=NoImages(2))
     assert module.error_weights.table is not None
@@ -301,7 +315,14 @@ def test_a_fit_of_yaml_has_its_weights_in_its_checkpoints(tmp_path: Path) -> Non
     cli = run(["fit", *QUICK, "-c", str(tmp_path / "own.yaml")])
     path = next(Path().rglob("last.ckpt"))
     stored = torch.load(path, weights_only=True)["sensitivity"]
-    assert stored["options"] == {"kind": "fisher", "exponent": 0.5, "cap": 20.0, "num_images": 16}
+    assert stored["options"] == {
+        "kind": "fisher",
+        "exponent": 0.5,
+        "cap": 20.0,
+        "num_images": 16,
+        "seed": 0,
+        "image_size": None,
+    }
     assert torch.equal(stored["error_weights"], cli.model.error_weights.table)
     loaded = ReconOnly.load_from_checkpoint(path)
     assert torch.equal(loaded.error_weights.table, cli.model.error_weights.table)  # type: ignore[arg-type]
