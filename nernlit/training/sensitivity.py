@@ -63,8 +63,8 @@ class Sensitivity:
             require_at_least(1, **{"sensitivity.image_size": self.image_size})
             if self.needs_images:
                 raise UsageError(
-                    f"sensitivity.image_size={self.image_size} is for kind batchnorm; {self.kind} uses the images of the "
-                    "data. Leave it out."
+                    f"sensitivity.image_size={self.image_size} is for kind batchnorm; {self.kind} uses the images of "
+                    "the data. Leave it out."
                 )
 
     @property
