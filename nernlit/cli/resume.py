@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from nernlit.cli.runs import Run
+from nernlit.cli.runs import Run, version_of
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.storage.checkpoint import newest_whole_checkpoint, read_checkpoint
 
@@ -27,7 +27,11 @@ def find_checkpoint(config: Any, command: str) -> Path | None:
     given = config.get("ckpt_path")
     if given in ("last", "best"):
         folder = _run_folder(config)
-        found = max(folder.glob(f"version_*/checkpoints/{given}.ckpt"), key=_time_of, default=None)
+        found = max(
+            folder.glob(f"version_*/checkpoints/{given}.ckpt"),
+            key=lambda path: version_of(path.parent.parent),
+            default=None,
+        )
         if found is None:
             missing = f"--ckpt_path {given}: no {given}.ckpt in {folder}/version_*/checkpoints"
             if command != "fit":
@@ -56,10 +60,6 @@ def _run_folder(config: Any) -> Path:
             "pass the checkpoint's file instead."
         )
     return Path(str(arguments["save_dir"]), str(arguments["name"]))
-
-
-def _time_of(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _whole(path: Path) -> Path:

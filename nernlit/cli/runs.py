@@ -41,6 +41,15 @@ def distinct_names(runs: Sequence["Run"]) -> list[str]:
     return names
 
 
+def version_of(folder: Path) -> int:
+    """The number N of a run's folder `version_N`; -1 for other names.
+
+    Runs are numbered in the order of their starts. Times of files would depend on the clock, and change when copied.
+    """
+    number = folder.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else -1
+
+
 @final
 @dataclass(frozen=True)
 class Run:
@@ -95,7 +104,7 @@ class Run:
                 f"{path} is no run: {what}{'' if path.is_file() else f' or in a version_* below{hint}'}; "
                 "pass a folder that `nernlit fit` wrote (runs/<name>/version_N), a .ckpt or a .nern file."
             )
-        folder = max(runs, key=lambda folder: (folder / "checkpoints" / name).stat().st_mtime)
+        folder = path if path in runs else max(runs, key=version_of)
         return cls(folder, folder / "checkpoints" / name, original)
 
     @property

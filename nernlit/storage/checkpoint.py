@@ -65,8 +65,19 @@ def _not_finite(value: Any, name: str) -> str | None:
 
 
 def newest_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest file of a `checkpoints/` folder that can be read, and its contents; None if there is none."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+    """The whole file of a `checkpoints/` folder with the latest step, and its contents; None if no file is whole.
+
+    The times of files say nothing: the clock may have been set back, and copies have other times.
+    """
+    newest: tuple[Path, dict[str, Any]] | None = None
+    for path in sorted(folder.glob("*.ckpt")):
         with contextlib.suppress(CheckpointError):
-            return path, read_checkpoint(path)
-    return None
+            content = read_checkpoint(path)
+            if newest is None or _step(content) > _step(newest[1]):
+                newest = path, content
+    return newest
+
+
+def _step(content: Mapping[str, Any]) -> int:
+    step = content.get("global_step")
+    return step if isinstance(step, int) else -1

@@ -2,11 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from nernlit.callbacks import DurableCheckpointIO
 from nernlit.cli.main import main, run
+from nernlit.cli.resume import find_checkpoint
+from nernlit.cli.runs import Run
 from nernlit.storage.files import write_atomically
 from tests.fakes import CONFIGS, QUICK
 
@@ -84,3 +88,16 @@ def test_a_fit_cannot_go_on_from_weights_alone(capsys: pytest.CaptureFixture[str
     message = _refused(capsys, "fit", *QUICK, "--ckpt_path=weights_only.ckpt")
     assert "weights_only.ckpt holds weights and no optimizer state, so that a fit cannot go on from it" in message
     run(["test", *QUICK, "--ckpt_path=weights_only.ckpt"])
+
+
+@pytest.mark.parametrize("given", ["last", "best"])
+def test_the_newest_run_is_told_by_its_number_and_not_by_the_clock(given: Literal["last", "best"]) -> None:
+    files = [Path(f"runs/name/version_{number}/checkpoints/{given}.ckpt") for number in (2, 9, 10)]
+    for age, file in enumerate(files):  # the clock was set back before each run
+        DurableCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 1}, file)
+        os.utime(file, (1000 - age, 1000 - age))
+    logger = {"init_args": {"save_dir": "runs", "name": "name"}}
+    assert find_checkpoint({"ckpt_path": given, "trainer": {"logger": logger}}, "fit") == files[-1]
+    assert logger["init_args"]["version"] == "version_10"
+    assert Run.open("runs/name", given).checkpoint == files[-1]
+    assert Run.open("runs/name/version_2", given).checkpoint == files[0]

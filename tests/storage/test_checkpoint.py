@@ -67,9 +67,10 @@ def test_weights_and_optimizer_states_must_be_finite(value: float) -> None:
         read_checkpoint("c.ckpt")
 
 
-def test_the_newest_whole_checkpoint_is_found() -> None:
+@pytest.mark.parametrize("clock", [1, -1])
+def test_the_newest_whole_checkpoint_is_found(clock: int) -> None:
     for time, name in enumerate(("oldest", "best", "last")):
-        os.utime(_save(f"checkpoints/{name}.ckpt", global_step=time), (time, time))
+        os.utime(_save(f"checkpoints/{name}.ckpt", global_step=time), (9 + clock * time, 9 + clock * time))
     last = Path("checkpoints/last.ckpt")
     last.write_bytes(last.read_bytes()[:1000])
     found = newest_whole_checkpoint(Path("checkpoints"))
