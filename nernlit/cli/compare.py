@@ -16,8 +16,8 @@ from nernlit.cli.inputs import network_options, original_of, require_images
 from nernlit.cli.other_files import OtherFile, read_other_files
 from nernlit.cli.rivals import SETTINGS, TRAINED, WITH_BITS, Rivals, rival_name, write
 from nernlit.cli.runs import data_module
-from nernlit.cli.sweep import described, is_unknown_option
 from nernlit.cli.sweep_fit import fit_timer
+from nernlit.cli.sweep_run import described, is_unknown_option
 from nernlit.cli.sweep_table import Row, read_rows
 from nernlit.data import ImageDataModule
 from nernlit.errors import NernlitError, UsageError

@@ -3,16 +3,14 @@
 A finished fit is not run again, and an interrupted one goes on from its last checkpoint, so that the same command
 continues a sweep. Two fits are the same if their options and the contents of their configuration files are. If a fit
 fails, the others still run. Each fit uses one device. Several processes, on one machine or on several that share the
-folder, can work on one sweep: each takes a share (`--shard`). To start from a .nern file: `--model.init_from FILE.nern
---model.representation null`.
+folder, can work on one sweep: each takes a share (`--shard`), or the fits that no other process runs. To start from a
+.nern file: `--model.init_from FILE.nern --model.representation null`.
 """
 
 import itertools
 import re
 import shlex
 import sys
-import time
-import traceback
 from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Sequence
@@ -21,15 +19,13 @@ from pathlib import Path
 from nernlit.analysis import tradeoff_figure, width_figure
 from nernlit.cli.arguments import CommandParser, count, require_writable, seed
 from nernlit.cli.configs import find_config
-from nernlit.cli.main import GLOBAL_OPTIONS, run, user_message
-from nernlit.cli.sweep_fit import forget_peak_memory, measure
+from nernlit.cli.main import GLOBAL_OPTIONS
 from nernlit.cli.sweep_plan import Fit, Sweep
-from nernlit.cli.sweep_results import RESULT, comparable, read_results, tabulate, write_result
+from nernlit.cli.sweep_results import comparable, is_finished, read_results, tabulate
+from nernlit.cli.sweep_run import Outcome, run_in_turn
 from nernlit.cli.sweep_table import Row, common_original, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
 from nernlit.storage.files import write_figure
-from nernlit.utilities.progress import duration
-from nernlit.utilities.signals import Interrupted
 
 #: Options of `fit` that a sweep sets, and what to pass instead.
 _OWN_OPTIONS = {
@@ -78,54 +74,36 @@ def main(args: Sequence[str]) -> None:
         fits = fits[first - 1 :: shards]
         if not fits:
             print(f"--shard {first}/{shards}: there are fewer fits than shares, and none is in this one")
-    folders = {fit: sweep.folder(fit) for fit in fits}  # reads every configuration: before the first fit
-    table = options.out / "sweep.csv"
-    read_rows(table)  # another file of that name is not replaced
-    results = read_results(options.out)
-    waiting = [fit for fit in fits if not (folders[fit] / RESULT).is_file()]
+    waiting = [fit for fit in fits if not is_finished(sweep.folder(fit))]  # reads every configuration
+    read_rows(sweep.table)  # another file of that name is not replaced
+    results = read_results(sweep.out)
     if len(waiting) < len(fits):
         stream = sys.stderr if options.dry_run else sys.stdout
-        print(f"{len(fits) - len(waiting)} of {len(fits)} fits are in {table} already", file=stream, flush=True)
+        print(f"{len(fits) - len(waiting)} of {len(fits)} fits are in {sweep.table} already", file=stream, flush=True)
     if options.dry_run:
         for fit in waiting:
             print(shlex.join(["nernlit", *sweep.command(fit), *GLOBAL_OPTIONS.get()]))
         return
     seconds = [float(row["fit_seconds"]) for row in comparable(results, sweep)]
-    failed: dict[Fit, str] = {}
+    outcome = Outcome(len(fits), len(fits) - len(waiting), seconds)
     try:
-        for number, fit in enumerate(waiting):
-            left = sum(seconds) / len(seconds) * (len(waiting) - number) if seconds else None
-            estimate = "" if left is None else f", about {duration(left)} left"
-            print(f"fit {len(fits) - len(waiting) + number + 1} of {len(fits)}{estimate}: {fit.name}", flush=True)
-            began = time.monotonic()
-            try:
-                write_result(folders[fit], {**sweep.key(fit), **_fit(sweep, fit)})
-            except Interrupted as interrupted:
-                done = len(fits) - len(waiting) + number - len(failed)
-                interrupted.message = (
-                    f"interrupted in {fit.name}; {done} of {len(fits)} fits are in {table}, "
-                    "and the same command goes on with the others"
-                )
-                raise
-            except Exception as error:
-                if is_unknown_option(error):
-                    raise
-                failed[fit] = described(error)
-                print(f"nernlit: error: {fit.name}: {failed[fit]}", file=sys.stderr, flush=True)
-                continue
-            seconds.append(time.monotonic() - began)
-            tabulate(options.out)
+        run_in_turn(sweep, waiting, outcome)
     finally:  # also where a signal ends the sweep
-        finished = comparable(tabulate(options.out), sweep)
-        if finished or failed:
-            print_summary(finished, failed)
+        finished = comparable(tabulate(sweep), sweep)
+        if finished or outcome.failed:
+            print_summary(finished, outcome.failed)
     if finished:
-        _draw(finished, options.out)
-        print(f"table: {table}\nfigures: {options.out / 'sweep.png'}, widths.png")
-        print(f"TensorBoard: tensorboard --logdir {options.out}")
-    if failed:
-        kept = f"{table} holds the others; " if finished else ""
-        raise NernlitError(f"{len(failed)} of {len(fits)} fits failed; {kept}the same command runs only those again.")
+        _draw(finished, sweep.out)
+        print(f"table: {sweep.table}\nfigures: {sweep.out / 'sweep.png'}, widths.png")
+        print(f"TensorBoard: tensorboard --logdir {sweep.out}")
+    if outcome.elsewhere:
+        names = "; ".join(fit.name for fit in outcome.elsewhere)
+        print(f"{len(outcome.elsewhere)} of {len(fits)} fits are being run by other processes: {names}")
+    if outcome.failed:
+        kept = f"{sweep.table} holds the others; " if finished else ""
+        raise NernlitError(
+            f"{len(outcome.failed)} of {len(fits)} fits failed; {kept}the same command runs only those again."
+        )
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -152,26 +130,6 @@ def _draw(rows: Sequence[Row], out: Path) -> None:
         for name, own in by_config.items()
     }
     write_figure(out / "widths.png", width_figure(widths, original))
-
-
-def is_unknown_option(error: Exception) -> bool:
-    """Whether the command line has an option that no fit has; a class of one configuration may lack one, too."""
-    text = str(error.__cause__)  # the parser's own message
-    return "unrecognized arguments" in text and "Parser key" not in text
-
-
-def described(error: Exception) -> str:
-    """An error in one line; one that no user can fix shows its traceback too."""
-    message = user_message(error)
-    if message is None:
-        traceback.print_exception(error)
-        message = f"{type(error).__name__}: {error}"
-    return " ".join(message.split())
-
-
-def _fit(sweep: Sweep, fit: Fit) -> Row:
-    forget_peak_memory()
-    return measure(run(["fit", *sweep.options(fit)]), sweep.select)
 
 
 def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool, options: Sequence[str]) -> None:

@@ -52,6 +52,11 @@ class Sweep:
     _keys: dict[Fit, dict[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     @property
+    def table(self) -> Path:
+        """The file of the table."""
+        return self.out / "sweep.csv"
+
+    @property
     def settings(self) -> str:
         return shlex.join(self.fit_args)
 

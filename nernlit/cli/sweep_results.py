@@ -17,6 +17,11 @@ RESULT = "test.json"
 _ADVICE = "delete it, and the same command tests the fit again."
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the fit of a folder is finished and tested."""
+    return (folder / RESULT).is_file()
+
+
 def write_result(folder: Path, row: Row) -> None:
     """Write what a fit measured: all columns of the table but the folder, which may be moved."""
     write_atomically(folder / RESULT, json.dumps(row, indent=1, allow_nan=False).encode())
@@ -46,15 +51,15 @@ def _read(file: Path) -> Row:
     return {name: content.get(name, str(file.parent)) for name in COLUMNS}
 
 
-def tabulate(out: Path) -> list[Row]:
+def tabulate(sweep: Sweep) -> list[Row]:
     """Write the table of all finished fits in the folder of a sweep, and return its rows.
 
     While it is written, other processes may finish fits and write it too. The last one that writes it then finds all
     results, because each reads them again afterwards.
     """
     written: list[Row] = []
-    while (rows := read_results(out)) != written:
-        write_table(out / "sweep.csv", rows)
+    while (rows := read_results(sweep.out)) != written:
+        write_table(sweep.table, rows)
         written = rows
     return written
 

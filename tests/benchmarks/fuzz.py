@@ -30,7 +30,7 @@ with atheris.instrument_imports(include=["nernlit"]):
     from nernlit.storage.container import Contents, container_bytes, read_container
     from nernlit.storage.entropy import decode, decode_weights, encode, encode_weights
     from nernlit.storage.weights import read_state_dict
-from tests.hostile_files import swept, write_good_files
+from tests.hostile_files import swept, tested, write_good_files
 
 _GROUPS = [3, 50, 0, 7]
 _PARTS = [(4, 3, 3, 3), (5, 2, 1, 1)]
@@ -40,6 +40,7 @@ _SEEDS = {
     "integers": [encode(torch.arange(60), _GROUPS).numpy().tobytes()],
     "coded_weights": [encode_weights(torch.arange(118) % 5, _PARTS).numpy().tobytes()],
     "table": [str(content).encode() for content in swept().values()],
+    "result": [str(content).encode() for content in tested().values()],
 }
 
 

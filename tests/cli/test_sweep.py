@@ -1,8 +1,11 @@
 """`nernlit sweep`: what it says, and how it ends where fits, options or its table are wrong."""
 
 import csv
+import json
+import multiprocessing
 import re
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,12 @@ import torch
 
 import nernlit
 from nernlit.callbacks import LearningRate
-from nernlit.cli import sweep as command
-from nernlit.cli import sweep_results
+from nernlit.cli import claims, sweep_results, sweep_run
+from nernlit.cli.claims import claim
 from nernlit.cli.main import main
 from nernlit.cli.runs import Run
 from nernlit.cli.sweep import main as sweep
-from nernlit.cli.sweep_plan import Fit
+from nernlit.cli.sweep_plan import Fit, Sweep
 from nernlit.cli.sweep_results import read_results, tabulate, write_result
 from nernlit.cli.sweep_table import COLUMNS, KEYS, Row, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
@@ -82,7 +85,7 @@ def test_an_unforeseen_error_and_an_interrupt(
             raise outcome
         return dict(outcome)
 
-    monkeypatch.setattr(command, "_fit", fit)
+    monkeypatch.setattr(sweep_run, "fit_and_test", fit)
     with pytest.raises(KeyboardInterrupt):
         sweep(["--configs", QUICK[1], "--seeds", "0", "1", "2", "3", "--out", "swept"])
     shown, said = capsys.readouterr()
@@ -152,7 +155,7 @@ def test_the_table_lists_the_fits_of_all_shards(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["--configs", QUICK[1], "--seeds", "0", "1", "2", "--out", "swept"]
-    monkeypatch.setattr(command, "_fit", lambda _, fit: measured(acc=fit.seed / 10))
+    monkeypatch.setattr(sweep_run, "fit_and_test", lambda _, fit: measured(acc=fit.seed / 10))
     sweep([*line, "--shard", "2/2"])
     Path("swept/sweep.csv").unlink()  # it is written from the folders
     sweep([*line, "--shard", "1/2"])
@@ -174,8 +177,48 @@ def test_a_result_that_arrives_while_the_table_is_written_is_in_it(monkeypatch: 
             write_result(Path("swept/b/version_1"), row)  # another process, which wrote its table a moment earlier
 
     monkeypatch.setattr(sweep_results, "write_table", write)
-    assert len(tabulate(Path("swept"))) == 2
+    assert len(tabulate(Sweep(Path("swept"), "best", []))) == 2
     assert [row["folder"] for row in _rows()] == ["swept/a/version_1", "swept/b/version_1"]
+
+
+def test_sweeps_into_one_folder_share_the_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = [str(seed) for seed in range(12)]
+    dead = Path("swept/digits_h96_seed0") / f"claim.{_folder(0).name}.1"
+    dead.parent.mkdir(parents=True)
+    dead.write_text(json.dumps({"host": claims._host(), "pid": 2**22 + 1, "started": 1}))  # above all process numbers
+
+    def fit(_: Sweep, fit: Fit) -> Row:
+        with Path("ran").open("a") as file:
+            file.write(f"{fit.seed}\n")
+        time.sleep(0.05)
+        return measured()
+
+    monkeypatch.setattr(sweep_run, "fit_and_test", fit)
+    processes = multiprocessing.get_context("fork")
+    line = ["--configs", QUICK[1], "--seeds", *seeds, "--out", "swept"]
+    started = [processes.Process(target=sweep, args=(line,)) for _ in range(3)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0, 0]
+    assert sorted(Path("ran").read_text().split(), key=int) == seeds
+    assert sorted((row["seed"] for row in _rows()), key=int) == seeds
+    assert not list(Path("swept").rglob("claim.*"))
+
+
+def test_a_fit_that_another_process_runs_is_left_to_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep_run, "fit_and_test", lambda *_: measured())
+    with claim(_folder(1)):
+        sweep(["--configs", QUICK[1], "--seeds", "0", "1", "--out", "swept"])
+    assert [row["seed"] for row in _rows()] == ["0"]
+    assert "1 of 2 fits are being run by other processes: digits_h96, seed 1\n" in capsys.readouterr().out
+
+
+def _folder(seed: int) -> Path:
+    return Sweep(Path("swept"), "best", []).folder(Fit(QUICK[1], None, seed))
 
 
 def test_an_interrupted_fit_goes_on_from_its_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
