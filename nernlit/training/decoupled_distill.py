@@ -15,7 +15,9 @@ from nernlit.kernels import Sampling
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation, load_representation
 from nernlit.training.distillation import Distillation
+from nernlit.training.moving_average import MovingAverage
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
+from nernlit.training.optimization import refuse_averaging
 from nernlit.training.plan import Plan
 from nernlit.training.rate import Rate
 from nernlit.training.scheme import Precision, Scheme
@@ -65,6 +67,8 @@ class DecoupledDistill(Scheme):
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
         precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
         rate: The price of bits in the loss, for a quantized representation.
+        ema: Decay per step of an exponential moving average of the trained parameters in phase 2, which is what is
+            evaluated and saved; at least 0 and below 1. 0 evaluates and saves the last values.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class DecoupledDistill(Scheme):
         taps: Sequence[str] = NERN_TAPS,
         precision: Precision = "bf16",
         rate: Rate | None = None,
+        ema: float = 0.0,
     ) -> None:
         _require_phase(reconstruction)
         require_at_least(0, **{"reconstruction.steps": reconstruction.steps})
@@ -117,10 +122,48 @@ class DecoupledDistill(Scheme):
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
         self._teaches_itself = is_own_original and teacher is None and not cross_entropy_weight
         self.reconstruction = reconstruction
+        self.average = MovingAverage(ema)
+        if ema and representation.predictor.changes_after_steps:
+            raise UsageError(
+                f"ema={ema} would average codewords whose codes change (the predictor's move); pass move: 0 or ema: 0."
+            )
+
+    # Phase 2 may average the parameters. They hold the average from the start of a validation to the next step.
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.average.clear()
+        if stage == "fit" and self.average.decay:
+            refuse_averaging(self.trainer, "what ema averages already; pass ema: 0")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._show_average(False)
+        super().on_train_batch_start(batch, batch_idx)
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        if self.stage == len(self.stages) - 1:
+            self.average.update(dict(self.named_parameters()))
+
+    def on_validation_start(self) -> None:
+        self._show_average(True)
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._show_average(True)
+
+    def _show_average(self, average: bool) -> None:
+        self.average.show(dict(self.named_parameters()), average)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        self.average.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.has_phase_1 = True
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self.average.load(checkpoint)
 
     def on_fit_start(self) -> None:
         if not self.has_phase_1:

@@ -132,6 +132,7 @@ def build(scheme: str, batch_size: int) -> Scheme:
             reconstruction=ReconstructionPhase(2, sampling=sampling),
             precision="fp32",
             temperature=4.0,
+            ema=0.5 if scheme == "decoupled" else 0.0,
         )
     if scheme == "joint":
         # Processes share the kernels of a step, so that their number is not a process's but the step's.

@@ -20,6 +20,7 @@ OPTIMIZERS = {
         f"{MODEL}.scheduler=null",
     ],
     "decoupled": QUICK_DECOUPLED,
+    "averaged": [*QUICK_DECOUPLED, "--model.ema=0.7"],
     "moving": [
         *(option for option in QUICK_DECOUPLED if "hidden" not in option),
         "--model.representation.predictor=Codebooks",
@@ -52,6 +53,7 @@ CASES += [
     ("decoupled", 2),
     ("decoupled", 3),
     ("decoupled", 5),
+    ("averaged", 5),
     ("moving", 2),
     ("moving", 5),
     ("progressive", 3),
@@ -65,7 +67,7 @@ def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimizer: str, kill
     line = ["fit", *OPTIMIZERS[optimizer]]
     if OPTIMIZERS[optimizer][:1] != ["-c"]:
         line = ["fit", *QUICK, *OPTIMIZERS[optimizer]]
-    if optimizer not in ("decoupled", "moving", "progressive"):
+    if optimizer not in ("decoupled", "averaged", "moving", "progressive"):
         line.append("--trainer.max_epochs=3")
     whole, killed = "--trainer.logger.init_args.save_dir=whole", "--trainer.logger.init_args.save_dir=killed"
     run([*line, whole])
@@ -84,6 +86,12 @@ def test_a_killed_fit_ends_with_the_same_weights_to_the_bit(optimizer: str, kill
         drifts = [end["predictor_training"]["drift"] for end in ends]
         assert bool(drifts[0].any())
         assert torch.equal(*drifts)
+
+    assert ("moving_average" in ends[0]) == (optimizer == "averaged")
+    if optimizer == "averaged":
+        for name, value in ends[0]["moving_average"]["last"].items():
+            assert torch.equal(ends[1]["moving_average"]["last"][name], value), name
+            assert not torch.equal(ends[0]["state_dict"][name], value), name
 
     # One folder and one curve: every step once, with the losses of the uninterrupted run.
     curves = []
