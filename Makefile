@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow test-minimum kill fuzz package audit coverage lint check format bench clean
+.PHONY: help demo test test-slow test-minimum kill fuzz package audit site coverage lint check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -64,6 +64,10 @@ audit: $(BIN)/.installed  ## look up the installed packages among known vulnerab
 	$(BIN)/pip freeze --exclude-editable > .venv-audit/installed.txt
 	@# Strict: a package that cannot be looked up is a failure, and not clean.
 	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement .venv-audit/installed.txt
+
+site: $(BIN)/.installed  ## build the documentation site into build/site, with every link and reference checked
+	$(BIN)/pip install --quiet --disable-pip-version-check '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 coverage: $(BIN)/.installed  ## pass the tests and print which lines and branches they do not reach
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term-missing
