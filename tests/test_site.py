@@ -14,7 +14,14 @@ DOCS = ROOT / "docs"
 LESSONS = [DOCS / "index.md", *sorted((DOCS / "tutorials").glob("*.md"))]
 #: What makes a command of a lesson short, by its name.
 SHORT = {
-    "fit": ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "2", "--trainer.check_val_every_n_epoch", "1"],
+    "fit": [
+        "--trainer.max_epochs",
+        "3",
+        "--trainer.limit_train_batches",
+        "2",
+        "--trainer.check_val_every_n_epoch",
+        "1",
+    ],
     "sweep": ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "2", "--trainer.check_val_every_n_epoch", "1"],
     "compress": ["--epochs", "1"],
 }
