@@ -1,8 +1,12 @@
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
 from jsonargparse import set_parsing_settings
 
 from nernlit.callbacks import RepresentationFigures
+from nernlit.utilities.signals import SIGNALS
 
 set_parsing_settings(import_path_allowlist=["tests"])  # the tests' own classes are trusted
 torch.set_num_threads(1)  # a worker per core; and results repeat to the bit
@@ -19,3 +23,14 @@ def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Only tests marked `figures` draw at the end of a fit: it takes a third of a short fit's time."""
     if request.node.get_closest_marker("figures") is None:
         monkeypatch.setattr(RepresentationFigures, "_draw", lambda *_: None)
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """As in a command's own process, before Lightning handles signals."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    SIGNALS.start_anew()
+    SIGNALS.listen()
+    yield
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])

@@ -20,6 +20,7 @@ from nernlit.analysis import tradeoff_figure, width_figure
 from nernlit.cli.arguments import CommandParser, count, require_writable, seed
 from nernlit.cli.configs import find_config
 from nernlit.cli.main import GLOBAL_OPTIONS
+from nernlit.cli.sweep_jobs import run_side_by_side
 from nernlit.cli.sweep_plan import Fit, Sweep
 from nernlit.cli.sweep_results import comparable, is_finished, read_results, tabulate
 from nernlit.cli.sweep_run import Outcome, run_in_turn
@@ -56,11 +57,16 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figures")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
     parser.add_argument(
+        "--jobs", type=count, default=1, help="fits that run at the same time; they divide the threads and the GPUs"
+    )
+    parser.add_argument(
         "--shard", type=_shard, metavar="K/N", help="run only every N-th fit, beginning with the K-th (K from 1 to N)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print a command for each fit, and run nothing")
     options, fit_args = parser.parse_known_args(args)
     _refuse_own_options(fit_args, options.hidden is not None, [f"--{name.replace('_', '-')}" for name in vars(options)])
+    if options.dry_run and options.jobs > 1:
+        raise UsageError(f"--jobs {options.jobs} and --dry-run: a dry run starts no fits; leave one of them out.")
     _require_distinct_names(options.configs)
     for name in options.configs:
         find_config(name)
@@ -85,9 +91,9 @@ def main(args: Sequence[str]) -> None:
             print(shlex.join(["nernlit", *sweep.command(fit), *GLOBAL_OPTIONS.get()]))
         return
     seconds = [float(row["fit_seconds"]) for row in comparable(results, sweep)]
-    outcome = Outcome(len(fits), len(fits) - len(waiting), seconds)
+    outcome = Outcome(len(fits), options.jobs, len(fits) - len(waiting), seconds)
     try:
-        run_in_turn(sweep, waiting, outcome)
+        (run_in_turn if options.jobs == 1 else run_side_by_side)(sweep, waiting, outcome)
     finally:  # also where a signal ends the sweep
         finished = comparable(tabulate(sweep), sweep)
         if finished or outcome.failed:

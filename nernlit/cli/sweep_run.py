@@ -17,6 +17,9 @@ from nernlit.cli.sweep_table import Row
 from nernlit.utilities.progress import duration
 from nernlit.utilities.signals import Interrupted
 
+#: What messages on stderr begin with.
+ERROR = "nernlit: error: "
+
 
 @final
 @dataclass
@@ -25,6 +28,7 @@ class Outcome:
 
     Attributes:
         total: The number of all fits.
+        jobs: The number of fits that run at the same time.
         finished: The number of finished ones.
         seconds: How long some of these took.
         failed: Those that failed, and why.
@@ -32,22 +36,23 @@ class Outcome:
     """
 
     total: int
+    jobs: int
     finished: int
     seconds: list[float]
     failed: dict[Fit, str] = field(default_factory=dict)
     elsewhere: list[Fit] = field(default_factory=list)
 
-    def announce(self, fit: Fit) -> None:
-        """Print that a fit begins, and how long this one and all others will take."""
+    def announce(self, fit: Fit, running: int = 0) -> None:
+        """Print that a fit begins, and how long all that have not ended will take; `running` others are running."""
         ended = self.finished + len(self.failed) + len(self.elsewhere)
-        left = statistics.fmean(self.seconds) * (self.total - ended) if self.seconds else None
+        left = statistics.fmean(self.seconds) * (self.total - ended) / self.jobs if self.seconds else None
         estimate = "" if left is None else f", about {duration(left)} left"
-        print(f"fit {ended + 1} of {self.total}{estimate}: {fit.name}", flush=True)
+        print(f"fit {ended + running + 1} of {self.total}{estimate}: {fit.name}", flush=True)
 
     def fail(self, fit: Fit, message: str) -> None:
         """Report a fit that failed."""
         self.failed[fit] = message
-        print(f"nernlit: error: {fit.name}: {message}", file=sys.stderr, flush=True)
+        print(f"{ERROR}{fit.name}: {message}", file=sys.stderr, flush=True)
 
 
 def run_in_turn(sweep: Sweep, waiting: Sequence[Fit], outcome: Outcome) -> None:

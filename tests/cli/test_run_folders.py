@@ -1,8 +1,6 @@
 """Run folders: claimed once, locked by a fit, and not left behind by a failed start."""
 
 import multiprocessing
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +10,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from nernlit.cli.main import main, run
 from nernlit.cli.run_folders import claimed_folder
 from nernlit.errors import NernlitError, StorageError, UsageError
-from nernlit.utilities.signals import SIGNALS, Interrupted
+from nernlit.utilities.signals import Interrupted
 from tests.fakes import QUICK
 
 STOP = "--trainer.callbacks=tests.callbacks.test_interruption.StopSignal"
-
-
-@pytest.fixture
-def listening() -> Iterator[None]:
-    """As in a command's own process, before Lightning handles signals."""
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    SIGNALS.start_anew()
-    SIGNALS.listen()
-    yield
-    signal.signal(signal.SIGTERM, before[0])
-    signal.signal(signal.SIGINT, before[1])
 
 
 def _logger(version: str | None = None) -> TensorBoardLogger:

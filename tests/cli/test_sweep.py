@@ -259,6 +259,8 @@ def test_an_interrupted_fit_goes_on_from_its_last_checkpoint(monkeypatch: pytest
         (["--shard", "3/2"], "argument --shard: 3/2; expected K/N"),
         (["--shard", "1of2"], "argument --shard: 1of2; expected K/N"),
         (["--trainer.logger.version=x"], "a sweep sets it itself; its fits are told apart by their options"),
+        (["--jobs", "0"], "argument --jobs: 0; expected a whole number of at least 1"),
+        (["--jobs", "2", "--dry-run"], "--jobs 2 and --dry-run: a dry run starts no fits; leave one of them out"),
         (["--dry"], "there is no option --dry; did you mean --dry-run?"),
         (["--hidden", "0"], "argument --hidden: 0; expected a whole number of at least 1"),
         (["--seeds", "-1"], "argument --seeds: -1; expected a whole number of at least 0"),
