@@ -14,6 +14,7 @@ from nernlit.errors import UsageError, require_at_least, require_positive
 from nernlit.losses import feature_map_loss, kd_loss
 from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original
 from nernlit.training.objectives import Objective, Step, whole_error
+from nernlit.training.teachers import frozen_teacher
 
 
 @final
@@ -57,13 +58,7 @@ class Distillation(Objective):
         super().__init__()
         self.set_constant("original", original)
         if teacher is not None:
-            teacher.require_weights("teacher")
-            if teacher.num_classes != original.num_classes:
-                raise UsageError(
-                    f"the teacher {teacher.name!r} has {teacher.num_classes} classes, the original "
-                    f"{original.name!r} has {original.num_classes}; both must have the same classes."
-                )
-            self.set_constant("teacher", teacher.freeze())
+            self.set_constant("teacher", frozen_teacher(teacher, original))
         self.kd_weight, self.temperature, self.kd_inside_log = kd_weight, temperature, kd_inside_log
         self.feature_weight, self.cross_entropy_weight = feature_weight, cross_entropy_weight
         self.recon_weight = recon_weight

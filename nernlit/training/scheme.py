@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from nernlit.errors import CheckpointError, UsageError
+from nernlit.errors import UsageError
 from nernlit.losses import explained_power, reconstruction_rmse
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
@@ -25,6 +25,7 @@ from nernlit.training.optimization import refuse_averaging, relative_rate
 from nernlit.training.rate import Rate, RateTerm
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
+from nernlit.training.teachers import require_same_teacher
 from nernlit.utilities.constants import WithConstants
 
 Precision = Literal["fp32", "bf16"]
@@ -303,12 +304,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]
         if self.trainer.state.fn == "fit":
             self.error_weights.require_same_options(checkpoint.get("sensitivity"))
-        fitted, own = checkpoint.get("teacher"), None if self.teacher is None else self.teacher.fingerprint()
-        if self.trainer.state.fn == "fit" and fitted != own:
-            raise CheckpointError(
-                f"the checkpoint's fit had {_shown(fitted)}, this one has {_shown(own)}; pass the same teacher "
-                "(--model.teacher), or start a new fit with --model.init_from."
-            )
+            require_same_teacher(self.teacher, checkpoint)
 
     @property
     def file_form(self) -> dict[str, Any]:
@@ -357,7 +353,3 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         everything["explained_power"] = explained_power(*pair)
         del self._networks  # as large as the network
         super().log_results(stage, everything)
-
-
-def _shown(fingerprint: str | None) -> str:
-    return "no separate teacher" if fingerprint is None else f"a teacher of SHA-256 {fingerprint[:12]}..."

@@ -84,7 +84,7 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
         args += ["--model.reconstruction.steps=1", "--trainer.max_steps=2"]
     if words[-1] == "baseline" or "baseline" in words:
         args.append("--model.warmup_steps=0")
-    if words[-1] == "teacher":
+    if words[-1] == "teacher" or "kd" in words:
         # A small one: the shipped ResNet50 costs seconds.
         teacher: dict[str, object] = {"name": "cifar_resnet20", "num_classes": ORIGINALS[dataset][1]}
         args.append(
