@@ -100,7 +100,11 @@ class Predictor(WithConstants, ABC):
         return {}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the training state of a checkpoint; an empty one at the start of each stage."""
+        """Take over the training state of a checkpoint; an empty one is that of the start of a stage."""
+
+    def start_stage(self) -> None:
+        """Called when another objective begins to train the predictor; its predictions must not change."""
+        self.load_training_state({})
 
     @property
     def num_params(self) -> int:

@@ -146,6 +146,19 @@ class Quantized(Predictor):
     def after_step(self, relative_rate: float, mean: Callable[[Tensor], Tensor] = torch.positive) -> dict[str, float]:
         return self.predictor.after_step(relative_rate, mean)
 
+    @torch.no_grad()
+    def start_stage(self) -> None:
+        """Move the numbers to the multiples of their step sizes that they are rounded to.
+
+        Training leaves many of them beside a rounding threshold. The first steps of another objective would carry all
+        of those over it at once, and destroy what the predictor has learned.
+        """
+        steps_G, values = self.steps(), self.rounded_parameters()
+        for name in self.sizes:
+            self.predictor.get_parameter(name).copy_(values[name])
+        self.log_ratios.copy_((steps_G / _rms(self._values(), self.all_sizes)).log())
+        self.predictor.start_stage()
+
     def training_state(self) -> dict[str, Tensor]:
         return self.predictor.training_state()
 

@@ -12,8 +12,9 @@ from nernlit.errors import UsageError, require_at_least
 from nernlit.predictors import MOST_BITS, Quantized
 from nernlit.representation import Representation
 
-#: Change of the weight's logarithm per step and relative difference of the file's size.
-_GAIN = 0.1
+#: What a relative difference of the file's size adds to the logarithm of the weight: in each step for good, and in the
+#: same step only. The latter is what holds the size when the learning rate, and so the effect of the term, falls.
+_INTEGRAL, _PROPORTIONAL = 0.1, 50.0
 #: The weight at the start with `target_bytes`, and its limits.
 _START, _LEAST, _MOST = 0.3, 1e-6, 1e3
 #: Steps between two measurements of the coded numbers, and the share of the bytes left for them that is aimed at.
@@ -42,7 +43,8 @@ class RateTerm:
     """The rate term of a fit.
 
     With `target_bytes`, the weight is multiplied by a little more than 1 in every step in which the file would be too
-    large, and by a little less where it would be too small (dual ascent on its logarithm); the term is 0 then.
+    large, and by a little less where it would be too small (dual ascent on its logarithm). In the step itself the term
+    is larger the larger the file would be, and 0 where it would be too small.
 
     Args:
         representation: The representation; its predictor is quantized.
@@ -89,16 +91,17 @@ class RateTerm:
             coded_bits = self.predictor.code_bits - self.predictor.predictor.code_bits
             self.coded_ratio = coded_bits / max(float(entropy), 1.0)
         self.steps += 1
-        term = self.weight * estimated / self.num_weights
-        metrics["bits_per_weight"] = entropy * self.coded_ratio / self.num_weights
-        metrics["rate_weight"] = estimated.new_tensor(self.weight)
         self.file_bytes = self.fixed_bytes + entropy * self.coded_ratio / 8
+        weight = self.weight
         if self.target_bytes is not None:
             excess = float(self.file_bytes - self.fixed_bytes) / (_AIM * (self.target_bytes - self.fixed_bytes)) - 1
-            step = _GAIN * max(-1.0, min(1.0, excess))
+            # Bytes that are left are not taken away.
+            weight = 0.0 if excess < 0 else min(_MOST, weight * math.exp(min(3.0, _PROPORTIONAL * excess)))
+            step = _INTEGRAL * max(-1.0, min(1.0, excess))
             self.weight = min(_MOST, max(_LEAST, self.weight * math.exp(step)))
-            if excess < 0:  # bytes that are left are not taken away
-                term = term * 0
+        term = weight * estimated / self.num_weights
+        metrics["bits_per_weight"] = entropy * self.coded_ratio / self.num_weights
+        metrics["rate_weight"] = estimated.new_tensor(weight)
         return term
 
     def state_dict(self) -> dict[str, float]:

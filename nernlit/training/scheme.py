@@ -195,7 +195,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.stage = stage
             self.start_stage()
             self.trainer.strategy.setup_optimizers(self.trainer)
-            self.representation.predictor.load_training_state({})
+            self.representation.predictor.start_stage()
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         super().optimizer_step(*args, **options)
@@ -315,6 +315,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if self.trainer.ckpt_path is None and not self.representation.is_new:
+            self.representation.predictor.start_stage()
         self.representation.is_new = False
         if self.logger is not None and self.trainer.is_global_zero:
             sizes = self.representation.sizes(**self.file_form)

@@ -137,6 +137,19 @@ def test_a_damaged_step_size_is_an_error() -> None:
         predictor.load_stored(stored)
 
 
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_stage_starts_from_multiples_of_the_steps_with_the_same_predictions(name: str) -> None:
+    predictor = _predictor(representation := _quantized(name, per="row"))
+    before, steps_G = representation.weights(), predictor.steps().detach()
+    predictor.start_stage()
+    assert torch.equal(predictor.steps(), steps_G)
+    for key, value in representation.weights().items():
+        assert torch.equal(value, before[key]), key
+    for parameter, value in predictor.rounded_parameters().items():
+        if parameter in predictor.sizes:
+            torch.testing.assert_close(predictor.predictor.get_parameter(parameter), value, rtol=1e-6, atol=0)
+
+
 def test_the_steps_have_a_smaller_learning_rate() -> None:
     representation = _quantized("table")
     ratios = representation.learning_rates()

@@ -11,6 +11,7 @@ from nernlit.cli.main import main, run
 from nernlit.data import DigitsDataModule
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
+from nernlit.predictors import MLP, Quantize
 from nernlit.representation import Representation
 from nernlit.training import DecoupledDistill, ReconOnly, ReconstructionPhase
 from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
@@ -207,3 +208,17 @@ def test_init_from_must_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     torch.save({"state_dict": ReconOnly(digits_representation(), _adam).state_dict()}, tmp_path / "library.ckpt")
     with pytest.raises(CheckpointError, match="does not say how its representation is built"):
         DecoupledDistill(optimizer=_adam, init_from=str(tmp_path / "library.ckpt"))
+
+
+def test_phase_2_starts_from_the_quantized_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = digits_representation().original
+    representation = Representation(original, MLP(8), quantize=Quantize(6.0))
+    module = DecoupledDistill(
+        representation, optimizer=_adam, reconstruction=ReconstructionPhase(steps=3), precision="fp32"
+    )
+    trainer = quiet_trainer(max_steps=5)
+    steps: list[int] = []
+    monkeypatch.setattr(representation.predictor, "start_stage", lambda: steps.append(trainer.global_step))
+    batch = torch.rand(4, 1, 8, 8), torch.randint(0, 10, (4,))
+    trainer.fit(module, DataLoader([batch] * 5, batch_size=None))  # type: ignore[arg-type]
+    assert steps == [3]

@@ -70,7 +70,7 @@ def test_a_fit_ends_at_the_bytes_that_are_asked_for() -> None:
     trainer = quiet_trainer(max_steps=300)
     trainer.fit(module, _batches(300))
     size = representation.sizes().file_bytes
-    assert size == pytest.approx(target, rel=0.02)
+    assert 0.98 * target < size <= target
     assert float(trainer.callback_metrics["size/file_bytes_estimate"]) == pytest.approx(size, rel=0.01)
 
 
