@@ -78,9 +78,9 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
         args.append("--model.representation.predictor.beam=1")
     elif "original" not in words and "table" not in words:
         args.append("--model.representation.predictor.hidden=8")
-    if words[-1] in ("original", "decoupled", "teacher", "noise", "baseline", "distill"):
+    if words[-1] in ("original", "decoupled", "quantized", "teacher", "noise", "baseline", "distill"):
         args.append("--data.batch_size=2")
-    if words[-1] in ("decoupled", "teacher", "noise") and "baseline" not in words:
+    if words[-1] in ("decoupled", "quantized", "teacher", "noise") and "baseline" not in words:
         args += ["--model.reconstruction.steps=1", "--trainer.max_steps=2"]
     if words[-1] == "baseline" or "baseline" in words:
         args.append("--model.warmup_steps=0")
