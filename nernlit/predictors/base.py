@@ -138,7 +138,7 @@ class Predictor(WithConstants, ABC):
             for name, shape in shapes.items()
         }
 
-    def used(self) -> dict[str, Tensor]:
+    def used_numbers(self) -> dict[str, Tensor]:
         """Of parameters of `rounded_parts` with unused numbers: name -> booleans that are true for the others.
 
         The booleans have the parameter's shape, and `rounded_parts` has only the numbers for which they are true.
@@ -150,13 +150,13 @@ class Predictor(WithConstants, ABC):
         return self
 
     def stored(self) -> dict[str, Tensor]:
-        """The tensors of the .nern file; by default the state dict, with only those numbers that are `used`."""
-        used = self.used()
+        """The tensors of the .nern file; by default the state dict, with only those numbers of `used_numbers`."""
+        used = self.used_numbers()
         return {name: value[used[name]] if name in used else value for name, value in self.state_dict().items()}
 
     def stored_shapes(self) -> dict[str, torch.Size | None]:
         """The names and shapes of `stored()`, None for coded bytes of any number. Works on torch's meta device."""
-        used, parts = self.used(), self.rounded_parts()
+        used, parts = self.used_numbers(), self.rounded_parts()
         return {
             name: torch.Size([sum(map(math.prod, parts[name]))]) if name in used else value.shape
             for name, value in self.state_dict().items()
@@ -166,7 +166,7 @@ class Predictor(WithConstants, ABC):
         """Take over what `stored()` returned; the shapes are those of `stored_shapes`."""
         placed = {
             name: tensors[name].new_zeros(used.shape).masked_scatter(used.to(tensors[name].device), tensors[name])
-            for name, used in self.used().items()
+            for name, used in self.used_numbers().items()
         }
         self.load_state_dict({**tensors, **placed})
 

@@ -91,7 +91,7 @@ class Quantized(Predictor):
         count = sum(len(sizes) for sizes in self.sizes.values())
         self.log_ratios = nn.Parameter(torch.zeros(count))
         if self.log_ratios.device.type != "meta":
-            for name, used in self.predictor.used().items():
+            for name, used in self.predictor.used_numbers().items():
                 self.set_constant(f"used_{name}", used)
 
     @property

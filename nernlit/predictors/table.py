@@ -59,7 +59,7 @@ class Table(Predictor):
         sides = [[len(range(*part.indices(side))) for part, side in pairs] for pairs in self._crops()]
         return {"entries": [(*layer, rows, columns) for layer, (rows, columns) in zip(self.layers, sides, strict=True)]}
 
-    def used(self) -> dict[str, Tensor]:
+    def used_numbers(self) -> dict[str, Tensor]:
         if sum(map(math.prod, self.rounded_parts()["entries"])) == self.entries.numel():
             return {}
         used_RKK = torch.zeros_like(self.entries, dtype=torch.bool)

@@ -47,7 +47,7 @@ def test_every_rounded_number_is_a_multiple_of_its_step(name: str) -> None:
     steps = predictor.steps().split([len(sizes) for sizes in predictor.sizes.values()])
     for (parameter, sizes), own in zip(predictor.sizes.items(), steps, strict=True):
         values = predictor.rounded_parameters()[parameter].flatten()
-        used = predictor.predictor.used().get(parameter)
+        used = predictor.predictor.used_numbers().get(parameter)
         values = (values if used is None else values[used.flatten()]).split(sizes)
         for group, step in zip(values, own, strict=True):
             multiples = group / step
