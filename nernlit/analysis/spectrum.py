@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nernlit.analysis.finite import require_finite
 from nernlit.representation import Representation
+from nernlit.utilities.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,15 @@ class LayerEnergy:
 
 
 @torch.no_grad()
-def low_frequency_energy(weights: Mapping[str, Tensor]) -> dict[str, float]:
+def low_frequency_energy(weights: Mapping[str, Tensor], processes: Processes = ALONE) -> dict[str, float]:
     """The share of every weight's energy in the larger half of its singular values: sum_{i <= r/2} s_i^2 / sum_i s_i^2.
 
     Weights (O, I, kh, kw) of the same shape are decomposed in one batch, in float64. The share is NaN for a weight of
     zeros, and 0 for a weight with a single singular value (one filter), whose first half is empty.
+
+    Args:
+        weights: Name -> weight.
+        processes: The processes that share the decompositions; all of them call this with the same weights.
 
     Raises:
         UsageError: If a weight is not finite.
@@ -48,23 +53,32 @@ def low_frequency_energy(weights: Mapping[str, Tensor]) -> dict[str, float]:
     {'w': 0.64}
     """
     require_finite(weights)
+    keys = list(weights)
+    # The most expensive decompositions first, so that the processes get similar amounts of work.
+    by_cost = sorted(range(len(keys)), key=lambda row: weights[keys[row]].numel(), reverse=True)
     by_shape = defaultdict(list)
-    for key, weight in weights.items():
-        by_shape[len(weight), weight[0].numel()].append(key)
-    shares: dict[str, float] = {}
-    for keys in by_shape.values():
-        matrices = torch.stack([weights[key].flatten(1) for key in keys]).double()
+    for row in by_cost[processes.rank :: processes.world_size]:
+        weight = weights[keys[row]]
+        by_shape[len(weight), weight[0].numel()].append(row)
+    device = next(iter(weights.values())).device
+    shares_L = torch.zeros(len(keys), dtype=torch.float64, device=device)
+    for rows in by_shape.values():
+        matrices = torch.stack([weights[keys[row]].flatten(1) for row in rows]).double()
         energies_LR = torch.linalg.svdvals(matrices).square()
-        low_L = energies_LR[:, : energies_LR.shape[1] // 2].sum(1) / energies_LR.sum(1)
-        shares |= dict(zip(keys, low_L.tolist(), strict=True))
-    return {key: shares[key] for key in weights}
+        shares_L[rows] = energies_LR[:, : energies_LR.shape[1] // 2].sum(1) / energies_LR.sum(1)
+    return dict(zip(keys, processes.total(shares_L).tolist(), strict=True))
 
 
 @torch.no_grad()
-def layer_energies(representation: Representation) -> list[LayerEnergy]:
-    """The low-frequency energy of every predicted layer, in the network's order."""
-    original = low_frequency_energy(representation.original_weights())
-    reconstructed = low_frequency_energy(representation.weights())
+def layer_energies(representation: Representation, processes: Processes = ALONE) -> list[LayerEnergy]:
+    """The low-frequency energy of every predicted layer, in the network's order.
+
+    Args:
+        representation: The representation.
+        processes: The processes that share the work; all of them call this with the same representation.
+    """
+    original = low_frequency_energy(representation.original_weights(), processes)
+    reconstructed = low_frequency_energy(representation.weights(), processes)
     return [
         LayerEnergy(layer.name, original[layer.key], reconstructed[layer.key]) for layer in representation.layout.layers
     ]

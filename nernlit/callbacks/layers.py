@@ -1,19 +1,22 @@
 """Low-frequency energy and reconstruction error per layer, as scalars, a figure and a CSV file."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import final
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from nernlit.analysis import energy_figure, layer_energies, layer_error_figure, layer_errors
 from nernlit.callbacks.writer import run_folder
 from nernlit.representation import Representation
 from nernlit.storage.files import write_table
+from nernlit.utilities.processes import Processes
+
+_Measured = tuple[Mapping[str, Mapping[str, float]], Callable[[], Figure]]
 
 
 class _LayerTable(L.Callback, ABC):
@@ -22,8 +25,11 @@ class _LayerTable(L.Callback, ABC):
     name: str
 
     @abstractmethod
-    def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
-        """The measurements per layer, by the layer's name, and a figure of them."""
+    def measure(self, representation: Representation, processes: Processes) -> _Measured:
+        """The measurements per layer, by the layer's name, and a function that draws them.
+
+        All processes call it, and the first one uses the result.
+        """
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -32,18 +38,19 @@ class _LayerTable(L.Callback, ABC):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure(trainer, pl_module, run_folder(trainer))
 
-    @rank_zero_only
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> None:
         representation = getattr(pl_module, "representation", None)
         if not isinstance(representation, Representation):
             return
-        layers, figure = self.measure(representation)
+        layers, figure = self.measure(representation, Processes.of(trainer))
+        if not trainer.is_global_zero:
+            return
         scalars = {f"{self.name}/{of}/{layer}": value for layer, row in layers.items() for of, value in row.items()}
         # An evaluation of a checkpoint logs no scalars: its fit has logged them.
         for logger in trainer.loggers if trainer.state.fn == "fit" else []:
             logger.log_metrics(scalars, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(self.name, figure, trainer.global_step)
+                logger.experiment.add_figure(self.name, figure(), trainer.global_step)
         rows = [{"layer": layer, **row} for layer, row in layers.items()]
         write_table(folder / f"{self.name}.csv", rows)
 
@@ -58,8 +65,8 @@ class LowFrequencyEnergy(_LayerTable):
 
     name = "low_frequency_energy"
 
-    def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
-        energies = layer_energies(representation)
+    def measure(self, representation: Representation, processes: Processes) -> _Measured:
+        energies = layer_energies(representation, processes)
         rows = {
             energy.name: {
                 "original": energy.original,
@@ -68,7 +75,7 @@ class LowFrequencyEnergy(_LayerTable):
             }
             for energy in energies
         }
-        return rows, energy_figure({"reconstructed": energies})
+        return rows, partial(energy_figure, {"reconstructed": energies})
 
 
 @final
@@ -80,7 +87,7 @@ class LayerDifference(_LayerTable):
 
     name = "layer_difference"
 
-    def measure(self, representation: Representation) -> tuple[Mapping[str, Mapping[str, float]], Figure]:
-        errors = layer_errors(representation)
+    def measure(self, representation: Representation, processes: Processes) -> _Measured:
+        errors = layer_errors(representation) if processes.rank == 0 else []
         rows = {error.name: {"rmse": error.rmse, "explained_power": error.explained_power} for error in errors}
-        return rows, layer_error_figure({"reconstructed": errors})
+        return rows, partial(layer_error_figure, {"reconstructed": errors})

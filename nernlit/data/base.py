@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nernlit.data.augment import Augmentation, to_pixels
-from nernlit.data.batches import image_loader, step_loader
+from nernlit.data.augment import Augmentation, Draws, to_pixels
+from nernlit.data.batches import image_loader, require_enough, step_loader
 from nernlit.data.channels import require_channels, statistics_of
 from nernlit.data.eval_sets import EvalCondition, EvalSet, conditions_of
 from nernlit.data.sources import ImageSource, InChannels
 from nernlit.errors import DataError, NernlitError, UsageError, require_at_least
+from nernlit.utilities.processes import ALONE, Processes
 
 Split = Literal["train", "val", "test"]
 TrainOn = Literal["images", "noise", "none"]
@@ -193,14 +194,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return self._loader(self.sources["train"], self.batch_size, training=True)
         return step_loader(self.steps_per_epoch)
 
-    def training_images(self, count: int, seed: int) -> Iterator[Tensor]:
+    def training_images(self, count: int, seed: int, processes: Processes = ALONE) -> Iterator[Tensor]:
         """Batches of `count` training images (all, if there are fewer): pixels (B, C, H, W) in [0, 1], not augmented.
 
-        They are chosen at random by the seed alone, so that all processes get the same ones. Call `setup("fit")` first.
+        They are chosen at random by the seed alone; process r of W gets images r, r + W, r + 2 W, ... of them. Call
+        `setup("fit")` first.
+
+        Raises:
+            DataError: If there are fewer images than processes.
         """
         source = self.sources.get("train") or self._in_channels(self._find({"train", "val"})["train"])
         chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed % 2**63))[:count]
-        for batch in chosen.split(self.eval_batch_size):
+        require_enough(len(chosen), processes.world_size)
+        for batch in chosen[processes.rank :: processes.world_size].split(self.eval_batch_size):
             yield to_pixels(source[batch.tolist()][0])
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -229,20 +235,26 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return batch
         images_BCHW, labels_B = batch
         if training:
-            return self.augmentation(images_BCHW, self._step_generator()), labels_B
+            return self.augmentation(images_BCHW, self._draws()), labels_B
         return to_pixels(images_BCHW), labels_B
 
-    def _step_generator(self) -> torch.Generator:
-        """A generator seeded by step and process, so that a resumed run draws the same numbers."""
-        assert self.trainer is not None
-        step = self.trainer.fit_loop.total_batch_idx * self.trainer.world_size + self.trainer.global_rank
-        return torch.Generator().manual_seed((self.seed + 7_919 * (step + 1)) % 2**63)
+    def _draws(self) -> Draws:
+        """Seeded by the step, so that a resumed run draws the same numbers."""
+        trainer = self.trainer
+        assert trainer is not None
+        step = trainer.fit_loop.total_batch_idx
+        return Draws(self.seed + 7_919 * (step + 1), trainer.global_rank, trainer.world_size)
 
     def _noise(self) -> tuple[Tensor, Tensor]:
-        assert self.trainer is not None
-        device = self.trainer.strategy.root_device
-        channels, height, width = self.sources["val"][[0]][0].shape[1:]
-        unit = torch.rand(self.batch_size, channels, height, width, generator=self._step_generator())
+        """A batch of noise; an image is a function of the seed, the step and its place in the joint batch."""
+        trainer = self.trainer
+        assert trainer is not None
+        device, shape = trainer.strategy.root_device, self.sources["val"][[0]][0].shape[1:]
+        first = (trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank) * self.batch_size
+        # A seed for each image: drawing the joint batch of all processes would take their number times as long.
+        seeds = [self.seed + 7_919 * (first + number + 1) for number in range(self.batch_size)]
+        generator = torch.Generator()
+        unit = torch.stack([torch.rand(shape, generator=generator.manual_seed(seed % 2**63)) for seed in seeds])
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         pixels = (2 * unit - 1) * self.noise_range * std + mean
         return pixels.to(device), torch.full((self.batch_size,), -1, device=device)

@@ -17,7 +17,8 @@ class BatchSampler(DistributedSampler[list[int]]):
     """The indices of each batch of one process, as lists.
 
     Training shuffles the indices in every epoch and drops those that do not fill a batch on all processes, so that all
-    processes make the same number of steps. Evaluation yields every index exactly once over all processes.
+    processes make the same number of steps. The processes' batches of a step, one after the other, are the batch that
+    one process would have. Evaluation yields every index exactly once over all processes.
 
     It is a `DistributedSampler` so that Lightning does not replace it by its own, which repeats images to give every
     process the same number.
@@ -58,14 +59,15 @@ class BatchSampler(DistributedSampler[list[int]]):
         return -(-own // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self.training:
-            generator = torch.Generator().manual_seed((self.seed + self.epoch_of() * 1_000_003) % 2**63)
-            numbers = torch.randperm(self.size, generator=generator)
-        else:
-            numbers = torch.arange(self.size)
-        own = numbers[self.rank :: self.num_replicas].tolist()
+        if not self.training:
+            own = torch.arange(self.size)[self.rank :: self.num_replicas]
+            yield from (batch.tolist() for batch in own.split(self.batch_size))
+            return
+        generator = torch.Generator().manual_seed((self.seed + self.epoch_of() * 1_000_003) % 2**63)
+        numbers = torch.randperm(self.size, generator=generator)
+        joint = self.batch_size * self.num_replicas
         for batch in range(self.seen(), len(self)):
-            yield own[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield numbers[batch * joint :][:joint].tensor_split(self.num_replicas)[self.rank].tolist()
 
 
 @final
@@ -100,8 +102,13 @@ def image_loader(
         seed: Seed of the shuffles; the same on all processes.
         num_workers: Processes that decode images which are not in memory.
         trainer: Knows the processes, the epoch and the position in it; None reads all images in this process.
+
+    Raises:
+        DataError: If there are fewer images than processes.
     """
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+    # Lightning would skip an evaluation on the processes without images, and the others would wait for them.
+    require_enough(len(source), world_size)
     sampler = BatchSampler(len(source), batch_size, training, seed, rank, world_size)
     if trainer is not None:
         sampler.epoch_of = lambda: trainer.current_epoch
@@ -111,6 +118,18 @@ def image_loader(
     return DataLoader(
         ErrorsAsBatches(source) if workers else source, batch_size=None, sampler=sampler, num_workers=workers
     )
+
+
+def require_enough(images: int, world_size: int) -> None:
+    """Refuse to share images among more processes than there are images.
+
+    Raises:
+        DataError: If there are fewer images than processes.
+    """
+    if images < world_size:
+        raise DataError(
+            f"{images} images cannot be shared by {world_size} processes; lower --trainer.devices, or use more images."
+        )
 
 
 def step_loader(steps: int) -> DataLoader[Any]:

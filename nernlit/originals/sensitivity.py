@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from nernlit.errors import UsageError
 from nernlit.originals.original import Original
+from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.sharing import names_of_weights
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -33,6 +34,7 @@ def fisher_information(
     batches: Iterable[Tensor],
     seed: int = 0,
     advance: Callable[[int], None] = lambda done: None,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """The diagonal Fisher information: the mean of (d log p(y | x) / d weight)^2 over images x.
 
@@ -45,6 +47,7 @@ def fisher_information(
         batches: Pixels (B, channels, height, width) in [0, 1].
         seed: Seed of the labels.
         advance: Called with the number of images done since its last call.
+        processes: The processes that share the images: process r of W has images r, r + W, r + 2 W, ..., at least one.
     """
     generator = torch.Generator().manual_seed(seed)
     state = original.net.state_dict()
@@ -55,22 +58,34 @@ def fisher_information(
         for images_BCHW in batches:
             for image_CHW in images_BCHW:
                 logits_1C = original(image_CHW[None], weights)
-                label_1 = _drawn(logits_1C.detach(), generator)
+                # The numbers of the images of all processes are drawn, so that each image has its own.
+                drawn = torch.rand(processes.world_size, generator=generator, dtype=torch.float64)[processes.rank]
+                label_1 = _label(logits_1C.detach(), drawn)
                 loss = cross_entropy(logits_1C, label_1)
                 gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
                 for total, gradient in zip(sums.values(), gradients, strict=True):
                     total.addcmul_(gradient, gradient)
                 advance(1)
             count += len(images_BCHW)
-    return {key: total / count for key, total in sums.items()}
+    images = _total(count, processes, original)
+    return {key: processes.total(own) / images for key, own in sums.items()}
 
 
-def _drawn(logits_BC: Tensor, generator: torch.Generator) -> Tensor:
-    """A label for each image, (B,), drawn with the probabilities of the logits; one random number per image."""
-    ends_BC = logits_BC.cpu().double().softmax(1).cumsum(1)
-    drawn_B1 = torch.rand(len(ends_BC), 1, generator=generator, dtype=torch.float64) * ends_BC[:, -1:]
-    labels_B1 = torch.searchsorted(ends_BC, drawn_B1, right=True).clamp_max(ends_BC.shape[1] - 1)
-    return labels_B1.squeeze(1).to(logits_BC.device)
+def _total(count: int, processes: Processes, original: Original) -> Tensor:
+    """The number of images of all processes."""
+    return processes.total(torch.tensor(count, device=original.mean.device))
+
+
+def _label(logits_1C: Tensor, drawn: Tensor) -> Tensor:
+    """The label (1,) of an image, with the probabilities of the logits.
+
+    Args:
+        logits_1C: The logits.
+        drawn: A random number in [0, 1), float64 on the CPU.
+    """
+    ends_C = logits_1C[0].cpu().double().softmax(0).cumsum(0)
+    label = torch.searchsorted(ends_C, drawn * ends_C[-1], right=True).clamp_max(len(ends_C) - 1)
+    return label.view(1).to(logits_1C.device)
 
 
 @torch.no_grad()
@@ -79,6 +94,7 @@ def activation_moments(
     keys: Sequence[str],
     batches: Iterable[Tensor],
     advance: Callable[[int], None] = lambda done: None,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Positions * (BatchNorm factor of the filter)^2 * E[x^2] of the input channel, equal for all entries of a kernel.
 
@@ -92,6 +108,7 @@ def activation_moments(
         keys: State-dict keys of weights of convolutions and linear layers.
         batches: Pixels (B, channels, height, width) in [0, 1].
         advance: Called with the number of images done since its last call.
+        processes: The processes that share the images; each has at least one.
 
     Raises:
         UsageError: If the network uses a weight other than by calling its layer, as `MultiheadAttention` does.
@@ -114,15 +131,14 @@ def activation_moments(
     unseen = [key for key, own in layers.items() if not any(layer in sums for layer in own)]
     if unseen:
         raise UsageError(f"sensitivity activation: {_shown(unseen)} not used by calling a layer; {_ADVICE}.")
+    images = _total(count, processes, original)
+    seen = {key: [layer for layer in own if layer in sums] for key, own in layers.items()}
+    moments = {layer: processes.total(sums[layer]) / images for own in seen.values() for layer in own}
     return {
-        key: torch.stack(
-            [
-                _per_weight(layer, _factors(layer, norms.get(layer)), sums[layer] / count)
-                for layer in own
-                if layer in sums
-            ]
-        ).sum(0)
-        for key, own in layers.items()
+        key: torch.stack([_per_weight(layer, _factors(layer, norms.get(layer)), moments[layer]) for layer in own]).sum(
+            0
+        )
+        for key, own in seen.items()
     }
 
 

@@ -80,15 +80,17 @@ class JointObjective(Objective):
         with torch.no_grad():
             weights = step.all_weights()
         # The same kernels on all processes; a kernel that is drawn twice counts once.
-        drawn = self.reconstruction.sampling.indices(step.norms, step.seed, step.number)
-        rows = drawn.unique().to(step.target.device)
+        shares = self.reconstruction.sampling.shares(step.norms, step.seed, step.number, step.world_size)
+        rows = torch.cat(shares).unique().to(step.target.device)
         (sampled_SKK,) = step.kernels(rows)
         return step.representation.layout.with_kernels(weights, rows, sampled_SKK)
 
 
 @final
 class BaselineJoint(Scheme):
-    """One stage with two objectives. Several processes share the kernels of a step and split its images.
+    """One stage with two objectives.
+
+    Each of several processes computes gradients of all kernels of a step, on its share of the images.
 
     Args:
         representation: The representation to train.

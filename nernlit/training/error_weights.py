@@ -15,6 +15,7 @@ from nernlit.predictors import Quantized, Table
 from nernlit.representation import Representation
 from nernlit.training.sensitivity import Sensitivity, error_weights
 from nernlit.utilities.constants import WithConstants
+from nernlit.utilities.processes import Processes
 
 
 @final
@@ -48,6 +49,7 @@ class ErrorWeights(WithConstants):
         representation: Representation,
         data: Any,
         device: torch.device,
+        processes: Processes,
         broadcast: Callable[[Any], Any],
     ) -> Tensor:
         """Compute the weights, the same to the bit on all processes.
@@ -56,10 +58,12 @@ class ErrorWeights(WithConstants):
             representation: The representation that is trained.
             data: The datamodule, after its setup.
             device: The device to compute them on.
+            processes: The processes of the fit, which share the images.
             broadcast: Returns the first process's value on all processes.
         """
         representation.original.to(device)
-        table_NKK: Tensor = broadcast(error_weights(representation, self.option, self.option.images(data)))
+        images = self.option.images(data, processes)
+        table_NKK: Tensor = broadcast(error_weights(representation, self.option, images, processes))
         table_NKK = table_NKK.to(representation.target.device)
         self.set_constant("table", table_NKK)
         return table_NKK

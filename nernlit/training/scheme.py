@@ -27,6 +27,7 @@ from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
 from nernlit.training.teachers import require_same_teacher
 from nernlit.utilities.constants import WithConstants
+from nernlit.utilities.processes import Processes
 
 Precision = Literal["fp32", "bf16"]
 
@@ -117,11 +118,11 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             mean=self.joined_mean,
             curve=self.curve,
         )
-        objective = self.stages[self.stage].objective
-        terms: dict[str, Tensor] = objective(step)
-        if self._tuned and not objective.needs_images and self.trainer.world_size > 1:
-            # DistributedDataParallel demands a gradient for every parameter in every step.
-            terms["recon"] = terms["recon"] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
+        terms: dict[str, Tensor] = self.stages[self.stage].objective(step)
+        if self._tuned and self.trainer.world_size > 1:
+            # DistributedDataParallel demands a gradient for every parameter in every step, and reconstruction has none.
+            first = next(iter(terms))
+            terms[first] = terms[first] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
         if self.rate is not None:
             terms["rate"] = self.rate(step.metrics)
             self.log("size/file_bytes_estimate", self.rate.file_bytes, sync_dist=True)
@@ -246,11 +247,15 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         for part in self.stages:
             part.objective.reset()
         # Every process must draw from the same numbers, or their shares of a batch would overlap.
-        self.seed = self.trainer.strategy.broadcast(self.seed)
+        strategy = self.trainer.strategy
+        self.seed = strategy.broadcast(self.seed)
+        if stage == "fit" and self.representation.is_new and self.trainer.world_size > 1:
+            # Orders and codes are computed by each process, whose machines may round differently.
+            self.representation.load_state_dict(strategy.broadcast(self.representation.state_dict()))
+            self.on_predictor_fitted()
         if weigh:
-            strategy = self.trainer.strategy
-            parts = self.representation, self._data, strategy.root_device, strategy.broadcast
-            weights_NKK = self.error_weights.compute(*parts)
+            parts = self.representation, self._data, strategy.root_device, Processes.of(self.trainer)
+            weights_NKK = self.error_weights.compute(*parts, strategy.broadcast)
             if changes_fit(self.representation):
                 self.representation.fit_predictor(weights_NKK)
                 self.on_predictor_fitted()
@@ -260,7 +265,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
 
     def on_predictor_fitted(self) -> None:
-        """Called when a fit starts by fitting the predictor to the original again."""
+        """Called when a fit starts by replacing the representation's predictor."""
         if self.rate is not None:
             self.rate = RateTerm(self.representation, self.rate.options)  # its step sizes are those of the fit
 

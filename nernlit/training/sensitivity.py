@@ -21,6 +21,7 @@ from nernlit.originals import (
     require_classifier,
 )
 from nernlit.representation import Representation
+from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.progress import progress
 
 Kind = Literal["none", "fisher", "activation", "batchnorm"]
@@ -95,9 +96,11 @@ class Sensitivity:
                 f"{what}, and `fit` was given {given}; pass an ImageDataModule as datamodule, or {instead}."
             )
 
-    def images(self, data: Any) -> Iterable[Tensor]:
-        """Batches of the datamodule's training images; none if none are needed."""
-        batches: Iterable[Tensor] = data.training_images(self.num_images, self.seed) if self.needs_images else ()
+    def images(self, data: Any, processes: Processes = ALONE) -> Iterable[Tensor]:
+        """Batches of this process's share of the datamodule's training images; none if none are needed."""
+        if not self.needs_images:
+            return ()
+        batches: Iterable[Tensor] = data.training_images(self.num_images, self.seed, processes)
         return batches
 
 
@@ -105,7 +108,9 @@ class Sensitivity:
 NO_SENSITIVITY = Sensitivity()
 
 
-def error_weights(representation: Representation, option: Sensitivity, images: Iterable[Tensor]) -> Tensor:
+def error_weights(
+    representation: Representation, option: Sensitivity, images: Iterable[Tensor], processes: Processes = ALONE
+) -> Tensor:
     """The weight of the squared error of each entry of the kernel table, (N, K, K) on the CPU.
 
     Their mean over the entries that are weights of the network is 1; all others are 0.
@@ -113,7 +118,8 @@ def error_weights(representation: Representation, option: Sensitivity, images: I
     Args:
         representation: The representation; its original is run on its own device.
         option: Says what is computed; not `none`.
-        images: Batches of pixels in [0, 1].
+        images: Batches of pixels in [0, 1]: the share of this process.
+        processes: The processes that share the images.
 
     Raises:
         UsageError: If the sensitivities cannot be computed for this network.
@@ -125,11 +131,12 @@ def error_weights(representation: Representation, option: Sensitivity, images: I
     else:
         device = original.mean.device
         on_device = (batch.to(device) for batch in images)
-        with progress(f"sensitivity ({option.kind}) on {option.num_images:,} images", option.num_images) as advance:
+        share = math.ceil(option.num_images / processes.world_size)
+        with progress(f"sensitivity ({option.kind}) on {option.num_images:,} images", share) as advance:
             if option.kind == "fisher":
-                found = fisher_information(original, keys, on_device, mixed_seed(option.seed, 1), advance)
+                found = fisher_information(original, keys, on_device, mixed_seed(option.seed, 1), advance, processes)
             else:
-                found = activation_moments(original, keys, on_device, advance)
+                found = activation_moments(original, keys, on_device, advance, processes)
     return normalized(representation, found, option.exponent, option.cap)
 
 

@@ -7,6 +7,7 @@ import torch
 from nernlit.analysis import layer_errors
 from nernlit.analysis.spectrum import layer_energies, low_frequency_energy
 from nernlit.errors import UsageError
+from nernlit.utilities.processes import Processes
 from tests.fakes import tiny_representation
 
 
@@ -32,6 +33,14 @@ def test_a_weight_of_low_rank_has_all_its_energy_in_the_first_half_and_zeros_hav
     shares = low_frequency_energy({"low": low, "zeros": torch.zeros(8, 4, 3, 3)})
     assert shares["low"] == pytest.approx(1, abs=1e-6)
     assert math.isnan(shares["zeros"])
+
+
+def test_processes_share_the_decompositions() -> None:
+    weights = {str(number): torch.randn(2 + number, 3, 3, 3) for number in range(5)}
+    shares = [low_frequency_energy(weights, Processes(rank, 2)) for rank in range(2)]
+    assert [sum(value > 0 for value in share.values()) for share in shares] == [3, 2]
+    for key, value in low_frequency_energy(weights).items():
+        assert sorted(share[key] for share in shares) == [0, pytest.approx(value)]
 
 
 def test_a_representations_layers_are_compared_with_the_originals() -> None:

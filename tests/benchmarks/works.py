@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from nernlit.callbacks import AdversarialAccuracy
 from nernlit.data import Corrupted, ImageDataModule
-from nernlit.data.augment import pad_crop_flip
+from nernlit.data.augment import Draws, pad_crop_flip
 from nernlit.data.batches import BatchSampler
 from nernlit.data.sources import ImageSource, TensorImages
 from nernlit.kernels import Uniform
@@ -186,12 +186,12 @@ def loader() -> Work:
     """An epoch of 10,000 CIFAR-sized images in batches of 256: shuffled, cropped, mirrored, as floats."""
     source = TensorImages(torch.randint(256, (10_000, 3, 32, 32), dtype=torch.uint8), torch.zeros(10_000))
     numbers = BatchSampler(len(source), 256, training=True)
-    generator = torch.Generator()
+    draws = Draws(0)
 
     def work() -> None:
         for batch in numbers:
             images, _ = source[batch]
-            pad_crop_flip(images, 4, True, generator).float().div(255)
+            pad_crop_flip(images, 4, True, draws).float().div(255)
 
     return work
 

@@ -18,12 +18,13 @@ from nernlit.data import (
     ImageNetDataModule,
     STL10DataModule,
 )
-from nernlit.data.augment import pad_crop_flip, resized_crop
+from nernlit.data.augment import Draws, pad_crop_flip, resized_crop
 from nernlit.data.batches import BatchSampler
 from nernlit.data.cifar_classes import CIFAR100_CLASSES
 from nernlit.data.decode import ResizeCenterCrop
 from nernlit.errors import DataError, UsageError
 from nernlit.training import ReconOnly
+from nernlit.utilities.processes import Processes
 from tests.fakes import (
     quiet_trainer,
     tiny_representation,
@@ -74,6 +75,10 @@ def test_training_images_of_a_seed_are_the_same_with_and_without_training_on_ima
     assert len(every) == 1293
     assert torch.equal(every[:50], torch.cat(found[0]))
     assert not torch.equal(next(data.training_images(50, seed=4)), found[0][0])
+    shares = [torch.cat(list(data.training_images(50, 3, Processes(rank, 3)))) for rank in range(3)]
+    assert all(torch.equal(share, every[rank:50:3]) for rank, share in enumerate(shares))
+    with pytest.raises(DataError, match=r"2 images cannot be shared by 3 processes; lower --trainer\.devices, or use"):
+        next(data.training_images(2, 3, Processes(0, 3)))
     held_out = data.sources["val"][range(144)][0] / 255
     assert not any(bool((image == held_out).flatten(1).all(1).any()) for image in found[0][0])
 
@@ -105,7 +110,7 @@ def test_training_shuffles_by_seed_and_epoch_in_equal_shares() -> None:
 
 def test_pad_crop_flip_equals_a_loop_over_images() -> None:
     images = torch.randint(1, 255, (20, 3, 6, 5), dtype=torch.uint8)
-    out = pad_crop_flip(images, 2, True, torch.Generator().manual_seed(1))
+    out = pad_crop_flip(images, 2, True, Draws(1))
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     kinds = set()
     for before, after in zip(padded, out, strict=True):
@@ -368,12 +373,12 @@ def test_imagenet_is_read_by_its_wordnet_ids(tmp_path: Path) -> None:
 
 def test_a_resized_crop_is_a_part_of_the_image_and_the_same_for_the_same_state() -> None:
     ramp = torch.arange(64.0).expand(5, 1, 64, 64)
-    first, again = (resized_crop(ramp, 0.08, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, again = (resized_crop(ramp, 0.08, Draws(3)) for _ in range(2))
     assert torch.equal(first, again)
     steps = first.diff(dim=3)[..., 2:-2]
     for image in steps:  # stretched evenly: the ramp stays a ramp, and is less steep
         assert torch.allclose(image, image.mean().expand_as(image), atol=1e-3)
         assert 0.08**0.5 * (3 / 4) ** 0.5 - 1e-3 < float(image.mean()) <= 1
     assert not torch.equal(first[0], first[1])
-    whole = resized_crop(ramp, 1.0, torch.Generator().manual_seed(3))
+    whole = resized_crop(ramp, 1.0, Draws(3))
     assert float((whole - ramp).abs().mean()) < 9  # the sides' ratio still varies

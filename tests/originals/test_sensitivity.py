@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -6,6 +8,7 @@ from torch import Tensor, nn
 from nernlit.data import DigitsDataModule
 from nernlit.errors import UsageError
 from nernlit.originals import Original, activation_moments, batch_norm_moments, fisher_information
+from nernlit.utilities.processes import Processes
 from tests.fakes import STATISTICS, SharingCNN, TinyCNN, tiny_original
 from tests.reference import sensitivity as slow
 
@@ -91,6 +94,17 @@ def test_fisher_information_depends_on_the_seed_and_not_on_the_batches() -> None
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(whole[key], parts[key]) for key in KEYS)
     assert not any(torch.equal(whole[key], other[key]) for key in KEYS)
+
+
+@pytest.mark.parametrize("sensitivity", [fisher_information, activation_moments])
+def test_processes_share_the_images(sensitivity: Callable[..., dict[str, torch.Tensor]]) -> None:
+    original, images = _tiny(), IMAGES[: len(IMAGES) // 3 * 3]
+    whole = sensitivity(original, KEYS, [images])
+    # With the sum over processes left out, each has the mean over its own images.
+    shares = [sensitivity(original, KEYS, [images[rank::3]], processes=Processes(rank, 3)) for rank in range(3)]
+    for key in KEYS:
+        assert not torch.allclose(shares[0][key], whole[key])
+        assert torch.allclose(torch.stack([share[key] for share in shares]).mean(0), whole[key])
 
 
 def test_activation_moments_match_loops_over_weights() -> None:
