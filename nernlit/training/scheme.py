@@ -251,8 +251,9 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.seed = strategy.broadcast(self.seed)
         if stage == "fit" and self.representation.is_new and self.trainer.world_size > 1:
             # Orders and codes are computed by each process, whose machines may round differently.
-            self.representation.load_state_dict(strategy.broadcast(self.representation.state_dict()))
-            self.on_predictor_fitted()
+            self.load_state_dict(strategy.broadcast(self.state_dict()))
+            if self.rate is not None:
+                self.rate.load_state_dict(strategy.broadcast(self.rate.state_dict()))
         if weigh:
             parts = self.representation, self._data, strategy.root_device, Processes.of(self.trainer)
             weights_NKK = self.error_weights.compute(*parts, strategy.broadcast)
@@ -265,7 +266,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
 
     def on_predictor_fitted(self) -> None:
-        """Called when a fit starts by replacing the representation's predictor."""
+        """Called when a fit starts by fitting the predictor to the original again."""
         if self.rate is not None:
             self.rate = RateTerm(self.representation, self.rate.options)  # its step sizes are those of the fit
 

@@ -35,7 +35,7 @@ OPTIONS = [
     "fisher",
     "activation",
 ]
-OPTIONS += ["mixed_mse", "mixed_rmse", "seeded_apart"]
+OPTIONS += ["activation", "mixed_mse", "mixed_rmse", "progressive-seeded_apart"]
 COMPLETE = [f"complete-{name}" for name in SCHEMES]
 SAVED = [f"saved-{name}" for name in SCHEMES]
 COMPARED = [*MATRIX, *OPTIONS, *COMPLETE, *SAVED]

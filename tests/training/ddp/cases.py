@@ -58,8 +58,9 @@ def in_double_fit(
 def seeded_apart(group: Group) -> Any:
     """Processes that start from other random numbers and codes; all take over those of the first one."""
     L.seed_everything(3 + group.rank, verbose=False)
-    predictor = Codebooks(2, 3, iterations=2, beam=2, sample=1000, seed=group.rank)
-    apart = Representation(Original("digits_resnet8", pretrained=True), predictor, order="none")
+    apart = representation("codebooks")
+    state = apart.predictor.state_dict()
+    apart.predictor.load_state_dict({**state, "_extra_state": state["_extra_state"].roll(group.rank)})  # the codes
     module = scheme("progressive", in_double(apart), group.batch_size)
     return fit(module, images(group, module, in_double=True), trainer_of(group))
 
@@ -196,7 +197,7 @@ CASES: dict[str, Callable[[Group], Any]] = {
     "moving": partial(in_double_fit, "decoupled_distill", "moving"),
     "fisher": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("fisher", num_images=13)),
     "activation": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("activation", num_images=13)),
-    "seeded_apart": seeded_apart,
+    "progressive-seeded_apart": seeded_apart,
     "mixed_mse": partial(few_kernels, "*", "mse", 16),
     "mixed_rmse": partial(few_kernels, "*", "rmse", 16),
     "six_kernels": partial(few_kernels, "depthwise", "mse", 16),
