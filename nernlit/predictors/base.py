@@ -173,6 +173,9 @@ class Predictor(WithConstants, ABC):
     def specification(self) -> dict[str, Any]:
         """The class path and the constructor's arguments, as JSON-compatible values.
 
+        Keyword-only arguments are left out where they have their default values. So a class can get further options,
+        and the specifications in earlier checkpoints stay the same.
+
         Raises:
             UsageError: If an argument is not stored as an attribute, or is not JSON-compatible.
         """
@@ -189,7 +192,9 @@ class Predictor(WithConstants, ABC):
                     f"{cls.__name__} does not store its constructor's argument {name!r}; set self.{name} = {name} in "
                     "__init__, so that checkpoints can record how the predictor is built."
                 )
-            arguments[name] = _primitive(getattr(self, name), f"{cls.__name__}.{name}")
+            value = getattr(self, name)
+            if parameter.kind != parameter.KEYWORD_ONLY or value != parameter.default:
+                arguments[name] = _primitive(value, f"{cls.__name__}.{name}")
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
 
 

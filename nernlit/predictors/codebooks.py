@@ -6,8 +6,7 @@ sets of codebooks (one, or one per stage or layer).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
-from typing import Any, Literal, final, get_args
+from typing import Any, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from nernlit.predictors.additive import additive_codes, work
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.codes import decode_codes, encode_codes, pack_codes, packed_bytes, unpack_codes
 from nernlit.predictors.moves import CodeMoves
-from nernlit.predictors.numbering import numbering, numbers
+from nernlit.predictors.numbering import Share, numbering, numbers, sets_of
 from nernlit.predictors.scales import Scale, Scales
 from nernlit.storage.entropy import Part
 from nernlit.utilities.progress import progress
@@ -26,7 +25,6 @@ from nernlit.utilities.sides import Size
 
 #: Where a state dict has the codes.
 _PACKED = "_extra_state"
-Share = Literal["network", "stage", "layer"]
 
 
 @final
@@ -107,7 +105,7 @@ class Codebooks(Predictor):
         self.set_constant("codes", torch.zeros(kernels, self.codebooks, dtype=torch.int32))
         self.set_constant("packed", torch.zeros(packed_bytes(kernels * self.codebooks, self.bits), dtype=torch.uint8))
         self._is_packed = True
-        sets = _sets(layers, self.share)
+        sets = sets_of(layers, self.share)
         self.set_constant("sets", torch.tensor(sets))
         self.codewords = nn.Parameter(torch.empty(sets[-1] + 1, self.codebooks, 2**self.bits, math.prod(self.block)))
         self.scales.bind(layers)
@@ -235,15 +233,3 @@ class Codebooks(Predictor):
         self.set_constant("codes", unpack_codes(state, self.bits, *self.codes.shape).to(device))
         self.set_constant("packed", state.to(device, copy=True))
         self._is_packed = True
-
-
-def _sets(layers: Sequence[tuple[int, int]], share: Share) -> list[int]:
-    """The number of each layer's set of codebooks.
-
-    >>> _sets([(16, 3), (16, 16), (32, 16), (16, 32), (64, 16)], "stage")
-    [0, 0, 1, 1, 2]
-    """
-    if share == "layer":
-        return list(range(len(layers)))
-    largest = list(accumulate((filters for filters, _ in layers), max))
-    return [sorted(set(largest)).index(filters) if share == "stage" else 0 for filters in largest]

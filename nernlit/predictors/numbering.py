@@ -1,12 +1,16 @@
-"""Numbers of addresses, for predictors that store something per kernel.
+"""Numbers of addresses and of sets of layers, for predictors that store something per kernel or per set.
 
 Shapes: L layers, N addresses.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Share = Literal["network", "stage", "layer"]
 
 
 def numbering(layers: Sequence[tuple[int, int]]) -> Tensor:
@@ -32,3 +36,17 @@ def numbers(numbering_L2: Tensor, addresses_N3: Tensor) -> Tensor:
     layer_N, filter_N, channel_N = addresses_N3.unbind(1)
     start_N, channels_N = numbering_L2[layer_N].unbind(1)
     return start_N + filter_N * channels_N + channel_N
+
+
+def sets_of(layers: Sequence[tuple[int, int]], share: Share) -> list[int]:
+    """The number of each layer's set: one set for the network, one per stage, or one per layer.
+
+    A stage starts at each layer with more filters than all layers before it; in a ResNet18 these are its stages.
+
+    >>> sets_of([(16, 3), (16, 16), (32, 16), (16, 32), (64, 16)], "stage")
+    [0, 0, 1, 1, 2]
+    """
+    if share == "layer":
+        return list(range(len(layers)))
+    largest = list(accumulate((filters for filters, _ in layers), max))
+    return [sorted(set(largest)).index(filters) if share == "stage" else 0 for filters in largest]

@@ -19,6 +19,13 @@ PREDICTORS = {
         "--model.representation.predictor.scale=layer",
         "--model.representation.quantize.bits=3",
     ],
+    "mlp_with_options": [
+        "--model.representation.predictor.activation=sine",
+        "--model.representation.predictor.residual=true",
+        "--model.representation.predictor.heads=stage",
+        "--model.representation.predictor.embedding=4",
+        "--model.representation.predictor.embedding_share=layer",
+    ],
     "quantized_mlp": ["--model.representation.quantize.bits=6", "--model.representation.quantize.per=row"],
 }
 SCHEMES = {
