@@ -26,6 +26,7 @@ commands:
   inspect     what a .nern file holds, and what each part costs in bytes
   reconstruct write a .nern file's network as safetensors
   sweep       fit configurations at several widths and seeds, test each, tabulate and compare
+  search      look for the options of a fit that give the best validation figure (needs optuna)
   analyze     spectrum, layers, interpolate, landscape, rounds or smooth: a table and a figure of a finished fit
   report      one HTML page about a finished fit, or several side by side
   doctor      versions, devices, speed and caches of this installation, and what is wrong with it

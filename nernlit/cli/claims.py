@@ -14,6 +14,7 @@ import os
 import platform
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ import psutil
 BEAT_SECONDS = 20.0
 #: Seconds without a sign of life after which a process of another machine counts as ended.
 STALE_SECONDS = 300.0
+_WAIT_SECONDS = 0.1
 #: Start times of processes are compared with this tolerance in seconds.
 _SAME_START = 2.0
 
@@ -59,6 +61,23 @@ def claim(folder: Path) -> Iterator[bool]:
         with contextlib.suppress(OSError):  # not empty
             for above in made:
                 above.rmdir()
+
+
+@contextmanager
+def awaited_claim(folder: Path) -> Iterator[None]:
+    """Hold the claim on a folder during the block, which begins when no other process holds it."""
+    while True:
+        with claim(folder) as is_ours:
+            if is_ours:
+                yield
+                return
+        time.sleep(_WAIT_SECONDS)
+
+
+def is_claimed(folder: Path, otherwise: bool) -> bool:
+    """Whether a process that still runs holds a folder; `otherwise` if no process ever claimed it."""
+    claims = _claims(folder)
+    return _is_held(claims[-1]) if claims else otherwise
 
 
 def remove_claims(folder: Path) -> None:

@@ -47,6 +47,10 @@ def main(args: Sequence[str]) -> None:
     _say("nothing is wrong")
 
 
+#: Extra -> what needs it.
+_EXTRAS = {"onnx": "exports to .onnx need", "optuna": "`nernlit search` needs"}
+
+
 @final
 class _Examination:
     """What is found.
@@ -71,8 +75,8 @@ class _Examination:
                     yield [need.name, installed, str(need.specifier)]
                 continue
             wanted = f"{need.name}{need.specifier}"
-            if extra == "onnx":
-                self.notes.append(f"{wanted} is missing, which exports to .onnx need: pip install 'nernlit[onnx]'")
+            if extra in _EXTRAS:
+                self.notes.append(f"{wanted} is missing, which {_EXTRAS[extra]}: pip install 'nernlit[{extra}]'")
             elif not extra:
                 yield [need.name, installed or "missing", str(need.specifier)]
                 found = "missing" if installed is None else f"{installed}, which is not supported"

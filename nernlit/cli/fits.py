@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning.pytorch.callbacks import Callback
+
 from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.main import NernlitCLI, run
 from nernlit.errors import UsageError
@@ -18,7 +20,7 @@ def epoch_options(epochs: int) -> list[str]:
     return [f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={max(1, epochs // 5)}"]
 
 
-def continued_fit(options: Sequence[str], folder: Path, name: str) -> NernlitCLI:
+def continued_fit(options: Sequence[str], folder: Path, name: str, callbacks: Sequence[Callback] = ()) -> NernlitCLI:
     """Run a fit, or continue it.
 
     A hash of its options and of the contents of its configuration files is part of the name of its folder.
@@ -27,6 +29,7 @@ def continued_fit(options: Sequence[str], folder: Path, name: str) -> NernlitCLI
         options: `fit` and its options.
         folder: Where the fit's folder is.
         name: What the name of the fit's folder starts with.
+        callbacks: Further ones.
 
     Raises:
         UsageError: If an option is set here.
@@ -37,4 +40,4 @@ def continued_fit(options: Sequence[str], folder: Path, name: str) -> NernlitCLI
     key = repr([*options, config_fingerprint(options)])
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     last = ["--ckpt_path=last"] if any((folder / name).glob("version_*/checkpoints/last.ckpt")) else []
-    return run([*options, f"{_LOGGER}.save_dir={folder}", f"{_LOGGER}.name={name}", *last])
+    return run([*options, f"{_LOGGER}.save_dir={folder}", f"{_LOGGER}.name={name}", *last], callbacks)

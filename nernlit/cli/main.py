@@ -38,6 +38,7 @@ _OTHER_COMMANDS = {
     "export": ("export", "export"),
     "inspect": ("export", "inspect"),
     "reconstruct": ("export", "reconstruct"),
+    "search": ("search", "main"),
     "sweep": ("sweep", "main"),
     "analyze": ("analyze", "main"),
     "report": ("report", "main"),
@@ -114,7 +115,7 @@ def _run_command(given: Sequence[str]) -> None:
     if command in TRAINER_COMMANDS and not is_nern_file:
         run(given)
     else:
-        if command != "sweep":  # each of its fits sets its own threads
+        if command not in ("search", "sweep"):  # each of their fits sets its own threads
             use_free_cores()
         module, function = ("export", "test") if is_nern_file else _OTHER_COMMANDS[command]
         getattr(import_module(f"nernlit.cli.{module}"), function)(given[1:])
@@ -154,6 +155,8 @@ def user_message(error: BaseException) -> str | None:
         cause = cause.__cause__
     if isinstance(error, ParserError | ArgumentError) or "Does not validate against" in str(error):
         return explain(str(error), ROOTS)
+    if isinstance(error, ModuleNotFoundError) and error.name == "optuna":
+        return "`nernlit search` needs the Python package optuna; install it: pip install 'nernlit[optuna]'."
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
         return "the name of a file or of a run holds a NUL character; leave it out."
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():

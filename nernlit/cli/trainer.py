@@ -245,8 +245,13 @@ def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [] if given is None else [given]
 
 
-def run(args: Sequence[str]) -> NernlitCLI:
-    """Run one of Lightning's commands (`fit`, `validate`, `test`, `predict`) with these arguments."""
+def run(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NernlitCLI:
+    """Run one of Lightning's commands (`fit`, `validate`, `test`, `predict`) with these arguments.
+
+    Args:
+        args: The command and its options.
+        callbacks: Further ones than those of every run and of the options.
+    """
     return NernlitCLI(
         ClassifierModule,
         ImageDataModule,
@@ -257,7 +262,7 @@ def run(args: Sequence[str]) -> NernlitCLI:
         seed_everything_default=0,
         trainer_defaults={
             "enable_model_summary": False,  # counts the frozen original's parameters too; our Summary prints the sizes
-            "callbacks": [Summary(), RoundCheckpoint(), LearningRate(), Interruption()],
+            "callbacks": [Summary(), RoundCheckpoint(), LearningRate(), Interruption(), *callbacks],
         },
         parser_kwargs={**_PARSER, **dict.fromkeys(TRAINER_COMMANDS, _PARSER)},
         args=expand_bases(args),
