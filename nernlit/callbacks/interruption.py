@@ -1,10 +1,14 @@
 """Ending a run at a safe point on SIGTERM and SIGINT."""
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any, final
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from nernlit.utilities.signals import SIGNALS, Interrupted
@@ -17,18 +21,21 @@ class Interruption(Checkpoint):
     A fit ends after the current training batch, or during a validation, and writes `last.ckpt`; a fit that is resumed
     from it ends bit-identical to an uninterrupted one. `validate`, `test` and `predict` save nothing and end at once.
     The exit code is 143 or 130; a second signal ends the process at once. With several processes all of them end after
-    the same batch. Lightning handles SLURM's signals for requeueing.
+    the same batch.
+
+    In a SLURM job, the signal that announces its end (SIGUSR1, or the `requeue_signal` of Lightning's
+    `SLURMEnvironment`) has the same effect, and the first process puts the job back into the queue.
 
     It is a `Checkpoint` because Lightning calls those last: the state of the other callbacks belongs to the same step.
     """
 
     def __init__(self) -> None:
-        self._stops = False
+        self._signum = 0  # the signal that some process received
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         SIGNALS.start_anew()
         SIGNALS.forward = getattr(trainer.strategy.launcher, "kill", None)
-        self._stops = False
+        self._signum = 0
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         SIGNALS.forward = None
@@ -36,20 +43,20 @@ class Interruption(Checkpoint):
     # Lightning installs its own handlers just before these hooks; they end the process anywhere, with exit code 0 or 1.
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        SIGNALS.listen()
+        SIGNALS.listen(also=_requeue_signals(trainer))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        SIGNALS.listen()
+        SIGNALS.listen(also=_requeue_signals(trainer))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        SIGNALS.listen()
+        SIGNALS.listen(also=_requeue_signals(trainer))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        SIGNALS.listen()
+        SIGNALS.listen(also=_requeue_signals(trainer))
         SIGNALS.hold()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if self._stops:  # a checkpoint was saved after the last batch, and its metrics are logged by now
+        if self._signum:  # a checkpoint was saved after the last batch, and its metrics are logged by now
             raise Interrupted(self._signum)
 
     def on_train_batch_end(
@@ -63,8 +70,8 @@ class Interruption(Checkpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit":
-            SIGNALS.listen()
-        elif self._stops:
+            SIGNALS.listen(also=_requeue_signals(trainer))
+        elif self._signum:
             raise Interrupted(self._signum)
         elif not trainer.sanity_checking and trainer.world_size == 1:
             SIGNALS.release_for_a_while()
@@ -91,20 +98,19 @@ class Interruption(Checkpoint):
             self._begin_validation_again(trainer)
             self._save(trainer)
         exception.message = self._message(trainer)
+        if trainer.is_global_zero and exception.signum in _requeue_signals(trainer) and _is_unfinished(trainer):
+            exception.message += f"; {_requeued()}"
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if not trainer.is_global_zero and isinstance(environment, LightningEnvironment):
             exception.code = 0  # otherwise Lightning kills the first process, which started this one
 
-    @property
-    def _signum(self) -> int:
-        return SIGNALS.received or 15  # None if another process received it
-
     def _asked_to_stop(self, trainer: L.Trainer) -> bool:
-        received = SIGNALS.received is not None
+        received = SIGNALS.received or 0
         if trainer.world_size > 1:
-            received = trainer.strategy.reduce_boolean_decision(received, all=False)
-        self._stops |= received
-        return self._stops
+            on_device = torch.tensor(received, device=trainer.strategy.root_device)
+            received = int(trainer.strategy.reduce(on_device, reduce_op="max"))
+        self._signum = self._signum or received
+        return bool(self._signum)
 
     @staticmethod
     def _begin_validation_again(trainer: L.Trainer) -> None:
@@ -141,3 +147,31 @@ class Interruption(Checkpoint):
         if file is None or not file.is_file():
             return f"interrupted at step {trainer.global_step}; no checkpoint was written"
         return f"interrupted at step {trainer.global_step}; go on with --ckpt_path last"
+
+
+def _requeue_signals(trainer: L.Trainer) -> list[int]:
+    """The signal on which a SLURM job is to be requeued; empty elsewhere.
+
+    Lightning's own handler would save within a step, where the processes do not agree on the step.
+    """
+    # Not public. A strategy of one device has no `cluster_environment`.
+    environment = trainer._accelerator_connector.cluster_environment
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return []
+    return [int(environment.requeue_signal)] if environment.requeue_signal is not None else []
+
+
+def _is_unfinished(trainer: L.Trainer) -> bool:
+    return trainer.state.fn != "fit" or not trainer.fit_loop.done
+
+
+def _requeued() -> str:
+    """Put this SLURM job back into the queue, and say so."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        return f"`scontrol requeue {job}` failed: {' '.join(reason.split())}"
+    return f"job {job} was requeued"

@@ -22,6 +22,7 @@ from nernlit.training.divergence import ADVICE, LossWatch, not_finite
 from nernlit.training.evaluation import Evaluation, ImageBatch
 from nernlit.training.optimization import built_optimizer, built_schedule
 from nernlit.training.plan import Plan
+from nernlit.training.strategies import refuse_splitting
 
 
 class ClassifierModule(L.LightningModule, ABC):
@@ -109,7 +110,8 @@ class ClassifierModule(L.LightningModule, ABC):
         """
 
     def configure_callbacks(self) -> Any:
-        """Lightning's first hook of a run; used to check precision and length before any data is read."""
+        """Lightning's first hook of a run; used to check strategy, precision and length before any data is read."""
+        refuse_splitting(self.trainer.strategy)
         precision = self.trainer.precision
         if precision not in self.precisions:
             half = "; --model.precision bf16 runs training steps in it" if "bf16" in precision else ""

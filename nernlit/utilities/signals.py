@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import final
@@ -21,11 +21,13 @@ class Interrupted(SystemExit):
     """A signal ended the run. If it is not caught, the process ends with exit code 128 + signal number.
 
     Attributes:
+        signum: The signal's number.
         message: What was interrupted and how to resume; empty if another process prints it.
     """
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
+        self.signum = signum
         self.message = "interrupted"
 
 
@@ -48,15 +50,16 @@ class Signals:
         self._first = 0.0
         self._ends_process = False
 
-    def listen(self, ends_process: bool = False) -> None:
+    def listen(self, ends_process: bool = False, also: Sequence[int] = ()) -> None:
         """Handle signals from now on. In other threads than the main thread this does nothing.
 
         Args:
             ends_process: Whether the process is a command: it then ends within seconds even if cleaning up hangs.
+            also: Signals that are handled in the same way as SIGTERM and SIGINT.
         """
         self._ends_process |= ends_process
         if threading.current_thread() is threading.main_thread():
-            for each in _SIGNALS:
+            for each in (*_SIGNALS, *also):
                 signal.signal(each, self._handle)
 
     def start_anew(self) -> None:

@@ -151,3 +151,50 @@ def test_after_a_run_the_signals_do_what_they_did_before() -> None:
     with pytest.raises(Interrupted):
         run(["fit", *QUICK, *stopping("on_train_batch_end", 3)])
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A SLURM job of one process; the file that its `scontrol` writes its arguments to."""
+    job = {"JOB_ID": "4321", "JOB_NAME": "fit", "NTASKS": "1", "NTASKS_PER_NODE": "1", "NODELIST": "localhost"}
+    job |= {"PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NUM_NODES": "1"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):  # Lightning sets them
+        monkeypatch.setenv(name, "1")
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}")
+    return asked
+
+
+def test_a_slurm_job_that_is_told_of_its_end_is_requeued_and_goes_on_exactly(
+    slurm: Path, uninterrupted: Callable[[str], Path]
+) -> None:
+    line = ["fit", *SCHEMES["recon_only"]]
+    whole = uninterrupted("recon_only")
+    with pytest.raises(Interrupted) as ended:
+        run([*line, "--ckpt_path=last", *stopping("on_train_batch_start", 7, signal.SIGUSR1)])
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert ended.value.message == "interrupted at step 7; go on with --ckpt_path last; job 4321 was requeued"
+    assert slurm.read_text() == "requeue 4321\n"
+    run([*line, "--ckpt_path=last"])
+    (folder,) = Path("runs").glob("*/version_*")
+    ends = [torch.load(of / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for of in (whole, folder)]
+    for key, value in ends[0].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, ends[1][key]), key
+    assert slurm.read_text() == "requeue 4321\n"
+    assert not list(Path().rglob("hpc_ckpt*"))
+
+
+def test_a_slurm_job_that_cannot_be_requeued_says_why(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    slurm.mkdir()  # the shell cannot write there
+    with pytest.raises(Interrupted) as ended:
+        run(["fit", *SCHEMES["recon_only"], *stopping("on_train_batch_start", 7, signal.SIGUSR1)])
+    assert "; go on with --ckpt_path last; `scontrol requeue 77_3` failed: " in ended.value.message

@@ -244,6 +244,11 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         (["fit", *DECOUPLED, "--model.teacher={name: x, name: y}"], "line 1: 'name' is given again"),
         (["fit", *QUICK, "--trainer.accelerator=abacus"], "--trainer: You selected an invalid accelerator name"),
         (["fit", *QUICK, "--trainer.strategy=chess"], "--trainer: You selected an invalid strategy name"),
+        (
+            ["fit", *QUICK, "--trainer.strategy=fsdp"],
+            "--trainer.strategy fsdp splits parameters over devices, .* pass ddp",
+        ),
+        (["fit", *QUICK, "--trainer.strategy=deepspeed_stage_3"], "--trainer.strategy deepspeed_stage_3 splits parame"),
         (["fit", *QUICK, "--threads=0"], r"--threads 0: expected one of auto or a whole number above 0"),
         (["fit", *QUICK, "more"], "'more' is no option; options are given as --name value"),
         (["fit"], r"--data, --model must be given \(-c CONFIG; `nernlit configs` lists"),

@@ -1,0 +1,26 @@
+"""Which of Lightning's strategies distribute a fit."""
+
+from nernlit.errors import UsageError
+
+#: Parts of the names of strategies that split a module's parameters over devices.
+_SPLITTING = ("fsdp", "deepspeed", "modelparallel")
+
+
+def refuse_splitting(strategy: object) -> None:
+    """Refuse a strategy in which no process has all parameters.
+
+    Schemes predict whole networks, save whole predictors and compare losses between processes, so every process needs
+    all parameters.
+
+    Args:
+        strategy: Lightning's name of it (`ddp`), its class path, or the object.
+
+    Raises:
+        UsageError: If it splits parameters over devices.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if any(part in name.lower().replace("_", "") for part in _SPLITTING):
+        raise UsageError(
+            f"--trainer.strategy {name} splits parameters over devices, and every process needs the whole predictor; "
+            "pass ddp, which gives each device a copy."
+        )
