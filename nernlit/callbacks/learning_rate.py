@@ -11,7 +11,7 @@ class LearningRate(L.Callback):
     """Log the learning rate of each step as `lr`, and of further parameter groups as `lr_group_1`, `lr_group_2`, ...
 
     Lightning's `LearningRateMonitor` uses the optimizer's class in the name, so that different optimizers cannot be
-    compared in one chart.
+    compared in one chart. After restarts of a fit that diverged, they are the lowered ones.
     """
 
     @rank_zero_only
@@ -22,8 +22,10 @@ class LearningRate(L.Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if trainer.optimizers and (step == 0 or (step + 1) % max(1, every) == 0):
             groups = trainer.optimizers[0].param_groups
+            factor = getattr(pl_module, "rate_factor", 1.0)
             rates = {
-                f"lr_group_{number}" if number else "lr": float(group["lr"]) for number, group in enumerate(groups)
+                f"lr_group_{number}" if number else "lr": factor * float(group["lr"])
+                for number, group in enumerate(groups)
             }
             for logger in trainer.loggers:
                 logger.log_metrics(rates, step)

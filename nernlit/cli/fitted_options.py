@@ -9,6 +9,8 @@ from nernlit.coding import is_nern
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.representation.specification import options
 
+#: Options of a fit that a resumed one may change.
+_CHANGEABLE = ("on_divergence",)
 #: Networks whose weights may have moved to another path since the fit. The original's are compared by content.
 _MOVABLE = ("representation.original", "teacher")
 _SHOWN = 3
@@ -30,7 +32,9 @@ def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping
     """
     differing = []
     for name, value in options(given):
-        if name == "init_from" or any(name in (f"{part}.checkpoint", f"{part}.pretrained") for part in _MOVABLE):
+        if name in ("init_from", *_CHANGEABLE) or any(
+            name in (f"{part}.checkpoint", f"{part}.pretrained") for part in _MOVABLE
+        ):
             continue
         if command != "fit" and not name.startswith(("representation.", "original.")):
             continue
@@ -45,6 +49,18 @@ def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping
             f"{path} was fitted with other options: {'; '.join(differing[:_SHOWN])}{more}. "
             f"Leave them out (or use the configuration of that fit), or {way_out}."
         )
+
+
+def take_changes(arguments: Any, given: Mapping[str, Any]) -> None:
+    """Set the options that a resumed fit may change to the given ones, in place.
+
+    Args:
+        arguments: The module's arguments, as the checkpoint has them.
+        given: Those that were given, without defaults.
+    """
+    for name in _CHANGEABLE:
+        if name in given:
+            arguments[name] = given[name]
 
 
 def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command: str) -> None:

@@ -36,7 +36,7 @@ from nernlit.cli.arguments import require_writable
 from nernlit.cli.config_parts import SCHEDULES
 from nernlit.cli.configs import NO_DATA, ConfigFile, config_parts, expand_bases
 from nernlit.cli.exact_parser import ExactParser
-from nernlit.cli.fitted_options import place_weights, require_fitted_options
+from nernlit.cli.fitted_options import place_weights, require_fitted_options, take_changes
 from nernlit.cli.parser_errors import explain
 from nernlit.cli.paths import resolve_paths
 from nernlit.cli.resume import find_checkpoint, require_usable
@@ -141,7 +141,9 @@ class NernlitCLI(LightningCLI):
         given = self.parser.parse_args(self.args, defaults=False)[command].as_dict()["model"].get("init_args", {})
         require_fitted_options(path, content.get("hyper_parameters", {}), given, command)
         super()._parse_ckpt_path()
-        place_weights(path, self.config[command]["model"]["init_args"], given, command)
+        arguments = self.config[command]["model"]["init_args"]
+        take_changes(arguments, given)
+        place_weights(path, arguments, given, command)
 
     def instantiate_classes(self) -> None:
         """Save the parsed options as the module's hyperparameters, so that its checkpoints say how it is built.

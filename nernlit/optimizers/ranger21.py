@@ -42,6 +42,9 @@ class Ranger21(package.Ranger21):  # type: ignore[misc]  # the package is untype
         options: Further arguments of the package's class, for example `{use_madgrad: true}`.
     """
 
+    #: A schedule from outside has no effect on its learning rate.
+    schedules_itself = True
+
     def __init__(
         self,
         params: Iterable[Parameter],

@@ -19,6 +19,7 @@ from nernlit.training.distillation import Distillation
 from nernlit.training.objectives import Objective, Reconstruction, Step, whole_error
 from nernlit.training.plan import Plan
 from nernlit.training.rate import Rate
+from nernlit.training.recovery import OnDivergence
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage
@@ -109,6 +110,7 @@ class BaselineJoint(Scheme):
         precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
         rate: The price of bits in the loss, for a quantized representation.
         sensitivity: How much the error of each weight counts in the reconstruction error.
+        on_divergence: `stop`, or `restart` from the last good state with half the learning rate; see `Scheme`.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class BaselineJoint(Scheme):
         precision: Precision = "fp32",
         rate: Rate | None = None,
         sensitivity: Sensitivity = NO_SENSITIVITY,
+        on_divergence: OnDivergence = "stop",
     ) -> None:
         require_at_least(0, warmup_steps=warmup_steps, recon_weight=recon_weight)
         distillation = Distillation(
@@ -148,7 +151,7 @@ class BaselineJoint(Scheme):
         reconstruction = Reconstruction(sampling or MagnitudeMix(), "rmse")
         objective = JointObjective(reconstruction, distillation, recon_weight, warmup_steps, gradients)
         stage = Stage(objective, optimizer, scheduler)
-        super().__init__(representation, [stage], precision, rate=rate, sensitivity=sensitivity)
+        super().__init__(representation, [stage], precision, None, rate, sensitivity, on_divergence)
         self.warmup_steps, self.feature_weight, self.kd_weight = warmup_steps, feature_weight, kd_weight
 
     @classmethod

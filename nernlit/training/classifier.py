@@ -54,6 +54,11 @@ class ClassifierModule(L.LightningModule, ABC):
         """Parameters whose learning rate is not the optimizer's, and the ratio of the two."""
         return {}
 
+    @property
+    def rate_factor(self) -> float:
+        """The ratio of the learning rates to those of the schedule."""
+        return 1.0
+
     @abstractmethod
     def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """Functions that create the optimizer and its schedule, which is stepped after each optimizer step."""
@@ -172,11 +177,20 @@ class ClassifierModule(L.LightningModule, ABC):
         self.trainer.check_val_every_n_epoch = self._check_val_every_n_epoch
         self.refuse_divergence()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def checked_terms(self, batch: Any) -> dict[str, Tensor]:
+        """The loss terms of a step.
+
+        Raises:
+            DivergenceError: If they, or those of steps that have not been checked yet, are not finite.
+        """
         terms = self.loss_terms(batch)
+        self._losses.note(self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"], terms)
+        return terms
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        terms = self.checked_terms(batch)
         self.term_names = tuple(terms)
         loss = torch.stack(list(terms.values())).sum()
-        self._losses.note(self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"], terms)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, sync_dist=True)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         return loss

@@ -4,7 +4,7 @@ Phase 1 is Recon-only. Phase 2 starts from its predictor and matches the reconst
 gradient flows through every predicted kernel, and the original's weights no longer appear in the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,6 +20,7 @@ from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.optimization import refuse_averaging
 from nernlit.training.plan import Plan
 from nernlit.training.rate import Rate
+from nernlit.training.recovery import OnDivergence
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage
@@ -69,6 +70,7 @@ class DecoupledDistill(Scheme):
         rate: The price of bits in the loss, for a quantized representation.
         ema: Decay per step of an exponential moving average of the trained parameters in phase 2, which is what is
             evaluated and saved; at least 0 and below 1. 0 evaluates and saves the last values.
+        on_divergence: `stop`, or `restart` from the last good state with half the learning rate; see `Scheme`.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class DecoupledDistill(Scheme):
         precision: Precision = "bf16",
         rate: Rate | None = None,
         ema: float = 0.0,
+        on_divergence: OnDivergence = "stop",
     ) -> None:
         _require_phase(reconstruction)
         require_at_least(0, **{"reconstruction.steps": reconstruction.steps})
@@ -116,7 +119,7 @@ class DecoupledDistill(Scheme):
         )
         phase_2 = Stage(distillation, optimizer, scheduler)
         stages = [phase_1, phase_2] if reconstruction.steps else [phase_2]
-        super().__init__(representation, stages, precision, rebuilt, rate, reconstruction.sensitivity)
+        super().__init__(representation, stages, precision, rebuilt, rate, reconstruction.sensitivity, on_divergence)
         self.has_phase_1 = bool(init_from or reconstruction.steps or representation.predictor.is_fitted)
         # Of a .nern file alone, the original is the reconstructed network: the student would be its own teacher.
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
@@ -146,7 +149,15 @@ class DecoupledDistill(Scheme):
             self.average.update(dict(self.named_parameters()))
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self._show_average(True)
+
+    def trained_state(self) -> dict[str, Any]:
+        return {**super().trained_state(), "average": self.average.others}
+
+    def load_trained_state(self, state: Mapping[str, Any]) -> None:
+        super().load_trained_state(state)
+        self.average.others = state["average"]
 
     def on_train_end(self) -> None:
         super().on_train_end()

@@ -47,7 +47,7 @@ class LossWatch:
     def note(self, step: int, learning_rate: Any, terms: Mapping[str, Tensor]) -> None:
         """Record a step's loss terms."""
         self._noted.append((step, learning_rate, {name: term.detach() for name, term in terms.items()}))
-        if len(self._noted) >= self._together:
+        if (step + 1) % self._together == 0:  # a resumed fit checks at the same steps
             self.check()
 
     def check(self) -> None:

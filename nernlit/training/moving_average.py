@@ -21,6 +21,9 @@ class MovingAverage:
     Args:
         decay: Weight of the average so far in each step, at least 0 and below 1; 0 keeps no average.
 
+    Attributes:
+        others: The average by parameter name; the last values while the parameters hold the average.
+
     Raises:
         UsageError: If it is out of this range.
     """
@@ -33,8 +36,7 @@ class MovingAverage:
 
     def clear(self) -> None:
         """Forget the average."""
-        #: The average by parameter name; the last values while the parameters hold the average.
-        self._others: dict[str, Tensor] = {}
+        self.others: dict[str, Tensor] = {}
         self._is_shown = False
 
     def update(self, parameters: Mapping[str, Parameter]) -> None:
@@ -42,16 +44,16 @@ class MovingAverage:
         if not self.decay:
             return
         values = {name: parameter.detach() for name, parameter in parameters.items()}
-        if self._others:
+        if self.others:
             averages = [self._other(name, value) for name, value in values.items()]
             get_ema_multi_avg_fn(self.decay)(averages, list(values.values()), None)
         else:
-            self._others = {name: value.clone() for name, value in values.items()}
+            self.others = {name: value.clone() for name, value in values.items()}
 
     @torch.no_grad()
     def show(self, parameters: Mapping[str, Parameter], average: bool) -> None:
         """Put the average, or else the last values, into the parameters."""
-        if average == self._is_shown or not self._others:
+        if average == self._is_shown or not self.others:
             return
         for name, parameter in parameters.items():
             value, other = parameter.clone(), self._other(name, parameter)
@@ -61,14 +63,14 @@ class MovingAverage:
 
     def _other(self, name: str, value: Tensor) -> Tensor:
         """The other value of a parameter; one that was loaded moves to the parameter's device."""
-        self._others[name] = self._others[name].to(value.device)
-        return self._others[name]
+        self.others[name] = self.others[name].to(value.device)
+        return self.others[name]
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Put the average into the checkpoint's state dict, and the last values beside it."""
         if not self.decay:
             return
-        state, others = checkpoint["state_dict"], {name: value.clone() for name, value in self._others.items()}
+        state, others = checkpoint["state_dict"], {name: value.clone() for name, value in self.others.items()}
         last = others if self._is_shown else {name: state[name] for name in others}
         if not self._is_shown:
             state.update(others)
@@ -88,5 +90,5 @@ class MovingAverage:
             )
         state, last = checkpoint["state_dict"], stored["last"]
         self.clear()
-        self._others = {name: state[name].clone() for name in last}
+        self.others = {name: state[name].clone() for name in last}
         state.update(last)

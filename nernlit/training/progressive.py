@@ -27,6 +27,7 @@ from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, load_representation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
+from nernlit.training.recovery import OnDivergence
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage
@@ -83,6 +84,7 @@ class Progressive(Scheme):
         loss: `mse`, or `rmse` as in NeRN's code.
         precision: Precision of the predictors in training steps, `bf16` or `fp32`.
         sensitivity: How much the error of each weight counts, the same in all rounds.
+        on_divergence: `stop`, or `restart` from the last good state with half the learning rate; see `Scheme`.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Progressive(Scheme):
         loss: ReconstructionLoss = "mse",
         precision: Precision = "fp32",
         sensitivity: Sensitivity = NO_SENSITIVITY,
+        on_divergence: OnDivergence = "stop",
     ) -> None:
         if rounds < 1 or trials < 1:
             raise UsageError(f"rounds={rounds}, trials={trials}; expected at least 1 of both.")
@@ -106,7 +109,7 @@ class Progressive(Scheme):
             raise UsageError(f"min_delta={min_delta}; expected a finite number, or null never to end early.")
         representation, rebuilt = load_representation(init_from, representation)
         stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
-        super().__init__(representation, [stage] * rounds, precision, rebuilt, sensitivity=sensitivity)
+        super().__init__(representation, [stage] * rounds, precision, rebuilt, None, sensitivity, on_divergence)
         self.rounds, self.trials, self.min_delta = rounds, trials, min_delta
         self.ended: list[Round] = []
         self.trial_predictors = PredictorEnsemble(representation.predictor, trials)
@@ -178,6 +181,7 @@ class Progressive(Scheme):
             )
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         if self.trainer.val_dataloaders is None:  # Lightning reads them when an epoch with a validation starts
             self.trainer.validating = True
             with suppress(MisconfigurationException):  # there are none

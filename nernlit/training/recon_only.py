@@ -11,6 +11,7 @@ from nernlit.kernels import Sampling
 from nernlit.representation import Representation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.rate import Rate
+from nernlit.training.recovery import OnDivergence
 from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage
@@ -29,6 +30,7 @@ class ReconOnly(Scheme):
         precision: Precision of the predictor in training steps, `bf16` or `fp32`.
         rate: The price of bits in the loss, for a quantized representation.
         sensitivity: How much the error of each weight counts.
+        on_divergence: `stop`, or `restart` from the last good state with half the learning rate; see `Scheme`.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ReconOnly(Scheme):
         precision: Precision = "fp32",
         rate: Rate | None = None,
         sensitivity: Sensitivity = NO_SENSITIVITY,
+        on_divergence: OnDivergence = "stop",
     ) -> None:
         stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
-        super().__init__(representation, [stage], precision, rate=rate, sensitivity=sensitivity)
+        super().__init__(representation, [stage], precision, None, rate, sensitivity, on_divergence)

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from nernlit.errors import UsageError
+from nernlit.errors import DivergenceError, UsageError
 from nernlit.losses import explained_power, reconstruction_rmse
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
@@ -23,6 +23,7 @@ from nernlit.training.error_weights import ErrorWeights, changes_fit
 from nernlit.training.objectives import Step
 from nernlit.training.optimization import refuse_averaging, relative_rate
 from nernlit.training.rate import Rate, RateTerm
+from nernlit.training.recovery import OnDivergence, Recovery
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
 from nernlit.training.teachers import require_same_teacher
@@ -50,6 +51,9 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         rebuilt: Hyperparameters that checkpoints hold in place of the given ones, so that a representation that came
             out of a file can be built again; see `load_representation`.
         sensitivity: How much the error of each weight counts in reconstruction.
+        on_divergence: What happens when a loss or a weight is not finite: `stop` ends the fit; `restart` returns to the
+            state of the last validation, epoch's end or stage's start, and halves the learning rate for the rest of the
+            fit, five times at most.
     """
 
     @abstractmethod  # a scheme lists its stages in its constructor
@@ -61,6 +65,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         rebuilt: Mapping[str, Any] | None = None,
         rate: Rate | None = None,
         sensitivity: Sensitivity = NO_SENSITIVITY,
+        on_divergence: OnDivergence = "stop",
     ) -> None:
         super().__init__(representation.original)
         representation.original.require_weights()
@@ -79,6 +84,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.rate = None if rate is None else RateTerm(representation, rate)
         reconstructs = any(stage.objective.reconstructs for stage in stages)
         self.error_weights = ErrorWeights(sensitivity, representation, reconstructs)
+        self.recovery = Recovery(on_divergence)
         self.seed = torch.initial_seed()
         self.sizes_N = representation.masks.sum((1, 2), dtype=torch.int16)[representation.mask_numbers.long()].cpu()
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
@@ -193,14 +199,17 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         stage = bisect_right(self.stage_starts(), self.trainer.global_step)
         if stage != self.stage:
+            self._keep_good_state()  # of the stage that is over, which may just have diverged
             self.stage = stage
             self.start_stage()
             self.trainer.strategy.setup_optimizers(self.trainer)
             self.representation.predictor.start_stage()
+            self._keep()
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
-        super().optimizer_step(*args, **options)
-        rate = relative_rate(self.trainer.optimizers[0])
+        with self.recovery.lowered(self.trainer.optimizers[0]):
+            super().optimizer_step(*args, **options)
+            rate = relative_rate(self.trainer.optimizers[0])
         for name, value in self.representation.predictor.after_step(rate, self.joined_tensor_mean).items():
             self.log(f"train/{name}", value)
 
@@ -223,6 +232,64 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         total = self.trainer.estimated_stepping_batches  # loads the data, on which the stages' lengths may depend
         return [*self.stage_starts(), total]
 
+    # Divergence.
+
+    @property
+    def rate_factor(self) -> float:
+        return self.recovery.factor
+
+    def checked_terms(self, batch: Any) -> dict[str, Tensor]:
+        while True:
+            try:
+                return super().checked_terms(batch)
+            except DivergenceError as error:
+                self._restart(error)
+
+    def on_train_start(self) -> None:
+        if self.recovery.step is None:  # otherwise the checkpoint had the last good state
+            self._keep()
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._keep_good_state()
+
+    def on_train_epoch_end(self) -> None:
+        self._keep_good_state()
+
+    def _keep_good_state(self) -> None:
+        """With `on_divergence=restart`: keep the current state, or return to the last good one if the fit diverged."""
+        if not self.recovery.restarts_fits or self.recovery.step == self.trainer.global_step:
+            return
+        try:
+            self.refuse_divergence()
+        except DivergenceError as error:
+            self._restart(error)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self.recovery.restarts_fits:
+            self.recovery.keep(self.trainer.global_step, self.trained_state(), self.trainer.optimizers[0])
+
+    def _restart(self, error: DivergenceError) -> None:
+        optimizer, step = self.trainer.optimizers[0], self.trainer.global_step
+        self.recovery.restart(error, self.load_trained_state, optimizer, self.loggers, step)
+
+    def trained_state(self) -> dict[str, Any]:
+        """What training changes within a stage, except the optimizer; no copy."""
+        rate, predictor = self.rate, self.representation.predictor
+        return {
+            "module": self.state_dict(),
+            "predictor": predictor.training_state(),
+            "rate": {} if rate is None else rate.state_dict(),
+        }
+
+    def load_trained_state(self, state: Mapping[str, Any]) -> None:
+        """Return to such a state."""
+        self.load_state_dict(state["module"])
+        self.representation.predictor.load_training_state(state["predictor"])
+        if self.rate is not None:
+            self.rate.load_state_dict(state["rate"])
+
     # Runs and their checkpoints.
 
     def needs_images(self, stage: str) -> bool:
@@ -239,6 +306,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         if weigh:
             self.error_weights.option.require_images(self.representation.original, self._data)
         super().setup(stage)
+        self.recovery = Recovery(self.recovery.on_divergence)  # of this run
         # Checkpoints and .nern files keep them.
         if classes := getattr(self._data, "classes", ()):
             self.representation.original.class_names = tuple(classes)
@@ -290,6 +358,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             checkpoint["stage_ends"] = self._stage_ends()
             if state := self.representation.predictor.training_state():
                 checkpoint["predictor_training"] = state
+            if recovery := self.recovery.state_dict(self.trainer.global_step):
+                checkpoint["recovery"] = recovery
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the checkpoint's stage and seed.
@@ -306,6 +376,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             return
         if self.trainer.state.fn == "fit":
             self.representation.predictor.load_training_state(checkpoint.get("predictor_training", {}))
+            self.recovery.load_state_dict(checkpoint.get("recovery", {}))
         if "stage_ends" in checkpoint:
             self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]
         if self.trainer.state.fn == "fit":

@@ -1,0 +1,144 @@
+"""Going on after a divergence: from the last good state, with half the learning rate."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, final, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import LBFGS, Optimizer
+
+from nernlit.errors import DivergenceError, UsageError
+from nernlit.training.divergence import ADVICE
+
+OnDivergence = Literal["stop", "restart"]
+#: Most restarts of a fit; after them the learning rate is 1/32 of the schedule's.
+MOST_RESTARTS = 5
+
+#: What changes in training beside the optimizer: entries of any kind that can be copied and saved.
+State = dict[str, Any]
+
+
+@final
+class Recovery:
+    """Keeps the last good state of a fit, and returns to it when the fit diverges.
+
+    A restart takes back the trained parameters and the optimizer's state, but not the position: the fit goes on with
+    the same step, and so does the schedule, of which all learning rates are halved for the rest of the fit.
+
+    Args:
+        on_divergence: `restart`, or `stop` to end the fit with the error.
+
+    Attributes:
+        on_divergence: See above.
+        restarts: Restarts so far, also those of the fit that was resumed.
+        step: Optimizer steps that the kept state has seen; None if no state is kept.
+    """
+
+    def __init__(self, on_divergence: OnDivergence) -> None:
+        if on_divergence not in get_args(OnDivergence):
+            raise UsageError(f"on_divergence={on_divergence!r}; expected one of {', '.join(get_args(OnDivergence))}.")
+        self.on_divergence = on_divergence
+        self.restarts = 0
+        self.step: int | None = None
+        self._state: State = {}
+        self._lowers = False
+
+    @property
+    def restarts_fits(self) -> bool:
+        """Whether a fit that diverges goes on."""
+        return self.on_divergence == "restart"
+
+    @property
+    def factor(self) -> float:
+        """The ratio of the learning rates to those of the schedule."""
+        return 0.5**self.restarts
+
+    @torch.inference_mode(False)  # validations have it on, and what is copied in it could not be trained
+    def keep(self, step: int, state: State, optimizer: Optimizer) -> None:
+        """Keep a copy of a good state.
+
+        Raises:
+            UsageError: If the optimizer does not take its learning rate from its parameter groups, or uses its state
+                before it computes the loss.
+        """
+        if getattr(optimizer, "schedules_itself", False) or isinstance(optimizer, LBFGS):
+            raise UsageError(
+                f"on_divergence=restart does not work with the optimizer {type(optimizer).__name__}; pass "
+                "--model.on_divergence stop, or another optimizer."
+            )
+        self.step, self._state = step, copy.deepcopy({**state, "optimizer": optimizer.state_dict()})
+
+    @torch.inference_mode(False)
+    def restart(
+        self, error: DivergenceError, load: Callable[[State], None], optimizer: Optimizer, loggers: Any, step: int
+    ) -> None:
+        """Return to the kept state.
+
+        Args:
+            error: What the divergence was found by.
+            load: Takes over a state as `keep` got it.
+            optimizer: Of the current stage.
+            loggers: Get the number of restarts.
+            step: The current step.
+
+        Raises:
+            DivergenceError: If the fit is to stop, or has been restarted too often.
+        """
+        if not self.restarts_fits or self.step is None:
+            raise error
+        found = str(error).removesuffix(f"; {ADVICE}.")
+        if self.restarts == MOST_RESTARTS:
+            raise DivergenceError(f"{found}, after {MOST_RESTARTS} restarts; {ADVICE}.") from error
+        self.restarts += 1
+        state = copy.deepcopy(self._state)  # an optimizer changes the tensors that it loads
+        _load_optimizer(optimizer, state.pop("optimizer"), 0.5 if self._lowers else 1.0)
+        load(state)
+        rank_zero_warn(
+            f"{found}; going on with the state after {self.step} steps and {self.factor:g} of the learning rate "
+            f"(restart {self.restarts} of at most {MOST_RESTARTS})."
+        )
+        for logger in loggers:
+            logger.log_metrics({"restarts": self.restarts}, step)
+
+    @contextmanager
+    def lowered(self, optimizer: Optimizer) -> Iterator[None]:
+        """A context in which the optimizer has the lowered learning rates, also if a restart lowers them further.
+
+        Outside of it the rates are those of the schedule, which may compute each from the one before.
+        """
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * self.factor
+        self._lowers = True
+        try:
+            yield
+        finally:
+            self._lowers = False
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def state_dict(self, step: int) -> State:
+        """What a checkpoint of this step needs; empty for a fit that cannot have been restarted.
+
+        The kept state is left out where it is that of the checkpoint.
+        """
+        if not self.restarts_fits and not self.restarts:
+            return {}
+        kept = {} if self.step in (None, step) else {"step": self.step, "state": self._state}
+        return {"restarts": self.restarts, **kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint has."""
+        self.restarts, self.step = state.get("restarts", 0), state.get("step")
+        self._state = state.get("state", {})
+
+
+def _load_optimizer(optimizer: Optimizer, state: State, factor: float) -> None:
+    """Load an optimizer's state, but keep its current learning rates, times a factor."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
+    optimizer.zero_grad()  # accumulated gradients of the diverged parameters
