@@ -267,8 +267,8 @@ def _group_sizes(part: Part, per: Per) -> list[int]:
 def _rms(values_n: Tensor, sizes: Sequence[int]) -> Tensor:
     """The root mean square of each group (G,); 1 for a group of zeros."""
     lengths_G = torch.tensor(sizes, device=values_n.device)
-    rms_G = (torch.segment_reduce(values_n.square(), "sum", lengths=lengths_G) / lengths_G).sqrt()
-    return rms_G.where(rms_G > 0, 1)
+    power_G = torch.segment_reduce(values_n.square(), "sum", lengths=lengths_G) / lengths_G
+    return power_G.where(power_G > 0, 1).sqrt()  # the root has no gradient at 0
 
 
 def _multiple_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> float:

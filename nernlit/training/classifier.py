@@ -269,7 +269,7 @@ class ClassifierModule(L.LightningModule, ABC):
         Raises:
             DivergenceError: If there is one.
         """
-        for suffix in suffixes:
+        for suffix in sorted(suffixes, key=lambda suffix: suffix != "_original"):  # the cause of the others
             who = "the original's" if suffix == "_original" else "the network's"
             fit = self.trainer.state.fn == "fit" and suffix != "_original"
             advice = f"the fit has diverged; {ADVICE}" if fit else "pass another checkpoint"
