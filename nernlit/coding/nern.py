@@ -196,17 +196,18 @@ class NernFile:
         """
         if not is_nern(self.path):
             raise UsageError(f"{self.path}: expected a file name that ends in {_SUFFIX}.")
-        write_container(self.path, self._contents())
+        write_container(self.path, self._contents(self.predictor.stored()))
 
-    def num_bytes(self) -> int:
-        """The exact size of the file that `write` writes."""
-        return len(container_bytes(self._contents()))
+    def sizes(self) -> tuple[int, int]:
+        """The exact bytes of the file that `write` writes, and the bits of the predictor's integers in it."""
+        stored = self.predictor.stored()
+        return len(container_bytes(self._contents(stored))), self.predictor.stored_code_bits(stored)
 
-    def _contents(self) -> Contents:
+    def _contents(self, stored: Mapping[str, Tensor]) -> Contents:
         tensors = {
             "scale": self.scale,
             "order": code_order(self.layout, self.addresses, self.order),
-            **{f"predictor.{name}": value for name, value in self.predictor.stored().items()},
+            **{f"predictor.{name}": value for name, value in stored.items()},
             **self.kept.stored,
             **self.checks.tensors(),
         }

@@ -116,6 +116,10 @@ class Predictor(WithConstants, ABC):
         """Bits of stored integers that are no parameters."""
         return 0
 
+    def stored_code_bits(self, stored: Mapping[str, Tensor]) -> int:
+        """`code_bits`, where the result of `stored()` is at hand, which may take long to compute."""
+        return self.code_bits
+
     @property
     def is_fitted(self) -> bool:
         """Whether `fit` makes the predictor reconstruct the original, so that reconstruction need not be trained."""

@@ -127,7 +127,10 @@ class Quantized(Predictor):
     @property
     def code_bits(self) -> int:
         """Bits of the coded numbers, and of the predictor's own integers."""
-        return self.predictor.code_bits + 8 * len(self.stored()["integers"])
+        return self.stored_code_bits(self.stored())
+
+    def stored_code_bits(self, stored: Mapping[str, Tensor]) -> int:
+        return self.predictor.code_bits + 8 * len(stored["integers"])
 
     def learning_rates(self) -> dict[str, float]:
         inner = {f"predictor.{name}": rate for name, rate in self.predictor.learning_rates().items()}

@@ -293,7 +293,8 @@ class Representation(WithConstants, WithPretrained):
         file = self._file(Path("sizes.nern"), state, kept, fold_batch_norm)
         original_bytes = int(file.header["original_bytes"])
         predictor, weights = self.predictor, self.layout.num_weights
-        return Sizes(predictor.num_params, predictor.code_bits, weights, file.num_bytes(), original_bytes)
+        file_bytes, code_bits = file.sizes()
+        return Sizes(predictor.num_params, code_bits, weights, file_bytes, original_bytes)
 
     def specification(self) -> dict[str, Any]:
         """The description of the representation as JSON values: layers, order, scale and predictor.

@@ -7,7 +7,7 @@ import torch
 
 import nernlit
 from nernlit.errors import LayoutError, UsageError
-from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Quantized, Table
+from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Quantized, Table, quantized
 from nernlit.representation import Representation
 from tests.fakes import digits_representation, tiny_original
 
@@ -186,3 +186,12 @@ def test_step_sizes_are_not_chosen_when_a_file_is_read(tmp_path: Path, monkeypat
     monkeypatch.setattr("nernlit.predictors.quantized._multiple_of", None)
     loaded = nernlit.load(tmp_path / "net.nern", net=tiny_original().net)
     assert torch.equal(loaded.kernels(), representation.kernels())
+
+
+def test_sizes_code_the_numbers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    representation = _quantized("table")
+    bits = _predictor(representation).code_bits
+    coded, encode = [], quantized.encode_weights
+    monkeypatch.setattr(quantized, "encode_weights", lambda *args: coded.append(encode(*args)) or coded[-1])
+    assert representation.sizes().code_bits == bits == 8 * len(coded[0])
+    assert len(coded) == 1
