@@ -1,14 +1,16 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import nernlit
 from nernlit.errors import LayoutError, UsageError
-from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Quantized, Table, quantized
+from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Quantized, Table
 from nernlit.representation import Representation
+from nernlit.storage.entropy import encode_weights
 from tests.fakes import digits_representation, tiny_original
 
 PREDICTORS: dict[str, Callable[[], Predictor]] = {
@@ -191,7 +193,12 @@ def test_step_sizes_are_not_chosen_when_a_file_is_read(tmp_path: Path, monkeypat
 def test_sizes_code_the_numbers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     representation = _quantized("table")
     bits = _predictor(representation).code_bits
-    coded, encode = [], quantized.encode_weights
-    monkeypatch.setattr(quantized, "encode_weights", lambda *args: coded.append(encode(*args)) or coded[-1])
+    coded: list[torch.Tensor] = []
+
+    def encode(*args: Any) -> torch.Tensor:
+        coded.append(encode_weights(*args))
+        return coded[-1]
+
+    monkeypatch.setattr("nernlit.predictors.quantized.encode_weights", encode)
     assert representation.sizes().code_bits == bits == 8 * len(coded[0])
     assert len(coded) == 1
