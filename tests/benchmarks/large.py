@@ -29,7 +29,7 @@ NETWORKS: dict[str, tuple[str, Any, Any, int]] = {
     "mobilenetv2_100, all, 3x3": ("mobilenetv2_100", "all", "tile", 3),
     "mobilenetv2_100, all_convs, crop, 3x3": ("mobilenetv2_100", "all_convs", "crop", 3),
     "vit_tiny_patch16_224, all_linear, 3x3": ("vit_tiny_patch16_224", "all_linear", "tile", 3),
-    "vgg11, all, 3x3": ("vgg11", "all", "tile", 3),
+    "vgg11, all, 7x7": ("vgg11", "all", "tile", 7),  # its first linear layer is a convolution of 7x7
 }
 PREDICTORS: dict[str, Callable[[int], Predictor]] = {
     "codebooks": lambda size: Codebooks(codebooks=2, bits=8, kernel_size=size),
