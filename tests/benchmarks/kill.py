@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +165,10 @@ def require_whole(folder: Path) -> None:
         NernFile.read(file)
 
 
+def _kills(counts: Mapping[str, Counter[str]]) -> int:
+    return sum(count["in a write"] + count["at a time"] for count in counts.values())
+
+
 def campaign(kills: int, seed: int, names: Sequence[str], folder: Path, temporary: Path) -> int:
     """Kill and continue runs of each kind in turn, print a table, and return the number of failures."""
     numbers = random.Random(seed)
@@ -189,7 +193,7 @@ def campaign(kills: int, seed: int, names: Sequence[str], folder: Path, temporar
         whole[name] = reference, contents(own)
         print(f"{name}: {reference.calls} calls, {reference.seconds:.1f} s, {len(whole[name][1])} files", flush=True)
     chain = 0
-    while sum(count["in a write"] + count["at a time"] for count in counts.values()) < kills:
+    while _kills(counts) < kills:
         name = names[chain % len(names)]
         chain += 1
         reference, expected = whole[name]
@@ -214,6 +218,7 @@ def campaign(kills: int, seed: int, names: Sequence[str], folder: Path, temporar
         problem = ended.outcome if ended.outcome != _DONE else difference(expected, contents(own))
         if problem is None:
             count["equal"] += 1
+            print(f"{chain}: {name}, kills so far: {_kills(counts)}", flush=True)
             shutil.rmtree(own)
         else:
             failures.append(f"{own}: {problem}")
