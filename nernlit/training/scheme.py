@@ -320,6 +320,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         if stage == "fit" and self.representation.is_new and self.trainer.world_size > 1:
             # Orders and codes are computed by each process, whose machines may round differently.
             self.load_state_dict(strategy.broadcast(self.state_dict()))
+            self.representation.is_new = True  # as before: what was loaded comes from no earlier fit
             if self.rate is not None:
                 self.rate.load_state_dict(strategy.broadcast(self.rate.state_dict()))
         if weigh:

@@ -196,7 +196,10 @@ CASES: dict[str, Callable[[Group], Any]] = {
     ),
     "moving": partial(in_double_fit, "decoupled_distill", "moving"),
     "fisher": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("fisher", num_images=13)),
-    "activation": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("activation", num_images=13)),
+    # Codes are fitted again, with the sensitivities.
+    "activation": partial(
+        in_double_fit, "recon_only", "codebooks", sensitivity=Sensitivity("activation", num_images=13)
+    ),
     "progressive-seeded_apart": seeded_apart,
     "mixed_mse": partial(few_kernels, "*", "mse", 16),
     "mixed_rmse": partial(few_kernels, "*", "rmse", 16),
