@@ -19,6 +19,8 @@ _INTEGRAL, _PROPORTIONAL = 0.1, 50.0
 _START, _LEAST, _MOST = 0.3, 1e-6, 1e3
 #: Steps between two measurements of the coded numbers, and the share of the bytes left for them that is aimed at.
 _INTERVAL, _AIM = 100, 0.998
+#: The step sizes of an earlier fit are kept if its file is at most so much larger than `target_bytes`.
+_REACHABLE = 1.1
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Rate:
     Args:
         weight: Weight of the bits per predicted weight in the loss; the start value with `target_bytes`.
         target_bytes: Size of the .nern file, in bytes; the step sizes start there, whatever `Quantize.bits` is, and
-            the weight changes so that the file keeps it. None keeps the weight.
+            the weight changes so that the file keeps it. A fit from the weights of an earlier one keeps its step
+            sizes, unless its file is more than a tenth larger. None keeps the weight.
         kept: How the file will hold the tensors that are not predicted; see `Representation.save`.
         fold_batch_norm: See `Representation.save`.
     """
@@ -75,7 +78,9 @@ class RateTerm:
                 f"rate.target_bytes={rate.target_bytes}; the file needs {self.fixed_bytes:.0f} bytes beside the "
                 "quantized numbers. Pass more."
             )
-        if rate.target_bytes is not None:
+        if rate.target_bytes is not None and (
+            representation.is_new or sizes.file_bytes > _REACHABLE * rate.target_bytes
+        ):
             # A coarse start reaches a small size sooner than the term's gradient does.
             bits = 8 * (rate.target_bytes - self.fixed_bytes) / sum(predictor.all_sizes)
             predictor.restart(min(bits, MOST_BITS))

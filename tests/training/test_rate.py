@@ -74,6 +74,19 @@ def test_a_fit_ends_at_the_bytes_that_are_asked_for() -> None:
     assert float(trainer.callback_metrics["size/file_bytes_estimate"]) == pytest.approx(size, rel=0.01)
 
 
+@pytest.mark.parametrize(("share", "keeps"), [(1.0, True), (0.5, False)])
+def test_a_fit_from_earlier_weights_keeps_step_sizes_that_are_near_the_target(share: float, keeps: bool) -> None:
+    representation = _table()
+    representation.is_new = False
+    predictor = representation.predictor
+    assert isinstance(predictor, Quantized)
+    before_G = predictor.steps().detach()
+    sizes = representation.sizes()
+    target = sizes.file_bytes - int((1 - share) * sizes.code_bits / 8)
+    RateTerm(representation, Rate(target_bytes=target))
+    assert torch.equal(predictor.steps(), before_G) == keeps
+
+
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
