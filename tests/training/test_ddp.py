@@ -22,23 +22,12 @@ pytestmark = pytest.mark.timeout(900)
 
 MATRIX = [f"{name}-{p}{q}" for name in SCHEMES for p in ("mlp", "table", "codebooks") for q in ("", "_quantized")]
 #: Cases that are compared in the same way as those of the matrix.
-OPTIONS = [
-    "rmse",
-    "augmented",
-    "noise",
-    "tuned",
-    "warmup",
-    "target",
-    "ema",
-    "clipped",
-    "moving",
-    "fisher",
-    "activation",
-]
+OPTIONS = ["rmse", "augmented", "noise", "tuned", "warmup", "target", "ema", "clipped", "moving", "fisher"]
 OPTIONS += ["activation", "mixed_mse", "mixed_rmse", "progressive-seeded_apart"]
 COMPLETE = [f"complete-{name}" for name in SCHEMES]
 SAVED = [f"saved-{name}" for name in SCHEMES]
-COMPARED = [*MATRIX, *OPTIONS, *COMPLETE, *SAVED]
+SINGLE_PRECISION = [*COMPLETE, "weighed_codes"]
+COMPARED = [*MATRIX, *OPTIONS, *SINGLE_PRECISION, *SAVED]
 REFUSED = ["poisoned", "too_few_images"]
 
 
@@ -119,12 +108,14 @@ def _numbers(rounds: list[dict[str, Any]]) -> list[float]:
 def test_several_processes_train_like_one_with_the_joined_batch(fits: Path, case: str, processes: int) -> None:
     (alone,) = _outcomes(fits, case, 1)
     several = _outcomes(fits, case, processes)
-    # In double precision, or float32 for the complete fits, whose first steps alone are compared closely.
-    gradients, weights = (1e-5, 1e-5) if case in COMPLETE else (1e-12, 1e-12)
+    gradients, weights = (1e-5, 1e-5) if case in SINGLE_PRECISION else (1e-12, 1e-12)
     for own in several:
         assert own["steps"] == alone["steps"] >= STEPS - 1
         for found, expected in zip(own["start"], alone["start"], strict=True):
-            assert torch.equal(found, expected)
+            # Sums of sensitivities over processes are rounded in another order.
+            assert _relative(found, expected) <= (1e-6 if case == "weighed_codes" else 0)
+        for found, other in zip(own["start"], several[0]["start"], strict=True):
+            assert torch.equal(found, other)
         first = 2 if case == "clipped" else 0  # gradients of a step's first batch are not reduced yet
         for step, expected_step in zip(own["gradients"][first:], alone["gradients"][first:], strict=True):
             for found, expected in zip(step, expected_step, strict=True):
@@ -133,6 +124,7 @@ def test_several_processes_train_like_one_with_the_joined_batch(fits: Path, case
             assert _relative(found, expected) < weights
         for found, other in zip(own["end"], several[0]["end"], strict=True):
             assert torch.equal(found, other)
+        assert alone["codes"] is None or torch.equal(own["codes"], alone["codes"])
         assert _numbers(own["rounds"]) == pytest.approx(_numbers(alone["rounds"]), rel=1e-5)
         assert own["figures"].keys() == alone["figures"].keys()
         for name in own["figures"].keys() - {name for name in own["figures"] if name.startswith("throughput")}:

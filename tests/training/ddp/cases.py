@@ -65,6 +65,14 @@ def seeded_apart(group: Group) -> Any:
     return fit(module, images(group, module, in_double=True), trainer_of(group))
 
 
+def weighed_codes(group: Group) -> Any:
+    """Codes that are computed again at the start of the fit, with sensitivities on images that the processes share."""
+    L.seed_everything(3, verbose=False)
+    option = Sensitivity("activation", num_images=13)
+    module = scheme("recon_only", representation("codebooks"), group.batch_size, sensitivity=option)
+    return fit(module, images(group, module), trainer_of(group))
+
+
 def few_kernels(layers: str, loss: str, batch_size: int, group: Group) -> Any:
     """Layers whose kernels are shared out unevenly: of several sizes, or fewer than processes."""
     L.seed_everything(3, verbose=False)
@@ -196,11 +204,9 @@ CASES: dict[str, Callable[[Group], Any]] = {
     ),
     "moving": partial(in_double_fit, "decoupled_distill", "moving"),
     "fisher": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("fisher", num_images=13)),
-    # Codes are fitted again, with the sensitivities.
-    "activation": partial(
-        in_double_fit, "recon_only", "codebooks", sensitivity=Sensitivity("activation", num_images=13)
-    ),
+    "activation": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("activation", num_images=13)),
     "progressive-seeded_apart": seeded_apart,
+    "weighed_codes": weighed_codes,
     "mixed_mse": partial(few_kernels, "*", "mse", 16),
     "mixed_rmse": partial(few_kernels, "*", "rmse", 16),
     "six_kernels": partial(few_kernels, "depthwise", "mse", 16),
