@@ -45,7 +45,7 @@ from nernlit.data import ImageDataModule
 from nernlit.errors import DataError, UsageError
 from nernlit.representation import without_fitting
 from nernlit.storage.files import write_atomically
-from nernlit.training import ClassifierModule, Plan, refuse_splitting
+from nernlit.training import ClassifierModule, Plan, refuse_sessions, refuse_splitting
 from nernlit.utilities.progress import CONSOLE
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -199,6 +199,7 @@ class NernlitCLI(LightningCLI):
         strategy = config["trainer"]["strategy"]
         # Lightning's own checks come first otherwise: for a GPU, or an installation of DeepSpeed.
         refuse_splitting(strategy["class_path"] if hasattr(strategy, "get") else strategy)
+        refuse_sessions(strategy)
         files = [part.file for part in config_parts(self.args)]
         for part in ("model", "data"):
             resolve_paths(config[part], part, files)

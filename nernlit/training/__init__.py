@@ -14,7 +14,7 @@ from nernlit.training.recon_only import ReconOnly
 from nernlit.training.scheme import Scheme
 from nernlit.training.sensitivity import Sensitivity
 from nernlit.training.stages import Stage
-from nernlit.training.strategies import refuse_splitting
+from nernlit.training.strategies import refuse_sessions, refuse_splitting
 
 __all__ = [
     "BaselineJoint",
@@ -35,5 +35,6 @@ __all__ = [
     "Stage",
     "Step",
     "compress",
+    "refuse_sessions",
     "refuse_splitting",
 ]

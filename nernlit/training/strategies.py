@@ -4,6 +4,8 @@ from nernlit.errors import UsageError
 
 #: Parts of the names of strategies that split a module's parameters over devices.
 _SPLITTING = ("fsdp", "deepspeed", "modelparallel")
+#: Ends of the names of strategies that start processes from a running Python session.
+_FOR_SESSIONS = ("_spawn", "_fork", "_notebook")
 
 
 def refuse_splitting(strategy: object) -> None:
@@ -23,4 +25,20 @@ def refuse_splitting(strategy: object) -> None:
         raise UsageError(
             f"--trainer.strategy {name} splits parameters over devices, and every process needs the whole predictor; "
             "pass ddp, which gives each device a copy."
+        )
+
+
+def refuse_sessions(strategy: object) -> None:
+    """Refuse a strategy that starts processes from a running Python session, which a command is not.
+
+    Args:
+        strategy: See `refuse_splitting`.
+
+    Raises:
+        UsageError: If it does.
+    """
+    if isinstance(strategy, str) and any(part in strategy for part in _FOR_SESSIONS):
+        raise UsageError(
+            f"--trainer.strategy {strategy} is for notebooks and Python sessions; pass ddp, which starts each process "
+            "with the same command."
         )

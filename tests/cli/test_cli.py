@@ -248,6 +248,10 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *QUICK, "--trainer.strategy=fsdp"],
             "--trainer.strategy fsdp splits parameters over devices, .* pass ddp",
         ),
+        (
+            ["fit", *QUICK, "--trainer.strategy=ddp_spawn"],
+            "--trainer.strategy ddp_spawn is for notebooks and Python sessions; pass ddp, which",
+        ),
         (["fit", *QUICK, "--trainer.strategy=deepspeed_stage_3"], "--trainer.strategy deepspeed_stage_3 splits parame"),
         (["fit", *QUICK, "--threads=0"], r"--threads 0: expected one of auto or a whole number above 0"),
         (["fit", *QUICK, "more"], "'more' is no option; options are given as --name value"),
