@@ -249,9 +249,10 @@ class ClassifierModule(L.LightningModule, ABC):
         evaluation = self._evaluation
         flags = evaluation.flags(self.joined_flags)
         unusable = [suffix for suffix, (finite, answered) in flags.items() if not (finite and answered)]
-        # Overflowing logits are accepted during a fit, but not at its end or in a separate evaluation.
+        # Overflowing logits are accepted during a fit, but not at its end or in a separate evaluation; those of the
+        # original, which no training changes, never.
         on_the_way = self.trainer.state.fn == "fit" and not self.trainer.should_stop
-        self.refuse_unusable(stage, [s for s in unusable if not (on_the_way and flags[s][0])])
+        self.refuse_unusable(stage, [s for s in unusable if s == "_original" or not (on_the_way and flags[s][0])])
         self.log_results(stage, evaluation.results(self.measured(evaluation.classifiers, unusable)))
 
     def measured(self, suffixes: Iterable[str], unusable: Sequence[str]) -> list[str]:
