@@ -13,6 +13,7 @@ from nernlit.cli.arguments import CommandParser, count, positive, require_writab
 from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
 from nernlit.cli.fits import continued_fit, epoch_options
 from nernlit.cli.inputs import network_options, original_of, require_images
+from nernlit.cli.main import ERROR
 from nernlit.cli.other_files import OtherFile, read_other_files
 from nernlit.cli.rivals import SETTINGS, TRAINED, WITH_BITS, Rivals, rival_name, write
 from nernlit.cli.runs import data_module
@@ -102,7 +103,7 @@ def compare(args: Sequence[str]) -> None:
             if is_unknown_option(error):
                 raise
             failed[name] = described(error)
-            print(f"nernlit: error: {name}: {failed[name]}", file=sys.stderr, flush=True)
+            print(f"{ERROR}{name}: {failed[name]}", file=sys.stderr, flush=True)
             continue
         rows = with_row(rows, row)
         write_table(table, rows)

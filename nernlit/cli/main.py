@@ -26,6 +26,8 @@ from nernlit.utilities.trust import known_names_only, trusting
 
 __all__ = ["NernlitCLI", "main", "run", "user_message"]
 
+#: What messages on stderr begin with.
+ERROR = "nernlit: error: "
 #: The options of the running command that all commands have: `--debug` and `--trust`, where they are given.
 GLOBAL_OPTIONS: ContextVar[tuple[str, ...]] = ContextVar("GLOBAL_OPTIONS", default=())
 
@@ -101,7 +103,7 @@ def main(args: Sequence[str] | None = None) -> None:
             message = None if debug else user_message(error)
             if message is None:
                 raise
-            print(f"nernlit: error: {message}", file=sys.stderr)
+            print(f"{ERROR}{message}", file=sys.stderr)
             raise SystemExit(2) from error
         finally:
             GLOBAL_OPTIONS.reset(token)

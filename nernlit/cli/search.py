@@ -23,6 +23,7 @@ from nernlit.cli.arguments import CommandParser, count, require_writable
 from nernlit.cli.claims import awaited_claim, claim, remove_claims
 from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.fits import continued_fit
+from nernlit.cli.main import ERROR
 from nernlit.cli.search_study import (
     SPACE,
     dimension,
@@ -32,7 +33,7 @@ from nernlit.cli.search_study import (
     queue_again,
     trial_place,
 )
-from nernlit.cli.sweep_run import ERROR, described
+from nernlit.cli.sweep_run import described
 from nernlit.errors import NernlitError, UsageError
 from nernlit.utilities.signals import Interrupted
 from nernlit.utilities.tables import print_table

@@ -16,10 +16,10 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from nernlit.cli.main import GLOBAL_OPTIONS
+from nernlit.cli.main import ERROR, GLOBAL_OPTIONS
 from nernlit.cli.sweep_plan import Fit, Sweep
 from nernlit.cli.sweep_results import is_finished
-from nernlit.cli.sweep_run import ERROR, Outcome
+from nernlit.cli.sweep_run import Outcome
 from nernlit.errors import NernlitError
 from nernlit.utilities.progress import CONSOLE, duration
 from nernlit.utilities.signals import SIGNALS, Interrupted

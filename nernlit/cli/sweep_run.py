@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 from typing import final
 
 from nernlit.cli.claims import claim, remove_claims
-from nernlit.cli.main import run, user_message
+from nernlit.cli.main import ERROR, run, user_message
 from nernlit.cli.sweep_fit import forget_peak_memory, measure
 from nernlit.cli.sweep_plan import Fit, Sweep
 from nernlit.cli.sweep_results import is_finished, tabulate, write_result
 from nernlit.cli.sweep_table import Row
 from nernlit.utilities.progress import duration
 from nernlit.utilities.signals import Interrupted
-
-#: What messages on stderr begin with.
-ERROR = "nernlit: error: "
 
 
 @final

@@ -4,7 +4,7 @@ from nernlit.errors import UsageError
 
 #: Parts of the names of strategies that split a module's parameters over devices.
 _SPLITTING = ("fsdp", "deepspeed", "modelparallel")
-#: Ends of the names of strategies that start processes from a running Python session.
+#: Parts of the names of strategies that start processes from a running Python session.
 _FOR_SESSIONS = ("_spawn", "_fork", "_notebook")
 
 

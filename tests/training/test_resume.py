@@ -20,6 +20,7 @@ OPTIMIZERS = {
         f"{MODEL}.scheduler=null",
     ],
     "decoupled": QUICK_DECOUPLED,
+    "quantized": [*QUICK_DECOUPLED, "--model.representation.quantize.bits=4"],
     "averaged": [*QUICK_DECOUPLED, "--model.ema=0.7"],
     "moving": [
         *(option for option in QUICK_DECOUPLED if "hidden" not in option),
@@ -53,6 +54,9 @@ CASES += [
     ("decoupled", 2),
     ("decoupled", 3),
     ("decoupled", 5),
+    ("quantized", 2),
+    ("quantized", 3),
+    ("quantized", 5),
     ("averaged", 5),
     ("moving", 2),
     ("moving", 5),
