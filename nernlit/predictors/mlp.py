@@ -62,6 +62,8 @@ class MLP(Predictor):
             first layer has 3(E + V) inputs. 0 for none.
         embedding_share: Whether filter f has the same vector in all layers (`network`), or another one in each
             (`layer`); likewise channels.
+        rank: Rank R of the first layer, whose matrix is then the product of two matrices, (H, R) and (R, 3(E + V)).
+            0 for one matrix.
 
     >>> MLP(140).num_params, MLP(320).num_params
     (94229, 388169)
@@ -85,6 +87,7 @@ class MLP(Predictor):
         heads: Heads = "network",
         embedding: int = 0,
         embedding_share: VectorShare = "network",
+        rank: int = 0,
     ) -> None:
         super().__init__(kernel_size)
         if hidden < 1 or depth < 2:
@@ -98,7 +101,7 @@ class MLP(Predictor):
         ):
             if value not in allowed:
                 raise UsageError(f"{name}={value!r}; expected one of {', '.join(allowed)}.")
-        require_at_least(0, embedding=embedding)
+        require_at_least(0, embedding=embedding, rank=rank)
         if residual and depth == 2:
             raise UsageError("residual=True has no effect with depth=2; pass a depth of at least 3.")
         if embedding_share != "network" and not embedding:
@@ -106,10 +109,13 @@ class MLP(Predictor):
         self.hidden, self.depth, self.activation = hidden, depth, activation
         self.num_frequencies, self.base = num_frequencies, base
         self.residual, self.heads, self.embedding, self.embedding_share = residual, heads, embedding, embedding_share
+        self.rank = rank
         self.encoding = FourierEncoding(num_frequencies, base) if num_frequencies or not embedding else None
         self.vectors = AddressVectors(embedding, embedding_share) if embedding else None
         width = embedding + (self.encoding.width if self.encoding is not None else 0)
-        self.first = self._linear(3 * width, hidden)
+        self.first: nn.Module = self._linear(rank or 3 * width, hidden)
+        if rank:
+            self.first = nn.Sequential(nn.Linear(3 * width, rank, bias=False), self.first)
         layers: list[nn.Module] = []
         for _ in range(depth - 2):
             layers += [_ACTIVATIONS[activation](), self._linear(hidden, hidden)]
@@ -121,7 +127,7 @@ class MLP(Predictor):
         return (_SineLinear if self.activation == "sine" else nn.Linear)(inputs, outputs, device=device)
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
-        device = self.first.weight.device
+        device = next(self.first.parameters()).device
         if self.encoding is not None:
             filters, channels = (max(counts) for counts in zip(*layers, strict=True))
             for name, count in (("layer", len(layers)), ("filter", filters), ("channel", channels)):
@@ -158,7 +164,7 @@ class MLP(Predictor):
         parts = []
         if self.encoding is not None:
             tables = (self.encoded_layer, self.encoded_filter, self.encoded_channel)
-            dtype = self.first.weight.dtype
+            dtype = next(self.first.parameters()).dtype
             parts = [table.to(dtype)[addresses_N3[:, i]] for i, table in enumerate(tables)]
         if self.vectors is not None:
             parts.append(self.vectors(addresses_N3))

@@ -8,31 +8,33 @@ machine.
 
 import argparse
 import json
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import timm.optim
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nernlit.kernels import MagnitudeMix, OrderName, Sampling, Uniform
+from nernlit.data import CIFAR10DataModule
+from nernlit.kernels import Layout, MagnitudeMix, OrderName, Sampling, Uniform
 from nernlit.losses import explained_power, reconstruction_mse
 from nernlit.optimizers import Ranger, WarmupCosine
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity, error_weights
+from tests.benchmarks.study_images import Measured
+from tests.benchmarks.study_tables import study_figure, study_table
 
 _POINTS = 20  # of a curve
 
@@ -60,6 +62,9 @@ class Setting:
     ema: float = 0.0  # decay of an average of the predictor's parameters, which is then what is measured
     batch_growth: float = 1.0  # the last batch over the first; the mean stays
     scale_layers: bool = False  # outputs in units of their layer's root mean square; the loss in the network's
+    mlp: dict[str, Any] = field(default_factory=dict)  # further options of the MLP
+    sensitivity: Sensitivity = NO_SENSITIVITY
+    anneal: bool = False  # the exponent of the sensitivity decreases to 0 over the fit
 
 
 NERN = Setting("ranger", 5e-3, warmup_steps=0, sampling="magnitude", precision="fp32", loss="rmse", standardize=False)
@@ -95,6 +100,28 @@ SETTINGS: dict[str, Setting] = {
     "scale by layer": Setting(scale_layers=True),
 }
 
+#: Other predictors, with the hidden width that needs as many parameters as the default's, or a few less.
+PREDICTORS: dict[str, Setting] = {
+    "rank 24": Setting(mlp={"rank": 24}),
+    "20 frequencies, base 0.81": Setting(num_frequencies=20, base=0.81),
+    "12 frequencies, base 0.7": Setting(num_frequencies=12, base=0.7),
+    "embedding of 16 by layer, 12 frequencies": Setting(
+        num_frequencies=12, base=0.7, mlp={"embedding": 16, "embedding_share": "layer"}
+    ),
+    "sine": Setting(activation="sine"),
+    "residual": Setting(mlp={"residual": True}),
+    "heads by stage": Setting(mlp={"heads": "stage"}),
+}
+
+#: How much the error of each weight counts.
+SENSITIVITIES: dict[str, Setting] = {
+    "fisher 0.25": Setting(sensitivity=Sensitivity("fisher", 0.25)),
+    "fisher 0.35": Setting(sensitivity=Sensitivity("fisher", 0.35)),
+    "fisher 0.35, annealed": Setting(sensitivity=Sensitivity("fisher", 0.35), anneal=True),
+    "batchnorm 0.35": Setting(sensitivity=Sensitivity("batchnorm", 0.35)),
+}
+SETTINGS |= PREDICTORS | SENSITIVITIES
+
 
 def _optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
     options: dict[str, dict[str, Any]] = {
@@ -111,10 +138,42 @@ def _optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
     return timm.optim.create_optimizer_v2(list(parameters), name, lr=setting.lr, **named)
 
 
-def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting) -> dict[str, Any]:
-    """One fit: explained power in the end, seconds in steps, and the curve of (seconds, explained power)."""
+def _mlp(setting: Setting, hidden: int) -> MLP:
+    return MLP(
+        hidden,
+        activation=setting.activation,  # type: ignore[arg-type]
+        num_frequencies=setting.num_frequencies,
+        base=setting.base,
+        **setting.mlp,
+    )
+
+
+def width(setting: Setting, hidden: int, layers: Sequence[tuple[int, int]]) -> int:
+    """The largest hidden width of at most as many parameters as the default has with width `hidden`."""
+
+    def params(width: int) -> int:
+        mlp = _mlp(setting, width)
+        mlp.bind(layers)
+        return mlp.num_params
+
+    return bisect_right(range(4 * hidden), MLP(hidden).num_params, lo=1, key=params) - 1
+
+
+@cache
+def _layers(original: Original) -> list[tuple[int, int]]:
+    grids = Layout.of(original.net).layers
+    return [(layer.grid[0], layer.grid[1]) for layer in grids]
+
+
+def fit(
+    original: Original, hidden: int, steps: int, seed: int, setting: Setting, images: Path | None = None
+) -> dict[str, Any]:
+    """One fit: explained power in the end, seconds in steps, and the curve of (seconds, explained power).
+
+    With images it also has the accuracy, see `study_images`.
+    """
     torch.manual_seed(seed)
-    mlp = MLP(hidden, activation=setting.activation, num_frequencies=setting.num_frequencies, base=setting.base)  # type: ignore[arg-type]
+    mlp = _mlp(setting, width(setting, hidden, _layers(original)))
     whole = Representation(original, mlp, order=setting.order, standardize=setting.standardize)
     average = AveragedModel(mlp, multi_avg_fn=get_ema_multi_avg_fn(setting.ema)) if setting.ema else None
     optimizer = _optimizer(setting, mlp.parameters())
@@ -124,6 +183,7 @@ def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting
     sampling: Sampling = {"uniform": Uniform, "magnitude": MagnitudeMix}[setting.sampling](largest)
     norms, mask = whole.target.flatten(1).norm(dim=1), whole.mask()
     units = _layer_scales(whole) if setting.scale_layers else torch.ones(len(norms), 1, 1)
+    errors_NKK = _error_weights(original, setting.sensitivity, images)
     seconds, curve = 0.0, []
     for step in range(steps):
         began = time.perf_counter()
@@ -131,7 +191,13 @@ def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting
         rows = sampling.indices(norms, seed, step)[:batch]
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
             predicted = whole.kernels(rows) * units[rows]
-        error = reconstruction_mse(predicted / whole.scale, whole.target[rows] / whole.scale, whole.mask(rows))
+        part = whole.mask(rows)
+        weights, count = part, None if part is None else float(part.sum())
+        if errors_NKK is not None:
+            powers_NKK = errors_NKK ** (1 - step / steps) * (errors_NKK > 0) if setting.anneal else errors_NKK
+            weights = powers_NKK[rows] * (whole.layout.num_weights / powers_NKK.sum())
+            count = count or float(weights.numel())
+        error = reconstruction_mse(predicted / whole.scale, whole.target[rows] / whole.scale, weights, count)
         optimizer.zero_grad()
         (error.sqrt() if setting.loss == "rmse" else error).backward()
         optimizer.step()
@@ -143,7 +209,24 @@ def fit(original: Original, hidden: int, steps: int, seed: int, setting: Setting
             with torch.no_grad():
                 table = whole.kernels(predictor=mlp if average is None else average.module) * units
                 curve.append((seconds, float(explained_power(table, whole.target, mask))))
-    return {"explained_power": curve[-1][1], "seconds": seconds, "curve": curve}
+    found = {"width": mlp.hidden, "params": mlp.num_params, "explained_power": curve[-1][1], "seconds": seconds}
+    measured = {} if images is None else _measured(original, images).results(whole)
+    return {**found, **measured, "curve": curve}
+
+
+@cache
+def _measured(original: Original, images: Path) -> Measured:
+    return Measured(images, Representation(original, MLP(8)))
+
+
+@cache
+def _error_weights(original: Original, sensitivity: Sensitivity, images: Path | None) -> Tensor | None:
+    if sensitivity.kind == "none":
+        return None
+    if images is None:
+        raise SystemExit("a setting with a sensitivity needs --images DIR")
+    data = CIFAR10DataModule(str(images))
+    return error_weights(Representation(original, MLP(8)), sensitivity, sensitivity.images(data))
 
 
 def _layer_scales(whole: Representation) -> Tensor:
@@ -166,6 +249,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     installed = [name for name in SETTINGS if name != "SOAP" or find_spec("pytorch_optimizer")]
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=installed, metavar="NAME")
+    parser.add_argument("--images", type=Path, help="folder of CIFAR-10, to measure accuracy as well")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     options = parser.parse_args()
     network, _, file = options.original.partition("=")
@@ -176,52 +260,18 @@ def main() -> None:
     for hidden, name, seed in runs(options.settings, options.hidden, options.seeds):
         what = {"network": network, "hidden": hidden, "steps": options.steps, "name": name, "seed": seed}
         if not any(what.items() <= line.items() for line in lines):
-            lines.append(what | fit(original, hidden, options.steps, seed, SETTINGS[name]) | asdict(SETTINGS[name]))
+            lines.append(
+                what
+                | fit(original, hidden, options.steps, seed, SETTINGS[name], options.images)
+                | asdict(SETTINGS[name])
+            )
             with record.open("a") as stream:
                 stream.write(json.dumps(lines[-1]) + "\n")
     for hidden in options.hidden:
         same = {"network": network, "hidden": hidden, "steps": options.steps}
         mine = [line for line in lines if same.items() <= line.items() and line["name"] in options.settings]
-        Console().print(_table(mine, f"{network}, H={hidden}, {options.steps} steps"))
-        _figure(mine).savefig(options.out / f"curves_{network}_h{hidden}_{options.steps}.png", dpi=120)
-
-
-def _table(lines: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("setting", "explained power %", "seconds", "seconds to 90%", "fits"):
-        table.add_column(column, justify="left" if column == "setting" else "right")
-    for name in dict.fromkeys(line["name"] for line in lines):
-        fits = [line for line in lines if line["name"] == name]
-        explained = [100 * line["explained_power"] for line in fits]
-        spread = f" ± {statistics.stdev(explained):.2f}" if len(fits) > 1 else ""
-        reached = [next((s for s, share in line["curve"] if share >= 0.9), None) for line in fits]
-        times = [s for s in reached if s is not None]
-        table.add_row(
-            name,
-            f"{statistics.mean(explained):.2f}{spread}",
-            f"{statistics.mean(line['seconds'] for line in fits):.1f}",
-            f"{statistics.mean(times):.1f}" if len(times) == len(fits) else "-",
-            str(len(fits)),
-        )
-    return table
-
-
-def _figure(lines: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axis = figure.subplots()
-    for number, name in enumerate(dict.fromkeys(line["name"] for line in lines)):
-        style: Callable[..., Any] = partial(
-            axis.plot, color=f"C{number % 10}", linestyle=("-", "--", ":")[number // 10 % 3]
-        )
-        for seed, line in enumerate(line for line in lines if line["name"] == name):
-            seconds, explained = zip(*line["curve"], strict=True)
-            style(seconds, [100 * share for share in explained], label=name if seed == 0 else None, linewidth=1)
-    axis.set_xlabel("seconds in steps")
-    axis.set_ylabel("explained power (%)")
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=7)
-    return figure
+        Console().print(study_table(mine, f"{network}, H={hidden}, {options.steps} steps"))
+        study_figure(mine).savefig(options.out / f"curves_{network}_h{hidden}_{options.steps}.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ from tests.reference import slow
 
 LAYERS = [(4, 1), (4, 4), (6, 4), (6, 6)]  # the last two are a stage of their own
 ADDRESSES = torch.tensor([[0, 3, 0], [1, 0, 3], [2, 5, 1], [3, 2, 5]])
-ALL = {"activation": "sine", "residual": True, "heads": "stage", "embedding": 2, "embedding_share": "layer"}
+ALL = {"activation": "sine", "residual": True, "heads": "stage", "embedding": 2, "embedding_share": "layer", "rank": 5}
 VARIANTS: dict[str, dict[str, Any]] = {
     "vectors": {"embedding": 3},
     "vectors_alone": {"embedding": 5, "embedding_share": "layer", "num_frequencies": 0},
     "heads": {"heads": "stage"},
     "sine": {"activation": "sine"},
     "residual": {"residual": True},
+    "factorized": {"rank": 3},
     "all": ALL,
 }
 #: Activation of each hidden number.
@@ -52,8 +53,12 @@ def _expected(mlp: MLP, address: list[int]) -> Tensor:
         for table, row in zip(mlp.vectors.tables, rows, strict=True):
             assert isinstance(table, nn.Embedding)
             inputs += table.weight[row].tolist()
-    first, *middle, last = [mlp.first, *(module for module in mlp.rest if isinstance(module, nn.Linear))]
-    hidden = first.weight @ torch.tensor(inputs) + first.bias
+    *factors, first = [module for module in mlp.first.modules() if isinstance(module, nn.Linear)]
+    *middle, last = [module for module in mlp.rest if isinstance(module, nn.Linear)]
+    hidden = torch.tensor(inputs)
+    for factor in factors:
+        hidden = factor.weight @ hidden
+    hidden = first.weight @ hidden + first.bias
     act = ACTIVATIONS[mlp.activation]
     for linear in middle:
         change = linear.weight @ torch.tensor([act(value) for value in hidden.tolist()]) + linear.bias
@@ -78,7 +83,9 @@ def test_a_variant_counts_its_parameters_and_trains_all_of_them(variant: str) ->
     vectors = {"network": 4 + 6 + 6, "layer": 4 + 20 + 15}[options.get("embedding_share", "network")]
     embedding, heads = options.get("embedding", 0), 2 if options.get("heads") == "stage" else 1
     inputs = 3 * (2 * options.get("num_frequencies", 4) + embedding)
-    assert mlp.num_params == vectors * embedding + inputs * 7 + 7 + 2 * (49 + 7) + heads * (9 * 7 + 9)
+    rank = options.get("rank", 0)
+    first = rank * (inputs + 7) if rank else inputs * 7
+    assert mlp.num_params == vectors * embedding + first + 7 + 2 * (49 + 7) + heads * (9 * 7 + 9)
     grid = [(layer, f, c) for layer, (fs, cs) in enumerate(LAYERS) for f in range(fs) for c in range(cs)]
     mlp(torch.tensor(grid)).square().sum().backward()
     for name, parameter in mlp.named_parameters():
@@ -156,6 +163,7 @@ def test_the_papers_mlp_has_the_same_names_numbers_and_specification_as_without_
         ({"embedding": -1}, "embedding=-1; expected at least 0"),
         ({"embedding": 2, "embedding_share": "all"}, "embedding_share='all'; expected one of network, layer"),
         ({"embedding_share": "layer"}, "embedding_share='layer' has no effect with embedding=0"),
+        ({"rank": -1}, "rank=-1; expected at least 0"),
         ({"residual": True, "depth": 2}, "residual=True has no effect with depth=2"),
     ],
 )
