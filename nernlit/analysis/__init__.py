@@ -11,6 +11,7 @@ from nernlit.analysis.figures import (
     rounds_figure,
 )
 from nernlit.analysis.layers import LayerError, layer_errors
+from nernlit.analysis.null_model import noise_like
 from nernlit.analysis.paired import PairedDifference, correct_answers, paired_difference
 from nernlit.analysis.rivals import factorized, multiplied, pruned
 from nernlit.analysis.spectrum import LayerEnergy, layer_energies, low_frequency_energy
@@ -35,6 +36,7 @@ __all__ = [
     "layer_errors",
     "low_frequency_energy",
     "multiplied",
+    "noise_like",
     "paired_difference",
     "pareto_figure",
     "pruned",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -45,6 +46,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
             stay those of the larger share.
         num_workers: Processes that decode images, if the images do not fit in memory.
         eval_sets: Further test sets for `test`; see `nernlit.data.eval_sets`.
+        select_on_test_as_the_paper_did: Validate on the test images, so that checkpoints and winners of rounds are
+            selected by the images that they are tested on. All test figures are biased then. It exists to measure this
+            bias, for nothing else.
     """
 
     #: Class names, in the order of the labels; empty until `setup` for datasets that find them on disk.
@@ -73,6 +77,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         mixup: float = 0.0,
         num_workers: int = 0,
         eval_sets: Sequence[EvalSet] | None = None,
+        select_on_test_as_the_paper_did: bool = False,
     ) -> None:
         super().__init__()
         require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -92,6 +97,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.augmentation = Augmentation(pad_crop, flip, resized_crop, mixup)
         self.num_workers = num_workers
         self.eval_sets = list(eval_sets or [])
+        self.select_on_test_as_the_paper_did = select_on_test_as_the_paper_did
         self.seed = torch.initial_seed() % 2**63
         self.sources: dict[Split, ImageSource] = {}
         self.conditions: list[EvalCondition] = []
@@ -121,6 +127,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self.seed = trainer.strategy.broadcast(self.seed)
         if stage == "predict":
             return  # needs no images
+        if self.select_on_test_as_the_paper_did:
+            rank_zero_warn(
+                "select_on_test_as_the_paper_did: true: the test images are also the validation images, on which "
+                "checkpoints and rounds are selected. The accuracies of this run are biased upwards; do not compare "
+                "them with those of other runs."
+            )
         self.check()
         self._match(trainer.lightning_module if trainer is not None else self.network)
         splits: set[Split] = {"test"} if stage == "test" else {"val"}
@@ -159,7 +171,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """The images of these splits, not decoded yet."""
         if "test" in splits:
             return {"test": self._published("test")}
-        val = self.build("val")
+        val = self._published("test") if self.select_on_test_as_the_paper_did else self.build("val")
         if val is not None:
             return {"val": val, **({"train": self._published("train")} if "train" in splits else {})}
         train = self._published("train")

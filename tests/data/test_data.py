@@ -268,6 +268,15 @@ def test_a_split_seed_of_any_size_is_a_seed() -> None:
     assert len(data.sources["val"]) == 144
 
 
+def test_selection_on_test_as_in_the_paper_validates_on_the_test_images_and_warns() -> None:
+    data = DigitsDataModule(select_on_test_as_the_paper_did=True)
+    for stage in ("fit", "test"):
+        with pytest.warns(UserWarning, match="select_on_test_as_the_paper_did: true: .* are biased upwards"):
+            data.setup(stage)
+    assert {name: len(source) for name, source in data.sources.items()} == {"train": 1437, "val": 360, "test": 360}
+    assert torch.equal(data.sources["val"].labels, data.sources["test"].labels)
+
+
 def test_a_single_training_image_is_trained_on_where_another_folder_validates(tmp_path: Path) -> None:
     write_image_folder(tmp_path, 1, 1, ("train", "val", "test"))
     data = FolderDataModule(str(tmp_path))
