@@ -44,4 +44,5 @@ def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """A matrix with orthonormal columns, uniformly distributed (Mezzadri, arXiv math-ph/0609050)."""
     gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
     basis, triangular = torch.linalg.qr(gaussian)
-    return basis * triangular.diagonal().sign()
+    signed: Tensor = basis * triangular.diagonal().sign()
+    return signed

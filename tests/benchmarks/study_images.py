@@ -48,7 +48,7 @@ class Measured:
         loader = self.data.test_dataloader()[0] if name == "test" else self.data.val_dataloader()
         batches = [self.data.on_after_batch_transfer(batch, 0) for batch in loader]
         pixels_NCHW, labels_N = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        return Split(pixels_NCHW, labels_N, _logits(representation, weights, pixels_NCHW))
+        return Split(pixels_NCHW, labels_N, logits(representation, weights, pixels_NCHW))
 
     def results(self, representation: Representation) -> dict[str, Any]:
         """Accuracy on both splits, divergence from the original in nats, and which images are classified correctly."""
@@ -56,7 +56,7 @@ class Measured:
         with torch.no_grad():
             weights = representation.weights()
         for name, split in self.splits.items():
-            logits_NC = _logits(representation, weights, split.pixels)
+            logits_NC = logits(representation, weights, split.pixels)
             correct_N = logits_NC.argmax(1) == split.labels
             own, original = log_softmax(logits_NC, 1), log_softmax(split.original, 1)
             found[f"{name}_acc"] = float(correct_N.float().mean())
@@ -65,7 +65,7 @@ class Measured:
         return found
 
 
-def _logits(representation: Representation, weights: Mapping[str, Tensor], pixels_NCHW: Tensor) -> Tensor:
+def logits(representation: Representation, weights: Mapping[str, Tensor], pixels_NCHW: Tensor) -> Tensor:
     with torch.inference_mode():
         return torch.cat([representation(pixels, weights) for pixels in pixels_NCHW.split(_BATCH)])
 
