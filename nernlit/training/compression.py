@@ -35,6 +35,7 @@ def compress(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     teacher: Original | None = None,
+    flip: bool = False,
 ) -> Representation:
     """A small representation of an image classifier; `save(path, "int8", fold_batch_norm=True)` writes the file.
 
@@ -50,6 +51,8 @@ def compress(
         mean: Pixel mean per channel that the network expects to be subtracted; 0 by default.
         std: Pixel standard deviation per channel; 1 by default.
         teacher: A better classifier with the same classes to learn from; by default the network itself.
+        flip: Whether mirror images have the same class. The network or teacher then answers with the mean of its
+            logits for an image and for its mirror image.
 
     Raises:
         UsageError: If an option is out of its range.
@@ -75,6 +78,7 @@ def compress(
         scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_steps=20),
         teacher=teacher,
         temperature=4.0,
+        teacher_flip=flip,
         rate=Rate(target_bytes=target, kept=KEPT, fold_batch_norm=True),
     )
     trainer = L.Trainer(

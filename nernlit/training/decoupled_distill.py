@@ -66,6 +66,8 @@ class DecoupledDistill(Scheme):
             scale.
         feature_weight: Weight of the feature-map loss against the original.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
+        teacher_flip: Whether the teacher's logits are the mean of those for an image and for its mirror image, which
+            are better than either. None: whether training images are mirrored (`data.flip`).
         precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
         rate: The price of bits in the loss, for a quantized representation.
         ema: Decay per step of an exponential moving average of the trained parameters in phase 2, which is what is
@@ -88,6 +90,7 @@ class DecoupledDistill(Scheme):
         recon_weight: float = 0.0,
         feature_weight: float = 0.0,
         taps: Sequence[str] = NERN_TAPS,
+        teacher_flip: bool | None = False,
         precision: Precision = "bf16",
         rate: Rate | None = None,
         ema: float = 0.0,
@@ -105,6 +108,7 @@ class DecoupledDistill(Scheme):
             cross_entropy_weight=cross_entropy_weight,
             recon_weight=recon_weight,
             taps=taps,
+            teacher_flip=bool(teacher_flip),
         )
         if not kd_weight and not cross_entropy_weight and not feature_weight:
             raise UsageError(
@@ -124,7 +128,7 @@ class DecoupledDistill(Scheme):
         # Of a .nern file alone, the original is the reconstructed network: the student would be its own teacher.
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
         self._teaches_itself = is_own_original and teacher is None and not cross_entropy_weight
-        self.reconstruction = reconstruction
+        self.reconstruction, self.distillation, self.teacher_flip = reconstruction, distillation, teacher_flip
         self.average = MovingAverage(ema)
         if ema and representation.predictor.changes_after_steps:
             raise UsageError(
@@ -135,6 +139,9 @@ class DecoupledDistill(Scheme):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if self.teacher_flip is None:
+            augmentation = getattr(self._data, "augmentation", None)
+            self.distillation.teacher_flip = augmentation is not None and augmentation.flip
         self.average.clear()
         if stage == "fit" and self.average.decay:
             refuse_averaging(self.trainer, "what ema averages already; pass ema: 0")

@@ -33,6 +33,7 @@ class Distillation(Objective):
         cross_entropy_weight: Weight of the cross-entropy with the labels.
         recon_weight: Weight of the mean squared error of all predicted weights, in units of the representation's scale.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
+        teacher_flip: Whether the teacher's logits are the mean of those for an image and for its mirror image.
 
     Raises:
         UsageError: If the teacher has random weights or other classes, or an option is out of its range.
@@ -51,6 +52,7 @@ class Distillation(Objective):
         cross_entropy_weight: float = 0.0,
         recon_weight: float = 0.0,
         taps: Sequence[str] = NERN_TAPS,
+        teacher_flip: bool = False,
     ) -> None:
         require_at_least(0, kd_weight=kd_weight, cross_entropy_weight=cross_entropy_weight, recon_weight=recon_weight)
         require_at_least(0, feature_weight=feature_weight, kd_inside_log=kd_inside_log)
@@ -63,6 +65,7 @@ class Distillation(Objective):
         self.feature_weight, self.cross_entropy_weight = feature_weight, cross_entropy_weight
         self.recon_weight = recon_weight
         self.taps = taps
+        self.teacher_flip = teacher_flip
         self._networks: tuple[Folded, Folded] | None = None
 
     original: Original
@@ -88,12 +91,8 @@ class Distillation(Objective):
         else:
             student_BC = _logits(step, student, images_BCHW, weights)
         if self.kd_weight:
-            if self.feature_weight and teacher is student:
-                teacher_BC = original_BC
-            else:
-                with torch.inference_mode():
-                    teacher_BC = _logits(step, teacher, images_BCHW)
-                teacher_BC = teacher_BC.clone()  # autograd cannot keep inference tensors
+            known_BC = original_BC if self.feature_weight and teacher is student else None
+            teacher_BC = self._teacher_logits(step, teacher, images_BCHW, known_BC)
             divergence = kd_loss(student_BC, teacher_BC, temperature=self.temperature, inside_log=self.kd_inside_log)
             terms["kd"] = self.kd_weight * divergence
         if self.cross_entropy_weight:
@@ -101,6 +100,21 @@ class Distillation(Objective):
         if self.recon_weight:
             terms["recon"] = self.recon_weight * whole_error(step.representation, weights, "mse")
         return terms
+
+    def _teacher_logits(self, step: Step, teacher: Folded, images_BCHW: Tensor, known_BC: Tensor | None) -> Tensor:
+        """The teacher's logits (B, C).
+
+        Args:
+            step: The step.
+            teacher: The teacher.
+            images_BCHW: The images.
+            known_BC: Its logits for the images as they are, if they are known.
+        """
+        with torch.inference_mode():
+            logits_BC = _logits(step, teacher, images_BCHW) if known_BC is None else known_BC
+            if self.teacher_flip:
+                logits_BC = (logits_BC + _logits(step, teacher, images_BCHW.flip(3))) / 2
+        return logits_BC.clone()  # autograd cannot keep inference tensors
 
     def _folded(self, images_BCHW: Tensor) -> tuple[Folded, Folded]:
         """The student and the teacher with folded BatchNorm layers; they are built at the first call.
