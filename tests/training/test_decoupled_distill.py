@@ -62,6 +62,29 @@ def test_the_terms_are_what_they_say() -> None:
     assert terms["train/loss"] == pytest.approx(sum(terms[f"train/{n}"] for n in ("kd", "cross_entropy", "recon")))
 
 
+@pytest.mark.parametrize("feature_weight", [0.0, 1.0])
+def test_a_teacher_may_answer_to_mirror_images_too(feature_weight: float) -> None:
+    representation = digits_representation()
+    images, labels = torch.rand(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64)
+    with torch.no_grad():
+        student, original = representation(images), representation.original
+        teacher = (original(images) + original(images.flip(-1))) / 2
+    kd = float((softmax(teacher, 1) * (log_softmax(teacher, 1) - log_softmax(student, 1))).sum(1).mean())
+    options = {"feature_weight": feature_weight, "taps": ["layer1"]} if feature_weight else {}
+    module = _distilling(representation, precision="fp32", teacher_flip=True, **options)
+    assert _first_step(module, images, labels)["train/kd"] == pytest.approx(kd, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("option", "flip", "expected"), [(None, True, True), (None, False, False), (False, True, False)]
+)
+def test_a_teacher_may_answer_as_the_training_images_are(option: bool | None, flip: bool, expected: bool) -> None:
+    module = _distilling(digits_representation(), teacher_flip=option)
+    data = DigitsDataModule(batch_size=500, flip=flip)
+    quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+    assert module.distillation.teacher_flip is expected
+
+
 def test_the_default_loss_is_distillation_alone() -> None:
     terms = _first_step(_distilling(digits_representation()), torch.rand(4, 1, 8, 8), torch.zeros(4).long())
     assert {name for name in terms if name.startswith("train/")} == {"train/kd", "train/loss"}
