@@ -38,8 +38,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         steps_per_epoch: Steps per epoch with `noise` and `none`, 250 by default. With `images` an epoch is a pass over
             them, and a fit refuses this option.
         noise_range: `noise` is U(-r, r) in pixels normalized with this dataset's statistics; NeRN draws from U(-2, 2).
-        pad_crop: Pixels of zero padding before a random crop of training images; 0 for none.
-        flip: Whether to mirror each training image with probability 1/2.
+        pad_crop: Pixels of zero padding before a random crop of training images; 0 for none. None for what is usual for
+            this dataset (`usual_augmentation`).
+        flip: Whether to mirror each training image with probability 1/2. None for what is usual for this dataset.
         resized_crop: Smallest area of a random crop of a training image, as a share of the image; the crop is resized
             to the image's size. None for no such crop; 0.08 is usual for ImageNet.
         mixup: Largest share of another image that is blended into a training image; 0 for none, 0.5 at most. Labels
@@ -59,6 +60,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     network: object = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    #: What `pad_crop` and `flip` are if None. None at all where mirrored or shifted images may have another class.
+    usual_augmentation: ClassVar[Augmentation] = Augmentation()
     #: Whether there are images; without them evaluations measure the weights only.
     has_images: ClassVar[bool] = True
 
@@ -71,8 +74,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         train_on: TrainOn = "images",
         steps_per_epoch: int | None = None,
         noise_range: float = 2.0,
-        pad_crop: int = 0,
-        flip: bool = False,
+        pad_crop: int | None = 0,
+        flip: bool | None = False,
         resized_crop: float | None = None,
         mixup: float = 0.0,
         num_workers: int = 0,
@@ -94,7 +97,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.val_share, self.split_seed = val_share, split_seed
         self.train_on, self.noise_range = train_on, noise_range
         self.steps_per_epoch = 250 if steps_per_epoch is None and train_on != "images" else steps_per_epoch
-        self.augmentation = Augmentation(pad_crop, flip, resized_crop, mixup)
+        usual = self.usual_augmentation
+        self.augmentation = Augmentation(
+            usual.pad_crop if pad_crop is None else pad_crop, usual.flip if flip is None else flip, resized_crop, mixup
+        )
         self.num_workers = num_workers
         self.eval_sets = list(eval_sets or [])
         self.select_on_test_as_the_paper_did = select_on_test_as_the_paper_did

@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torchvision import datasets
 
+from nernlit.data.augment import Augmentation
 from nernlit.data.base import ImageDataModule, Split
 from nernlit.data.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES, published_labels
 from nernlit.data.decode import ResizeCenterCrop
@@ -21,6 +22,7 @@ class _CifarDataModule(ImageDataModule, ABC):
     """50,000 training and 10,000 test images of 32x32 pixels."""
 
     dataset: type[datasets.CIFAR10]
+    usual_augmentation = Augmentation(pad_crop=4, flip=True)
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -7,6 +7,7 @@ from typing import Any, final
 from lightning.pytorch.utilities import rank_zero_info
 from timm.data import ImageNetInfo
 
+from nernlit.data.augment import Augmentation
 from nernlit.data.base import ImageDataModule, Split
 from nernlit.data.decode import ResizeCenterCrop
 from nernlit.data.sources import FileImages
@@ -81,6 +82,8 @@ class ImageNetDataModule(_TreeDataModule):
         val_share: Share of the training images that is held out for validation.
         kwargs: See `ImageDataModule`.
     """
+
+    usual_augmentation = Augmentation(flip=True)
 
     def __init__(self, root: str, model: str = "resnet18.tv_in1k", val_share: float = 0.01, **kwargs: Any) -> None:
         super().__init__(root, val_share=val_share, **kwargs)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision import datasets
 
+from nernlit.data.augment import Augmentation
 from nernlit.data.base import ImageDataModule, Split
 from nernlit.data.sources import TensorImages
 from nernlit.errors import DataError
@@ -27,6 +28,7 @@ class STL10DataModule(ImageDataModule):
     """
 
     classes = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+    usual_augmentation = Augmentation(pad_crop=12, flip=True)
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -18,7 +18,7 @@ from nernlit.data import (
     ImageNetDataModule,
     STL10DataModule,
 )
-from nernlit.data.augment import Draws, pad_crop_flip, resized_crop
+from nernlit.data.augment import Augmentation, Draws, pad_crop_flip, resized_crop
 from nernlit.data.batches import BatchSampler
 from nernlit.data.cifar_classes import CIFAR100_CLASSES
 from nernlit.data.decode import ResizeCenterCrop
@@ -106,6 +106,17 @@ def test_training_shuffles_by_seed_and_epoch_in_equal_shares() -> None:
     assert [len(batch) for batch in epoch(0)] == [8] * 6
     shares = [epoch(2, rank, 2) for rank in range(2)]
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in epoch(2)]
+
+
+def test_the_usual_augmentation_is_that_of_the_dataset() -> None:
+    usual: dict[str, Any] = {"pad_crop": None, "flip": None}
+    assert CIFAR10DataModule(**usual).augmentation == Augmentation(pad_crop=4, flip=True)
+    assert CIFAR10DataModule(pad_crop=None, flip=False).augmentation == Augmentation(pad_crop=4)
+    assert STL10DataModule(**usual, mixup=0.2).augmentation == Augmentation(pad_crop=12, flip=True, mixup=0.2)
+    # Mirrored digits are other signs, and nobody knows what a folder of images shows.
+    assert DigitsDataModule(**usual).augmentation == Augmentation()
+    assert FolderDataModule(root="images", **usual).augmentation == Augmentation()
+    assert CIFAR10DataModule().augmentation == Augmentation()
 
 
 def test_pad_crop_flip_equals_a_loop_over_images() -> None:
