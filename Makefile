@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow test-minimum kill fuzz package audit site coverage lint check format bench clean
+.PHONY: help demo test test-slow test-minimum kill soak fuzz package audit site coverage lint check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,8 +37,11 @@ test-minimum:  ## the tests with the lowest versions that pyproject.toml allows,
 	.venv-minimum/bin/uv pip install --quiet --python .venv-minimum --resolution lowest-direct --editable '.[dev]'
 	.venv-minimum/bin/pytest -n auto --maxprocesses 8 --dist worksteal --ignore tests/cli/test_configurations.py
 
-kill: $(BIN)/.installed  ## kill fits, compressions and exports at 200 random moments, continue them, and compare the results
+kill: $(BIN)/.installed  ## kill all commands that train or write files at 200 random moments, continue them, and compare the results
 	$(BIN)/python -W ignore -m tests.benchmarks.kill --kills 200
+
+soak: $(BIN)/.installed  ## the commands of the demo 50 times, killed and continued: results, memory and disk must not change
+	$(BIN)/python -W ignore -m tests.benchmarks.soak --iterations 50
 
 fuzz: $(BIN)/.installed  ## fuzz every reader of files for a minute (Linux)
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris

@@ -111,7 +111,7 @@ def _opening(faults: Faults, function: Callable[..., Any]) -> Callable[..., Any]
         if not set(mode) & set("wax+") or faults.path_of(file) is None:
             return function(file, mode, buffering, encoding, errors, newline, **options)
         faults.call("create", file)
-        raw = _File(file, mode.replace("b", "").replace("t", ""))
+        raw = _File(file, mode.replace("b", "").replace("t", ""), opener=options.get("opener"))
         raw.faults = faults
         if buffering == 0:
             return raw

@@ -74,10 +74,10 @@ def awaited_claim(folder: Path) -> Iterator[None]:
         time.sleep(_WAIT_SECONDS)
 
 
-def is_claimed(folder: Path, otherwise: bool) -> bool:
-    """Whether a process that still runs holds a folder; `otherwise` if no process ever claimed it."""
+def is_claimed(folder: Path) -> bool:
+    """Whether a process that still runs holds a folder."""
     claims = _claims(folder)
-    return _is_held(claims[-1]) if claims else otherwise
+    return bool(claims) and _is_held(claims[-1])
 
 
 def remove_claims(folder: Path) -> None:
@@ -135,7 +135,7 @@ def _is_held(file: Path) -> bool:
 
 def _is_stale(file: Path) -> bool:
     """Whether a file is old by the clock of its file system, which that of this machine may differ from."""
-    with tempfile.NamedTemporaryFile(dir=file.parent) as new:
+    with tempfile.TemporaryFile(dir=file.parent) as new:  # without a name, which a killed process would leave
         now = os.fstat(new.fileno()).st_mtime
     try:
         return now - file.stat().st_mtime > STALE_SECONDS

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.errors import StorageError, UsageError
-from nernlit.storage.files import UNFINISHED
+from nernlit.storage.files import remove_unfinished
 
 #: What a fit writes before its first step.
 _OF_A_START = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
@@ -38,6 +38,7 @@ def claimed_folder(logger: object, numbered: bool, fits: bool) -> Iterator[None]
     try:
         if fits:
             _lock(lock, folder)
+            remove_unfinished(folder.parent.rglob("*"))  # also in runs that were killed before their first checkpoint
         yield
     except BaseException:
         if made and _holds_nothing(folder):
@@ -81,8 +82,6 @@ def _lock(descriptor: int, folder: Path) -> None:
         ) from None
     except OSError:
         return  # a filesystem without locks
-    for left in folder.rglob(f".*{UNFINISHED}"):  # by a killed process
-        left.unlink(missing_ok=True)
 
 
 def _holds_nothing(folder: Path) -> bool:

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -100,12 +101,13 @@ def main(args: Sequence[str]) -> None:
     with awaited_claim(one_at_a_time):  # optuna creates its tables without a lock
         study = open_study(url, options.study, direction, own)
     while True:
-        with awaited_claim(one_at_a_time):
-            if not is_unfinished(study, options.trials, options.out):
-                break
-            trial = study.ask(space)
-        place = trial_place(study, trial, options.out)
-        with claim(place):
+        with ExitStack() as held:
+            with awaited_claim(one_at_a_time):
+                if not is_unfinished(study, options.trials, options.out):
+                    break
+                trial = study.ask(space)
+                place = trial_place(study, trial, options.out)
+                held.enter_context(claim(place))
             _run(study, trial, options, fit_args)
             remove_claims(place)
     _show(study, options.monitor, fit_args)

@@ -3,8 +3,8 @@
 import argparse
 import math
 import re
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from nernlit.cli.claims import STALE_SECONDS, is_claimed, remove_claims
+from nernlit.cli.claims import is_claimed, remove_claims
 from nernlit.errors import UsageError
 
 #: What `dimension` reads.
@@ -88,13 +88,18 @@ def trial_place(study: optuna.Study, trial: Trial | FrozenTrial, out: Path) -> P
 
 
 def is_unfinished(study: optuna.Study, trials: int, out: Path) -> bool:
-    """Whether there is a trial to run; those of processes that have ended are queued again first."""
+    """Whether there is a trial to run; those of processes that have ended are queued again first.
+
+    The caller holds the claim under which trials are created and claimed: a running trial without a claim has no
+    process.
+    """
+    running = study.get_trials(states=(TrialState.RUNNING,))
+    left = {trial.number for trial in running if not is_claimed(trial_place(study, trial, out))}
+    # Read again: a process removes its claim after it has recorded how its trial ended.
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        place = trial_place(study, trial, out)
-        began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-        if not is_claimed(place, otherwise=time.time() - began < STALE_SECONDS):
+        if trial.number in left:
             queue_again(study, trial)
-            remove_claims(place)
+            remove_claims(trial_place(study, trial, out))
     every = study.get_trials(deepcopy=False)
     replaced = {trial.user_attrs.get("continues") for trial in every}
     begun = [trial for trial in every if trial.number not in replaced and trial.state != TrialState.WAITING]
@@ -102,12 +107,14 @@ def is_unfinished(study: optuna.Study, trials: int, out: Path) -> bool:
 
 
 def queue_again(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
-    """Let an interrupted trial be run again, by a trial with the same values that continues it."""
-    try:
+    """Let an interrupted trial be run again, by a trial with the same values that continues it.
+
+    In this order a process that is killed in between loses no trial.
+    """
+    if not any(other.user_attrs.get("continues") == trial.number for other in study.get_trials(deepcopy=False)):
+        study.enqueue_trial(trial.params, user_attrs={"continues": trial.number})
+    with suppress(ValueError):  # another process has done this
         study.tell(trial.number, state=TrialState.FAIL)
-    except ValueError:  # another process has done this
-        return
-    study.enqueue_trial(trial.params, user_attrs={"continues": trial.number})
 
 
 def earlier_figures(study: optuna.Study, trial: Trial) -> dict[int, float]:

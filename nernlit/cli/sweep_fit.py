@@ -27,7 +27,7 @@ def forget_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
     """The process's peak since `forget_peak_memory`; on systems that do not know it, since the process started."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -60,7 +60,7 @@ def measure(cli: NernlitCLI, select: str) -> Row:
     timer = fit_timer(trainer)
     seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
     steps = trainer.global_step
-    peak = _peak_memory_mib()
+    peak = peak_memory_mib()
     folder = Path(str(trainer.log_dir))
     checkpoint = folder / "checkpoints" / f"{select}.ckpt"
     if not checkpoint.is_file():

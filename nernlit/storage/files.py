@@ -8,7 +8,7 @@ import glob
 import io
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,7 +35,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(path)
+        remove_unfinished(path.parent.glob(f".{glob.escape(path.name)}.*"))
         file = _create_unfinished(path)
         unfinished = Path(file.name)
         try:
@@ -65,12 +65,13 @@ def _create_unfinished(path: Path) -> BinaryIO:
         file.close()  # another process removed it before it was locked
 
 
-def _remove_unfinished(path: Path) -> None:
-    """Remove the hidden files of processes that were killed while they wrote `path`."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
-        with contextlib.suppress(OSError), left.open("r+b") as file:
-            if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                left.unlink()
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Remove the hidden files among paths that killed processes left; not those that are being written."""
+    for left in paths:
+        if left.name.startswith(".") and left.name.endswith(UNFINISHED):
+            with contextlib.suppress(OSError), left.open("r+b") as file:
+                if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    left.unlink()
 
 
 def _lock(file: BinaryIO, operation: int) -> bool:

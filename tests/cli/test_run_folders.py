@@ -1,5 +1,6 @@
 """Run folders: claimed once, locked by a fit, and not left behind by a failed start."""
 
+import fcntl
 import multiprocessing
 from pathlib import Path
 
@@ -54,11 +55,15 @@ def test_a_second_fit_into_the_same_folder_is_refused() -> None:
 
 
 def test_the_halves_of_files_that_a_killed_fit_left_are_removed() -> None:
-    left = Path("runs/a/version_0/checkpoints/.last.ckpt.123.part")
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half")
-    with claimed_folder(_logger("version_0"), numbered=False, fits=True):
-        assert not left.exists()
+    before_a_checkpoint, after_one = Path("runs/a/version_0"), Path("runs/a/version_1/checkpoints")
+    for folder in (before_a_checkpoint, after_one):
+        folder.mkdir(parents=True)
+        (folder / ".config.yaml.123.part").write_bytes(b"half")
+    running = Path("runs/a/version_0/.config.yaml.456.part")
+    with running.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with claimed_folder(_logger("version_1"), numbered=False, fits=True):
+            assert list(Path("runs").rglob("*.part")) == [running]
 
 
 def test_a_file_where_the_folder_belongs_is_one_line() -> None:

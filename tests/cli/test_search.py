@@ -127,7 +127,16 @@ def test_a_trial_that_fails_is_reported_and_the_others_go_on(
         search.main([*LINE[1:], "--study", "other", "--trials", "1"])
 
 
-@pytest.mark.parametrize("how", ["a signal", "another process died", "another machine died"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "a signal",
+        "another process died",
+        "another machine died",
+        "a process died before it claimed its trial",
+        "a process died while it queued its trial again",
+    ],
+)
 def test_an_interrupted_trial_is_run_again_with_its_values(
     how: str, fits: Callable[[Fit], list[dict[str, str]]]
 ) -> None:
@@ -143,7 +152,10 @@ def test_an_interrupted_trial_is_run_again_with_its_values(
     assert ended.value.message == "interrupted in trial 0; the same command goes on with it"
     if how != "a signal":  # its process could not even record that
         study = _study()
-        study.ask({"model.optimizer.lr": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)})
+        left = study.ask({"model.optimizer.lr": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)})
+        if "queued" in how:
+            study.enqueue_trial(left.params, user_attrs={"continues": left.number})
+    if how in ("another process died", "another machine died"):
         host = claims._host() if how == "another process died" else "another"
         claim = Path("found/claim.search.1.1")
         claim.write_text(json.dumps({"host": host, "pid": 2**22 + 1, "started": 1}))
