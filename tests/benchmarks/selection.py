@@ -14,7 +14,7 @@ weights do not change the answer. `--check` measures how many answers would have
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,20 +99,20 @@ def noisy(target: Weights, error: Weights, evaluations: int, seed: int) -> Itera
 
 
 def chain(
-    original: Original, judge: Judge, error: Weights, select: Select, number: int, options: argparse.Namespace
+    original: Original, judge: Judge, fit: list[Weights], select: Select, number: int, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """The rounds of a chain."""
+    """The rounds of a chain; `fit` are the evaluations of the fit with seed 0 to the original."""
     first = target = judge.representation.original_weights()
+    error = {key: fit[-1][key] - value for key, value in first.items()}
     for round_ in range(1, options.rounds + 1):
         best, counts = None, []
         for trial in range(options.trials):
-            seed = 1000 * number + 10 * round_ + trial
-            makes_fits = options.kind == "fits"
-            found = (
-                fitted(original, target, options, seed)
-                if makes_fits
-                else noisy(target, error, options.evaluations, seed)
-            )
+            seed = 1000 * number + 10 * (round_ - 1) + trial
+            found: Iterable[Weights]
+            if options.kind == "noise":
+                found = noisy(target, error, options.evaluations, seed)
+            else:
+                found = fitted(original, target, options, seed) if seed else fit
             for weights in found:
                 counts.append(judge.counts(weights))
                 if best is None or counts[-1][select] >= best[0]:
@@ -145,14 +145,14 @@ def main() -> None:
     representation = Representation(original, MLP(8), order="none")
     judge = Judge(representation, Measured(options.images, representation), options.margin)
     weights = representation.original_weights()
-    of_fit = options.out / f"error_{network}_h{options.hidden}_{options.steps}.pt"
-    if not of_fit.exists():
-        *_, last = fitted(original, weights, options, 0)
-        torch.save({key: last[key] - value for key, value in weights.items()}, of_fit)
-    error = torch.load(of_fit, weights_only=True)
+    file_of_fit = options.out / f"fit_{network}_h{options.hidden}_{options.steps}_{options.evaluations}.pt"
+    if not file_of_fit.exists():
+        torch.save(list(fitted(original, weights, options, 0)), file_of_fit)
+    fit = torch.load(file_of_fit, weights_only=True)
     if options.check:
-        doubled = {key: value * options.rounds**0.5 for key, value in error.items()}  # as far as the last round is
-        for candidate in noisy(weights, doubled, options.check, 0):
+        # As far from the original as the last round.
+        error = {key: (fit[-1][key] - value) * options.rounds**0.5 for key, value in weights.items()}
+        for candidate in noisy(weights, error, options.check, 0):
             changed, with_margin = judge.changed(candidate)
             print(f"{changed} answers change, {with_margin} of them of images with a large margin")
         return
@@ -166,7 +166,7 @@ def main() -> None:
             if sum(asked.items() <= line.items() for line in lines) >= options.rounds:
                 continue
             lines = [line for line in lines if not asked.items() <= line.items()]
-            for round_ in chain(original, judge, error, select, number, options):
+            for round_ in chain(original, judge, fit, select, number, options):
                 lines.append({**asked, "original": start, **round_})
                 record.write_text("".join(json.dumps(line) + "\n" for line in lines))
     images = {name: len(judge.measured.splits[name].labels) for name in ("test", "val")}
