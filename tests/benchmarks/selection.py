@@ -15,9 +15,8 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from nernlit.analysis import noise_like
+from nernlit.cli.runs import Run
 from nernlit.kernels import Uniform
 from nernlit.losses import reconstruction_mse
 from nernlit.optimizers import WarmupCosine
@@ -35,36 +35,44 @@ from tests.benchmarks.study import Setting, built_optimizer
 from tests.benchmarks.study_images import Measured, logits
 
 Weights = dict[str, Tensor]
-Select = Literal["test", "val", "half"]
 
 
-@dataclass(frozen=True)
 class Judge:
-    """Counts correct answers: on all test images, on every second one, on the others, and on the validation images."""
+    """Counts correct answers: on all test images, on every second one, on the others, and on the validation images.
 
-    representation: Representation
-    measured: Measured
-    margin: float
+    Args:
+        representation: One of the original.
+        measured: The images.
+        margin: Images with a larger margin keep the original's answer.
+    """
 
-    def counts(self, weights: Mapping[str, Tensor], margin: float | None = None) -> dict[str, int]:
-        test_N, val_N = (self._correct(name, weights, margin or self.margin) for name in ("test", "val"))
-        parts = {"test": test_N, "half": test_N[::2], "rest": test_N[1::2], "val": val_N}
+    def __init__(self, representation: Representation, measured: Measured, margin: float) -> None:
+        self.representation, self.splits = representation, measured.splits
+        self.close = {name: _margins(split.original) < margin for name, split in self.splits.items()}
+
+    def counts(self, weights: Weights) -> dict[str, int]:
+        correct = {name: self._answers(name, weights) == split.labels for name, split in self.splits.items()}
+        parts = {**correct, "half": correct["test"][::2], "rest": correct["test"][1::2]}
         return {name: int(correct_N.sum()) for name, correct_N in parts.items()}
 
-    def changed(self, weights: Mapping[str, Tensor]) -> tuple[int, int]:
-        """The number of test images whose answer changes, and of those that have a large margin."""
-        all_N = self._correct("test", weights, float("inf"))
-        before_N, pruned_N = (self._correct("test", weights, margin) for margin in (0.0, self.margin))
-        return int((all_N != before_N).sum()), int((all_N != pruned_N).sum())
-
-    def _correct(self, name: str, weights: Mapping[str, Tensor], margin: float) -> Tensor:
-        split = self.measured.splits[name]
+    def _answers(self, name: str, weights: Weights) -> Tensor:
+        split, close_N = self.splits[name], self.close[name]
         answers_N = split.original.argmax(1)
-        largest_N2 = split.original.topk(2, dim=1).values
-        close_N = largest_N2[:, 0] - largest_N2[:, 1] < margin
-        if close_N.any():
-            answers_N[close_N] = logits(self.representation, weights, split.pixels[close_N]).argmax(1)
-        return answers_N == split.labels
+        answers_N[close_N] = logits(self.representation, weights, split.pixels[close_N]).argmax(1)
+        return answers_N
+
+    def largest_margin(self, weights: Weights) -> tuple[int, float]:
+        """The number of test images whose answer changes, and the largest margin of such an image."""
+        split = self.splits["test"]
+        answers_N = logits(self.representation, weights, split.pixels).argmax(1)
+        changed_N = answers_N != split.original.argmax(1)
+        return int(changed_N.sum()), float(_margins(split.original)[changed_N].max())
+
+
+def _margins(logits_NC: Tensor) -> Tensor:
+    """The difference of the two largest logits of each image."""
+    largest_N2 = logits_NC.topk(2, dim=1).values
+    return largest_N2[:, 0] - largest_N2[:, 1]
 
 
 def fitted(original: Original, target: Weights, options: argparse.Namespace, seed: int) -> Iterator[Weights]:
@@ -98,12 +106,28 @@ def noisy(target: Weights, error: Weights, evaluations: int, seed: int) -> Itera
         yield {key: value + noise[key] for key, value in target.items()}
 
 
+def error_of(original: Original, target: Weights, options: argparse.Namespace) -> Weights:
+    """The error of a Recon-only fit: that of the given run, or of an own fit; scaled to the given size."""
+    if options.run is None:
+        *_, found = fitted(original, target, options, 0)
+    else:
+        with torch.no_grad():
+            found = Run.open(options.run, "last" if options.run.is_dir() else None).representation().weights()
+    error = {key: found[key] - value for key, value in target.items()}
+    factor = 1.0 if options.rmse is None else options.rmse / size(error)
+    return {key: factor * value for key, value in error.items()}
+
+
+def size(weights: Weights) -> float:
+    """The root mean square over all weights."""
+    return float(torch.cat([value.flatten() for value in weights.values()]).square().mean().sqrt())
+
+
 def chain(
-    original: Original, judge: Judge, fit: list[Weights], select: Select, number: int, options: argparse.Namespace
+    original: Original, judge: Judge, error: Weights, select: str, number: int, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """The rounds of a chain; `fit` are the evaluations of the fit with seed 0 to the original."""
+    """The rounds of a chain."""
     first = target = judge.representation.original_weights()
-    error = {key: fit[-1][key] - value for key, value in first.items()}
     for round_ in range(1, options.rounds + 1):
         best, counts = None, []
         for trial in range(options.trials):
@@ -112,15 +136,15 @@ def chain(
             if options.kind == "noise":
                 found = noisy(target, error, options.evaluations, seed)
             else:
-                found = fitted(original, target, options, seed) if seed else fit
+                found = fitted(original, target, options, seed)
             for weights in found:
                 counts.append(judge.counts(weights))
                 if best is None or counts[-1][select] >= best[0]:
                     best = counts[-1][select], weights, counts[-1]
         assert best is not None
         target = best[1]
-        rmse = judge.representation.layout.vector(target) - judge.representation.layout.vector(first)
-        yield {"round": round_, "rmse": float(rmse.square().mean().sqrt()), "winner": best[2], "evaluations": counts}
+        distance = size({key: target[key] - value for key, value in first.items()})
+        yield {"round": round_, "rmse": distance, "winner": best[2], "evaluations": counts}
 
 
 def main() -> None:
@@ -131,11 +155,13 @@ def main() -> None:
     parser.add_argument("--select", nargs="+", choices=("test", "val", "half"), default=["test", "val", "half"])
     parser.add_argument("--hidden", type=int, default=300)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--run", type=Path, help="a Recon-only run that noise takes the error of (default: an own fit)")
+    parser.add_argument("--rmse", type=float, help="size that noise is scaled to (default: that of the error)")
     parser.add_argument("--evaluations", type=int, default=10, help="evaluations per trial")
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--chains", type=int, nargs="+", default=[0], help="numbers of the chains, their seeds")
-    parser.add_argument("--margin", type=float, default=6.0, help="in units of logits")
+    parser.add_argument("--margin", type=float, default=2.0, help="in units of logits")
     parser.add_argument("--check", type=int, default=0, metavar="DRAWS", help="check the margin on draws of noise")
     parser.add_argument("--out", type=Path, default=Path("runs/selection"))
     options = parser.parse_args()
@@ -143,22 +169,20 @@ def main() -> None:
     original = Original(network, checkpoint=file)
     options.out.mkdir(parents=True, exist_ok=True)
     representation = Representation(original, MLP(8), order="none")
-    judge = Judge(representation, Measured(options.images, representation), options.margin)
+    splits = ("test", "val") if "val" in options.select else ("test",)
+    judge = Judge(representation, Measured(options.images, representation, splits), options.margin)
     weights = representation.original_weights()
-    file_of_fit = options.out / f"fit_{network}_h{options.hidden}_{options.steps}_{options.evaluations}.pt"
-    if not file_of_fit.exists():
-        torch.save(list(fitted(original, weights, options, 0)), file_of_fit)
-    fit = torch.load(file_of_fit, weights_only=True)
+    error = error_of(original, weights, options) if options.kind == "noise" else {}
     if options.check:
         # As far from the original as the last round.
-        error = {key: (fit[-1][key] - value) * options.rounds**0.5 for key, value in weights.items()}
-        for candidate in noisy(weights, error, options.check, 0):
-            changed, with_margin = judge.changed(candidate)
-            print(f"{changed} answers change, {with_margin} of them of images with a large margin")
+        largest = {key: value * options.rounds**0.5 for key, value in error.items()}
+        for candidate in noisy(weights, largest, options.check, 0):
+            print("changed answers: {}, largest margin: {:.2f}".format(*judge.largest_margin(candidate)), flush=True)
         return
     record = options.out / "selection.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     what = {"network": network, "hidden": options.hidden, "steps": options.steps, "kind": options.kind}
+    what |= {"run": str(options.run), "rmse": options.rmse, "evaluations_per_trial": options.evaluations}
     start = judge.counts(weights)
     for number in options.chains:
         for select in options.select:
@@ -166,10 +190,10 @@ def main() -> None:
             if sum(asked.items() <= line.items() for line in lines) >= options.rounds:
                 continue
             lines = [line for line in lines if not asked.items() <= line.items()]
-            for round_ in chain(original, judge, fit, select, number, options):
+            for round_ in chain(original, judge, error, select, number, options):
                 lines.append({**asked, "original": start, **round_})
                 record.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    images = {name: len(judge.measured.splits[name].labels) for name in ("test", "val")}
+    images = {name: len(split.labels) for name, split in judge.splits.items()}
     sizes = {**images, "half": (images["test"] + 1) // 2, "rest": images["test"] // 2}
     Console().print(summary([line for line in lines if what.items() <= line.items()], sizes, options.trials))
 

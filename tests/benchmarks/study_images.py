@@ -3,7 +3,7 @@
 Shapes: N images of C channels; logits (N, C) of C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,14 @@ class Measured:
     Args:
         root: The data's folder.
         representation: One of the original, whose answers are the reference.
+        splits: The splits that are read.
     """
 
-    def __init__(self, root: Path, representation: Representation) -> None:
+    def __init__(self, root: Path, representation: Representation, splits: Sequence[str] = ("val", "test")) -> None:
         self.data = CIFAR10DataModule(str(root))
         self.data.network = representation.original
         weights = representation.original_weights()
-        self.splits = {name: self._split(name, representation, weights) for name in ("val", "test")}
+        self.splits = {name: self._split(name, representation, weights) for name in splits}
 
     def _split(self, name: str, representation: Representation, weights: Mapping[str, Tensor]) -> Split:
         self.data.setup("test" if name == "test" else "validate")
