@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--chains", type=int, nargs="+", default=[0], help="numbers of the chains, their seeds")
-    parser.add_argument("--margin", type=float, default=2.0, help="in units of logits")
+    parser.add_argument("--margin", type=float, default=3.0, help="in units of logits")
     parser.add_argument("--check", type=int, default=0, metavar="DRAWS", help="check the margin on draws of noise")
     parser.add_argument("--out", type=Path, default=Path("runs/selection"))
     options = parser.parse_args()
