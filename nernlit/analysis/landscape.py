@@ -5,21 +5,28 @@ A *point* in weight space is a mapping from state-dict keys to weights. All poin
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nernlit.errors import UsageError
-from nernlit.originals import Original
-from nernlit.utilities.progress import progress
+from nernlit.utilities.progress import counted, progress
 
 Point = Mapping[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
 Classify = Callable[[Tensor, Point], Tensor]
+
+
+class CountedBatches(Protocol):
+    """Batches whose number is known, and which may be read several times."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,12 @@ class ReestimatedBatchNorm:
     dominate the loss.
 
     Args:
-        original: The original; its architecture and all tensors that are not part of the point are used.
+        network: Maps pixels and a point to logits, as an original does; it is copied.
         batches: Images of the training split, for the estimate.
     """
 
-    def __init__(self, original: Original, batches: Batches) -> None:
-        self.classifier = copy.deepcopy(original)
+    def __init__(self, network: nn.Module, batches: Batches) -> None:
+        self.classifier = copy.deepcopy(network)
         self.batches = batches
         self._norms = [m for m in self.classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._measured_at: Point | None = None
@@ -169,16 +176,16 @@ def random_plane(point: Point, generator: torch.Generator) -> Plane:
 
 
 def loss_grid(
-    classify: Classify, plane: Plane, xs: Sequence[float], ys: Sequence[float], batches: Batches
+    classify: Classify, plane: Plane, xs: Sequence[float], ys: Sequence[float], batches: CountedBatches
 ) -> list[list[Evaluation]]:
     """Loss and accuracy on a grid of a plane: one row per y, one column per x."""
     grid: list[list[Evaluation]] = []
-    with progress(f"measuring {len(xs) * len(ys)} points of a plane", len(xs) * len(ys)) as advance:
+    points = len(xs) * len(ys)
+    with progress(f"measuring {points} points of a plane", points * len(batches)) as advance:
         for y in ys:
             grid.append([])
             for x in xs:
-                grid[-1].append(evaluate(classify, plane.at(x, y), batches))
-                advance(1)
+                grid[-1].append(evaluate(classify, plane.at(x, y), counted(batches, advance)))
     return grid
 
 

@@ -8,7 +8,8 @@ from nernlit.callbacks.figures import RepresentationFigures
 from nernlit.callbacks.interruption import Interruption
 from nernlit.callbacks.layers import LayerDifference, LowFrequencyEnergy
 from nernlit.callbacks.learning_rate import LearningRate
-from nernlit.callbacks.progress import ProgressLine, ValidationLog
+from nernlit.callbacks.log_lines import ValidationLog
+from nernlit.callbacks.progress import ProgressLine
 from nernlit.callbacks.rounds import RoundCheckpoint
 from nernlit.callbacks.summary import Summary
 from nernlit.callbacks.threads import CpuThreads

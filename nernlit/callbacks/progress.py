@@ -1,4 +1,4 @@
-"""Progress of a run: one line in a terminal, or one line per validation in a log file."""
+"""Progress of a run: one line in a terminal."""
 
 import time
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any, final
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from nernlit.callbacks.pace import Pace, round_of
 from nernlit.utilities.progress import CONSOLE, clock
 
 #: Logged metric -> its format, the most important one first.
@@ -19,45 +19,7 @@ _FIGURES = {
     "train/explained_power": "explained {:.2%}",
     "train/loss": "loss {:.4g}",
 }
-_VALIDATED = {
-    "val/acc": "accuracy {:.2%}",
-    "val/acc_original": "original {:.2%}",
-    "val/explained_power": "explained power {:.2%}",
-    "val/recon_rmse": "RMSE {:.5f}",
-    "train/loss": "loss {:.4g}",
-}
 _SECONDS_BETWEEN_UPDATES = 0.2
-
-
-class _Pace:
-    """Speed and remaining time of a fit, since this process started it."""
-
-    def __init__(self, trainer: L.Trainer) -> None:
-        self.began, self.first = time.monotonic(), trainer.global_step
-        planned = trainer.estimated_stepping_batches
-        self.total = int(planned) if planned != float("inf") else None
-        self.trainer = trainer
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    @property
-    def per_second(self) -> float:
-        """Steps per second, including the time of validations."""
-        return (self.trainer.global_step - self.first) / max(self.seconds, 1e-9)
-
-    @property
-    def left(self) -> str:
-        """Estimated time to the last planned step."""
-        if self.total is None or not self.per_second:
-            return ""
-        return f"{clock(max(0, self.total - self.trainer.global_step) / self.per_second)} left"
-
-
-def _round(pl_module: L.LightningModule) -> str:
-    """The current round of `Progressive`; empty for other schemes."""
-    return f"round {pl_module.round}/{pl_module.rounds}" if hasattr(pl_module, "round") else ""
 
 
 class _OneLine(ProgressColumn):
@@ -114,7 +76,7 @@ class ProgressLine(ProgressBar):
     def _show_fit(self, pl_module: L.LightningModule, validates: bool = False) -> None:
         if self._progress is None:
             return
-        what = "validation" if validates else _round(pl_module) or "fit"
+        what = "validation" if validates else round_of(pl_module) or "fit"
         pace, metrics = self._pace, self.trainer.callback_metrics
         figures = [form.format(float(metrics[name])) for name, form in _FIGURES.items() if name in metrics]
         steps = f"{self.trainer.global_step}/{pace.total or '?'}"
@@ -130,7 +92,7 @@ class ProgressLine(ProgressBar):
         self._stop()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._pace = _Pace(trainer)
+        self._pace = Pace(trainer)
         self._start("fit", self._pace.total)
         self._show_fit(pl_module)
 
@@ -200,22 +162,3 @@ class ProgressLine(ProgressBar):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._stop()
-
-
-@final
-class ValidationLog(L.Callback):
-    """Prints a line per validation of a fit, for log files."""
-
-    @rank_zero_only
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._pace = _Pace(trainer)
-
-    @rank_zero_only
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        pace, metrics = self._pace, trainer.callback_metrics
-        figures = [form.format(float(metrics[name])) for name, form in _VALIDATED.items() if name in metrics]
-        parts = [f"step {trainer.global_step}" + (f" of {pace.total}" if pace.total else "")]
-        parts += [_round(pl_module), clock(pace.seconds), *figures, f"{pace.per_second:.3g} steps/s", pace.left]
-        print(", ".join(filter(None, parts)), flush=True)

@@ -4,7 +4,7 @@ All take the runs by name and the command's options, and raise `UsageError` for 
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,11 +35,12 @@ from nernlit.analysis.landscape import (
 from nernlit.analysis.landscape import (
     interpolate as interpolate_weights,
 )
+from nernlit.cli.images import Batches, OnDevice
 from nernlit.cli.rounds import read_round
-from nernlit.cli.runs import Batches, Run
+from nernlit.cli.runs import Run
 from nernlit.errors import UsageError
 from nernlit.representation import Representation
-from nernlit.utilities.progress import progress
+from nernlit.utilities.progress import counted, progress
 
 Runs = Mapping[str, Run]  # by names that tell them apart
 Rows = list[dict[str, Any]]
@@ -90,12 +91,11 @@ def interpolate(runs: Runs, options: argparse.Namespace) -> Outcome:
         end = representation.weights()
     batches, classify = _batches(run, options), _classify(representation, run, options)
     rows = []
-    with progress(f"measuring {options.points} points of a line", options.points) as advance:
+    with progress(f"measuring {options.points} points of a line", options.points * len(batches)) as advance:
         for share in torch.linspace(options.low, options.high, options.points).tolist():
             point = interpolate_weights(start, end, share)
-            measured = evaluate(classify, point, batches)
+            measured = evaluate(classify, point, counted(batches, advance))
             rows.append({"share": share, "distance": distance(start, point), **vars(measured)})
-            advance(1)
     return rows, interpolation_figure(rows, options.split, options.batch_norm)
 
 
@@ -147,15 +147,14 @@ def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
     (run,) = runs.values()
     ended = run.rounds()
     representation, batches = run.representation(), _batches(run, options)
-    original = representation.original_weights()
+    original, network = representation.original_weights(), _network(representation, options)
     rows = []
-    with progress(f"testing {len(ended)} rounds", 1 + len(ended)) as advance:
-        reference = _correct(representation, original, batches)
-        advance(1)
+    with progress(f"testing {len(ended)} rounds", (1 + len(ended)) * len(batches)) as advance:
+        reference = correct_answers(partial(network, weights=original), counted(batches, advance))
         for each in ended:
-            correct = _correct(representation, read_round(each, original), batches)
+            state = read_round(each, original)
+            correct = correct_answers(partial(network, weights=state), counted(batches, advance))
             rows.append({"round": each.number, "rmse": each.recon_rmse, **_compared(correct, reference)})
-            advance(1)
     accuracies, distances = ([row[name] for row in rows] for name in ("accuracy", "rmse"))
     return rows, rounds_figure(accuracies, distances, float(reference.float().mean()), options.split)
 
@@ -165,29 +164,35 @@ def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
     _require_originals(runs, options)
     (run,) = runs.values()
     representation, batches = run.representation(), _batches(run, options)
-    original = representation.original_weights()
+    original, network = representation.original_weights(), _network(representation, options)
     with torch.no_grad():
-        candidates = {"reconstructed": representation.weights()}
-    for keep in (0.9, 0.8, 0.7, 0.6, 0.5):
-        candidates[f"SVD, {keep:.0%} kept"] = smoothing.truncate_singular_values(original, keep)
-    for by in (0.02, 0.05, 0.1, 0.2):
-        candidates[f"lower half of SVD -{by:.0%}"] = smoothing.shrink_singular_values(original, by)
+        reconstructed = representation.weights()
     order = _walks(representation)
-    for sigma in (0.2, 0.25, 0.3, 0.4):
+
+    def gaussian(sigma: float) -> Mapping[str, torch.Tensor]:
         table = smoothing.gaussian_smooth(representation.target, order, sigma, representation.mask())
-        candidates[f"Gaussian, sigma {sigma:g}"] = representation.layout.weights(table)
+        return representation.layout.weights(table)
+
+    # Computed one by one, where the progress is shown: for large networks each takes minutes and its own memory.
+    candidates: dict[str, Callable[[], Mapping[str, torch.Tensor]]] = {"reconstructed": lambda: reconstructed}
+    for keep in (0.9, 0.8, 0.7, 0.6, 0.5):
+        candidates[f"SVD, {keep:.0%} kept"] = partial(smoothing.truncate_singular_values, original, keep)
+    for by in (0.02, 0.05, 0.1, 0.2):
+        candidates[f"lower half of SVD -{by:.0%}"] = partial(smoothing.shrink_singular_values, original, by)
+    for sigma in (0.2, 0.25, 0.3, 0.4):
+        candidates[f"Gaussian, sigma {sigma:g}"] = partial(gaussian, sigma)
     if run.has_rounds:
         ended = run.rounds()
-        states = [read_round(each, original) for each in ended]
-        candidates[f"mean of {len(ended)} rounds"] = smoothing.average(states)
+        candidates[f"mean of {len(ended)} rounds"] = lambda: smoothing.average(
+            [read_round(each, original) for each in ended]
+        )
     rows = []
-    with progress(f"testing {len(candidates)} networks", 1 + len(candidates)) as advance:
-        reference = _correct(representation, original, batches)
-        advance(1)
-        for name, point in candidates.items():
-            compared = _compared(_correct(representation, point, batches), reference)
-            rows.append({"weights": name, "distance": distance(original, point), **compared})
-            advance(1)
+    with progress(f"testing {len(candidates)} networks", (1 + len(candidates)) * len(batches)) as advance:
+        reference = correct_answers(partial(network, weights=original), counted(batches, advance))
+        for name, smoothed in candidates.items():
+            point = smoothed()
+            correct = correct_answers(partial(network, weights=point), counted(batches, advance))
+            rows.append({"weights": name, "distance": distance(original, point), **_compared(correct, reference)})
     return rows, None
 
 
@@ -201,20 +206,19 @@ def _walks(representation: Representation) -> list[torch.Tensor]:
     return walks
 
 
-def _correct(representation: Representation, point: Mapping[str, torch.Tensor], batches: Batches) -> torch.Tensor:
-    return correct_answers(partial(representation, weights=point), batches)
-
-
 def _compared(correct: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
     return {"accuracy": float(correct.float().mean()), **vars(paired_difference(correct, reference))}
 
 
 def _classify(representation: Representation, run: Run, options: argparse.Namespace) -> Classify:
     if options.batch_norm == "stored":
-        return representation
-    return ReestimatedBatchNorm(
-        representation.original, run.batches("train", overrides=options.data, at_most=REESTIMATED_ON)
-    )
+        return _network(representation, options)
+    images = run.batches("train", overrides=options.data, at_most=REESTIMATED_ON)
+    return ReestimatedBatchNorm(OnDevice(representation.original, options.device), images)
+
+
+def _network(representation: Representation, options: argparse.Namespace) -> OnDevice:
+    return OnDevice(representation.original, options.device, representation.tuned.named())
 
 
 def _batches(run: Run, options: argparse.Namespace) -> Batches:

@@ -19,6 +19,7 @@ from typing import Any
 from nernlit.cli import analyses
 from nernlit.cli.analyses import Outcome, Rows, Runs
 from nernlit.cli.arguments import CommandParser, count, finite, require_writable, take_options
+from nernlit.cli.images import add_device, chosen_device
 from nernlit.cli.runs import Run, distinct_names
 from nernlit.errors import UsageError
 from nernlit.storage.files import write_atomically, write_figure
@@ -66,6 +67,7 @@ def main(args: Sequence[str]) -> None:
         type=Path,
         help="folder of the figure and the JSON file (default: `analysis` beside the first run's files)",
     )
+    add_device(parser)
     parser.add_original()
     own_args, data = take_options(args, "--data")
     options = parser.parse_args(own_args)
@@ -79,6 +81,9 @@ def main(args: Sequence[str]) -> None:
     for name in changed:
         if name not in uses:
             raise UsageError(f"`analyze {options.kind}` has no use for --{name}; leave it out.")
+    if options.device is not None and not uses:
+        raise UsageError(f"`analyze {options.kind}` classifies no images; leave out --device.")
+    options.device = chosen_device(options.device)
     if data and not uses:
         raise UsageError(f"`analyze {options.kind}` looks at no data; leave out {' '.join(data)}.")
     if options.low >= options.high:

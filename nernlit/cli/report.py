@@ -11,7 +11,7 @@ import html
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,12 @@ from torch import Tensor
 from nernlit.analysis import correct_answers, curves_figure, energy_figure, layer_energies, paired_difference
 from nernlit.cli.arguments import CommandParser, require_writable, take_options
 from nernlit.cli.html_page import document, picture, table
-from nernlit.cli.runs import Batches, Run, distinct_names
+from nernlit.cli.images import OnDevice, add_device, chosen_device
+from nernlit.cli.runs import Run, distinct_names
 from nernlit.errors import UsageError
 from nernlit.representation import Representation
 from nernlit.storage.files import write_atomically
-from nernlit.utilities.progress import progress
+from nernlit.utilities.progress import counted, progress
 
 _CURVES = {
     "val/acc": "validation accuracy",
@@ -62,27 +63,23 @@ class _Measured:
     scalars: Mapping[str, Sequence[tuple[int, float]]]
 
     @classmethod
-    def of(cls, name: str, run: Run, data: Sequence[str]) -> "_Measured":
+    def of(cls, name: str, run: Run, data: Sequence[str], device: torch.device) -> "_Measured":
         representation = run.representation()
+        network = OnDevice(representation.original, device)
         with torch.no_grad():
-            reconstructed = partial(representation, weights=representation.weights())
-        batches = run.batches("test", overrides=data)
-        images = hashlib.sha256()
-        for pixels, labels in batches:
-            images.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
-        networks: list[Callable[[Tensor], Tensor]] = [reconstructed]
+            networks: list[Callable[[Tensor], Tensor]] = [partial(network, weights=representation.entries())]
         if run.has_original:
-            networks.append(representation.original)
-        with progress(f"testing {name}", len(networks) * len(batches)) as advance:
-            correct, *of_original = (correct_answers(net, _counted(batches, advance)) for net in networks)
+            networks.append(network)
+        batches = run.batches("test", overrides=data)
+        images, correct = hashlib.sha256(), [list[Tensor]() for _ in networks]
+        with progress(f"testing {name}", len(batches)) as advance:
+            for pixels, labels in counted(batches, advance):
+                images.update((255 * pixels).round().byte().numpy().tobytes() + labels.numpy().tobytes())
+                for net, found in zip(networks, correct, strict=True):
+                    found.append(correct_answers(net, [(pixels, labels)]))
+        own, *of_original = map(torch.cat, correct)
         scalars = {} if run.is_file else _scalars(run.folder)
-        return cls(name, run, representation, images.hexdigest(), correct, next(iter(of_original), None), scalars)
-
-
-def _counted(batches: Batches, advance: Callable[[int], None]) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in batches:
-        yield batch
-        advance(1)
+        return cls(name, run, representation, images.hexdigest(), own, next(iter(of_original), None), scalars)
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -103,14 +100,16 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: sorted(values.items()) for tag, values in found.items() if values}
 
 
-def page(runs: Sequence[Run], data: Sequence[str] = ()) -> str:
+def page(runs: Sequence[Run], data: Sequence[str] = (), device: torch.device | None = None) -> str:
     """The HTML of a report.
 
     Args:
         runs: At least one; the first is what later ones are compared with.
         data: Overrides of the runs' data configuration (`--data.root DIR`).
+        device: Where the networks classify; torch's accelerator by default, if there is one.
     """
-    measured = [_Measured.of(name, run, data) for name, run in zip(distinct_names(runs), runs, strict=True)]
+    names, device = distinct_names(runs), chosen_device(device)
+    measured = [_Measured.of(name, run, data, device) for name, run in zip(names, runs, strict=True)]
     first, *others = measured
     comparable = [m for m in others if m.images == first.images]
     apart = [m for m in others if m not in comparable]
@@ -216,12 +215,14 @@ def main(args: Sequence[str]) -> None:
     )
     parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
+    add_device(parser)
     parser.add_original()
     own_args, data = take_options(args, "--data")
     options = parser.parse_args(own_args)
     if options.out.is_dir():
         raise UsageError(f"--out {options.out} is a folder; expected a file, such as {options.out / 'report.html'}.")
     require_writable(options.out.parent, "--out")
-    content = page([Run.open(path, options.select, options.original) for path in options.runs], data)
+    runs = [Run.open(path, options.select, options.original) for path in options.runs]
+    content = page(runs, data, options.device)
     write_atomically(options.out, content.encode())
     print(f"report: {options.out}")

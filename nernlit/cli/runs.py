@@ -9,8 +9,8 @@ from typing import Any, Literal, Self, final
 
 import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor
 
+from nernlit.cli.images import Batches
 from nernlit.cli.rounds import EndedRound, read_rounds, rounds_record
 from nernlit.cli.yaml_files import read_config
 from nernlit.coding import is_nern
@@ -18,10 +18,8 @@ from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
 from nernlit.representation import Representation, load_representation
 from nernlit.storage.file_kinds import describe_file
-from nernlit.utilities.progress import progress
 
 Split = Literal["train", "test"]
-Batches = list[tuple[Tensor, Tensor]]
 
 
 def distinct_names(runs: Sequence["Run"]) -> list[str]:
@@ -204,21 +202,13 @@ class Run:
         if not data.has_images:
             reason = "--data has no images" if self.is_file else f"{self.folder} was fitted without images"
             raise UsageError(f"{reason}; name a dataset (--data CLASS and its options).")
-        data.train_on, data.network = "images", self.representation().original
-        data.eval_sets = []  # of the split itself
+        data.network = self.representation().original
         data.prepare_data()
-        data.setup("fit" if split == "train" else "test")
-        source = data.sources[split]
+        source = data.images(split)
         if images is not None and images > len(source):
             raise UsageError(f"--images {images}: the {split} split has {len(source)} images.")
         chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[: images or at_most]
-        batches: Batches = []
-        with progress(f"reading {len(chosen):,} {split} images", len(chosen)) as advance:
-            for part in chosen.sort().values.split(data.eval_batch_size):
-                pixels, labels = source[part.tolist()]
-                batches.append((pixels.float() / 255, labels))
-                advance(len(part))
-        return batches
+        return Batches(data, source.subset(chosen.sort().values))
 
 
 def data_module(options: Sequence[str]) -> ImageDataModule:

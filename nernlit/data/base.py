@@ -207,9 +207,20 @@ class ImageDataModule(L.LightningDataModule, ABC):
             fits = bytes_each * len(source) <= _IN_MEMORY_BYTES
             self.sources[split] = source.in_memory() if fits else source
 
+    def images(self, split: Literal["train", "test"]) -> ImageSource:
+        """The images of a split, in the channels of `network` and not decoded yet. They need no `setup`.
+
+        Raises:
+            DataError: If files are missing or wrong.
+            UsageError: If they do not fit the network.
+        """
+        self.check()
+        self._match(self.network)
+        return self._in_channels(self._find({"test"} if split == "test" else {"train", "val"})[split])
+
     def train_dataloader(self) -> DataLoader[Any]:
         if self.train_on == "images" or self.steps_per_epoch is None:  # it is only None with images
-            return self._loader(self.sources["train"], self.batch_size, training=True)
+            return self.loader(self.sources["train"], self.batch_size, training=True)
         return step_loader(self.steps_per_epoch)
 
     def training_images(self, count: int, seed: int, processes: Processes = ALONE) -> Iterator[Tensor]:
@@ -228,17 +239,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
             yield to_pixels(source[batch.tolist()][0])
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.sources["val"])
+        return self.loader(self.sources["val"])
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """The dataset's own test images first, then those of every condition of `eval_sets`."""
-        return [self._loader(source) for source in (self.sources["test"], *(c.source for c in self.conditions))]
+        return [self.loader(source) for source in (self.sources["test"], *(c.source for c in self.conditions))]
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """One batch without images: `predict` returns the network's weights, which depend on no image."""
         return step_loader(1)
 
-    def _loader(self, source: ImageSource, batch_size: int | None = None, training: bool = False) -> DataLoader[Any]:
+    def loader(self, source: ImageSource, batch_size: int | None = None, training: bool = False) -> DataLoader[Any]:
+        """A loader of this process's batches of images, for evaluation unless it is for training."""
         batch_size = batch_size or self.eval_batch_size
         return image_loader(source, batch_size, training, self.seed, self.num_workers, self.trainer)
 

@@ -7,7 +7,6 @@ that a loader makes one call per batch. `subset` selects images, `in_memory` dec
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Self, final
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 
 from nernlit.data.channels import require_channels, to_channels
 from nernlit.data.decode import ResizeCenterCrop, read_image
+from nernlit.data.file_paths import FilePaths
 from nernlit.errors import DataError
 from nernlit.utilities.progress import progress
 
@@ -98,9 +98,9 @@ class FileImages(ImageSource):
     """
 
     def __init__(
-        self, paths: Sequence[Path], labels: Tensor, fitting: ResizeCenterCrop | None, channels: int | None = None
+        self, paths: FilePaths, labels: Tensor, fitting: ResizeCenterCrop | None, channels: int | None = None
     ) -> None:
-        self.paths, self.labels, self.fitting, self.channels = list(paths), labels.long(), fitting, channels or 3
+        self.paths, self.labels, self.fitting, self.channels = paths, labels.long(), fitting, channels or 3
         require_channels(self.channels)
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -109,27 +109,32 @@ class FileImages(ImageSource):
         return self._stack(images, indices), self.labels[torch.as_tensor(indices)]
 
     def subset(self, indices: Tensor) -> Self:
-        return type(self)([self.paths[i] for i in indices], self.labels[indices], self.fitting, self.channels)
+        return type(self)(self.paths.subset(indices), self.labels[indices], self.fitting, self.channels)
 
     def in_memory(self) -> TensorImages:
-        parts = []
+        images = torch.empty(len(self), *self[[0]][0].shape[1:], dtype=torch.uint8)
         with progress(f"decoding {len(self):,} images", len(self)) as advance:
             for part in torch.arange(len(self)).split(250):
-                parts.append(self[part.tolist()][0])
+                batch = self[part.tolist()][0]
+                self._require_size(batch[0], images[0], int(part[0]))
+                images[part] = batch
                 advance(len(part))
-        return TensorImages(torch.cat(parts), self.labels)
+        return TensorImages(images, self.labels)
 
     def _decode(self, index: int) -> Tensor:
         return torch.from_numpy(read_image(self.paths[index], self.channels, self.fitting)).permute(2, 0, 1)
 
     def _stack(self, images: list[Tensor], indices: Sequence[int]) -> Tensor:
         for image, index in zip(images, indices, strict=True):
-            if image.shape != images[0].shape:
-                raise DataError(
-                    f"{self.paths[index]} is {image.shape[2]}x{image.shape[1]} pixels, other images are "
-                    f"{images[0].shape[2]}x{images[0].shape[1]}; pass --data.image_size to bring all to one size."
-                )
+            self._require_size(image, images[0], index)
         return torch.stack(images)
+
+    def _require_size(self, image: Tensor, other: Tensor, index: int) -> None:
+        if image.shape != other.shape:
+            raise DataError(
+                f"{self.paths[index]} is {image.shape[2]}x{image.shape[1]} pixels, other images are "
+                f"{other.shape[2]}x{other.shape[1]}; pass --data.image_size to bring all to one size."
+            )
 
 
 @final

@@ -2,13 +2,14 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from nernlit.data.decode import ResizeCenterCrop, image_suffixes
+from nernlit.data.file_paths import FilePaths
 from nernlit.data.sources import FileImages
 from nernlit.errors import DataError
 from nernlit.utilities.progress import progress
@@ -83,36 +84,37 @@ def tree_images(
     Raises:
         DataError: If a class has no image, or a folder cannot be read.
     """
-    files: list[tuple[Path, int]] = []
     left_out: Counter[str] = Counter()
-    empty = []
-    with progress(f"listing the images of {folder}", len(labels)) as advance:
-        for name, label in labels.items():
-            found = []
-            for path in _files(folder / name):
-                suffix = path.suffix.lower()
-                if suffix in image_suffixes():
-                    found.append((path, label))
-                else:
-                    left_out[suffix or "without suffix"] += 1
-            empty += [] if found else [name]
-            files += found
-            advance(1)
+    counts: dict[str, int] = dict.fromkeys(labels, 0)
+
+    def images() -> Iterator[str]:
+        with progress(f"listing the images of {folder}", len(labels)) as advance:
+            for name in labels:
+                for path in _files(folder / name):
+                    suffix = os.path.splitext(path)[1].lower()
+                    if suffix in image_suffixes():
+                        counts[name] += 1
+                        yield path
+                    else:
+                        left_out[suffix or "without suffix"] += 1
+                advance(1)
+
+    paths = FilePaths.of(images())
     if left_out:
         kinds = abbreviated(
             [f"{left_out[suffix]:,} {suffix}" for suffix in sorted(left_out, key=lambda s: (-left_out[s], s))]
         )
         rank_zero_warn(f"{folder}: files left out because they are no images: {kinds}.")
-    if empty:
+    if empty := [name for name, count in counts.items() if not count]:
         message = f"{folder}: no image in {abbreviated(empty)} ({len(empty)} of {len(labels)} classes)"
-        if not files or not empty_classes:
+        if not paths or not empty_classes:
             raise DataError(f"{message}; expected at least one image per class (.jpg, .png, .tif, ...).")
         rank_zero_warn(f"{message}.")
-    paths, numbers = zip(*files, strict=True)
-    return FileImages(paths, torch.tensor(numbers), fitting, channels)
+    numbers = torch.tensor(list(labels.values())).repeat_interleave(torch.tensor(list(counts.values())))
+    return FileImages(paths, numbers, fitting, channels)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path) -> list[str]:
     """All files below a folder, sorted, without hidden files and those that operating systems create."""
 
     def refuse(error: OSError) -> None:
@@ -122,5 +124,5 @@ def _files(folder: Path) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         shown = [name for name in names if not name.startswith(".") and name.lower() not in _CLUTTER]
-        found += [Path(place, name) for name in shown]
-    return sorted(found)
+        found += [os.path.join(place, name) for name in shown]
+    return sorted(found, key=lambda path: path.split(os.sep))

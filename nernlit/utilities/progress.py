@@ -2,11 +2,14 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
+
+T = TypeVar("T")
 
 #: Shared by all progress bars of a process, so that one may start while another is shown.
 CONSOLE = Console(stderr=True)
@@ -52,6 +55,13 @@ def progress(description: str, total: int, delay: float = DELAY_SECONDS) -> Iter
             timer.join()
         if bar.live.is_started:
             bar.stop()
+
+
+def counted(items: Iterable[T], advance: Callable[[int], None]) -> Iterator[T]:
+    """The items; each counts as done when the next one is asked for."""
+    for item in items:
+        yield item
+        advance(1)
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from rich.table import Table
 from nernlit.kernels.orders import OrderName, positions
 from nernlit.training.scheme import Precision
 from tests.benchmarks import busy, works
-from tests.benchmarks.scale import SCHEMES
+from tests.benchmarks.step import SCHEMES
 from tests.benchmarks.works import Work
 
 Figures = dict[str, float]
@@ -148,7 +148,7 @@ def lines() -> Iterator[tuple[str, Callable[[], Figures]]]:
     yield "start: import all of it", lambda: started("-c", "import nernlit.cli.main")
 
     def at_scale(*what: str) -> Figures:
-        command = [sys.executable, "-m", "tests.benchmarks.scale", *what]
+        command = [sys.executable, "-m", "tests.benchmarks.step", *what]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         figures: Figures = json.loads(printed)
         return {"ms": 1e3 * figures.pop("step_s"), **figures}

@@ -1,87 +1,277 @@
-"""One step at the true size of a network: `python -m tests.benchmarks.scale NETWORK LAYERS HIDDEN SCHEME`.
+"""Time and memory on a data set of ImageNet's size: `python -m tests.benchmarks.scale --images 1300000`, on Linux.
 
-Prints kernels, seconds and the process's peak memory as JSON. A process of its own for each: the peak is the process's.
+The images are a few hundred JPEGs, hard-linked under many names in ImageNet's 1,000 class folders: they take inodes and
+decoding, but hardly any disk space. Networks have random weights. Each part runs in a process of its own, with one
+thread. A table in Markdown has CPU seconds of the process and its workers, and GiB of memory. The files are removed.
 """
 
 import argparse
 import json
+import os
+import re
 import resource
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import Process
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
 
-from nernlit.kernels import Uniform
-from nernlit.predictors import MLP
-from nernlit.representation import Representation
-from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase, Scheme, Step
+from nernlit.data import ImageNetDataModule, base
+from nernlit.data.augment import Draws
+from nernlit.data.decode import read_image
+from nernlit.data.sources import FileImages
+from tests.benchmarks.large import resident
 from tests.benchmarks.works import random_original
 
-SCHEMES = ("recon", "joint", "decoupled", "progressive")
-#: A step's kernels where a scheme samples, and its images where it looks at any.
-KERNELS, IMAGES = 16_384, 8
+#: Different images, and their size in pixels.
+DISTINCT, SIZE = 300, (224, 256)
+#: A network with 1,000 classes whose forward pass takes less time than decoding an image.
+SMALL = "test_resnet"
+#: Images of the loader's measurement, per batch; and the counts of images after which memory is compared.
+BATCH, EARLY, LATE = 100, 1_000, 5_000
+#: Share of the training images that validate: few enough to leave the loader's figures alone.
+DATA = {"val_share": 1e-4, "eval_batch_size": BATCH, "batch_size": BATCH}
+#: A ResNet50 with all weights in kernels of 7x7, as `compress` stores one.
+ALL_WEIGHTS = ["--model.representation.layers=all", "--model.representation.pointwise=tile"]
+PREDICTORS = {"Table": [], "Codebooks": ["--model.representation.predictor.codebooks=2"]}
+Figures = dict[str, Any]
 
 
-def build(scheme: str, representation: Representation) -> Scheme:
-    adam = torch.optim.Adam
-    sampling = Uniform(KERNELS)
-    if scheme == "recon":
-        return ReconOnly(representation, adam, sampling=sampling, precision="bf16")
-    if scheme == "joint":
-        return BaselineJoint(representation, adam, sampling=sampling, precision="bf16")
-    if scheme == "progressive":
-        return Progressive(representation, optimizer=adam, sampling=sampling, rounds=1, precision="bf16")
-    return DecoupledDistill(representation, optimizer=adam, reconstruction=ReconstructionPhase(1), precision="bf16")
+def write_files(root: Path, images: int, tested: int) -> None:
+    """Write the tree `<root>/{train,val}/<WordNet id>/<number>.JPEG`."""
+    generator = np.random.default_rng(0)
+    originals = root / "distinct"
+    originals.mkdir(parents=True)
+    for number in range(DISTINCT):
+        coarse = generator.integers(0, 256, (14, 16, 3), dtype=np.uint8)
+        pixels = np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC)).astype(np.int16)
+        noisy = (pixels + generator.normal(0, 12, pixels.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(originals / f"{number}.jpg", quality=85)
+    classes = sorted(ImageNetInfo().label_names())
+    for split, count in (("train", images), ("val", tested)):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+        for number in range(count):
+            name = classes[number % len(classes)]
+            os.link(originals / f"{number % DISTINCT}.jpg", root / split / name / f"{name}_{number}.JPEG")
 
 
-def measure(network: str, layers: str, hidden: int, scheme: str) -> dict[str, float]:
-    """Kernels; seconds of a second step and of predicting what an evaluation measures; GiB at the peak of it all."""
-    original = random_original(network)
-    predictor = MLP(hidden, activation="gelu", base=0.9, kernel_size=7 if layers == "all_convs" else 3)
-    representation = Representation(original, predictor, layers=layers, order="none")  # type: ignore[arg-type]
-    module = build(scheme, representation)
-    module._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
-    optimizer = torch.optim.Adam(module.trained_parameters(), lr=1e-4)
-    side = 32 if network.startswith("cifar") else 224
-    batch = torch.rand(IMAGES, 3, side, side), torch.zeros(IMAGES).long()
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        seen = Step(
-            representation,
-            batch,
-            module.target,
-            module.norms_N,
-            module.sizes_N,
-            ensemble=module.ensemble,
-            autocast=module.autocast,
-        )
-        torch.stack(list(module.stages[-1].objective(seen).values())).sum().backward()
-        optimizer.step()
 
-    def predict() -> None:
-        with torch.inference_mode():
-            module.predicted_networks()
+def memory_mib(process: int | str) -> tuple[float, float]:
+    """MiB of a process in memory, and those of them that it shares with no other process."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
+    return sizes["Rss"], sizes["Private_Clean"] + sizes["Private_Dirty"]
 
-    def seconds_of(work: object) -> float:
-        began = time.perf_counter()
-        work()  # type: ignore[operator]
-        return time.perf_counter() - began
 
-    step()
+def data_module(root: Path, workers: int = 0) -> ImageNetDataModule:
+    base._IN_MEMORY_BYTES = 0  # fewer images than ImageNet's are read like ImageNet's
+    data = ImageNetDataModule(str(root), num_workers=workers, resized_crop=0.08, flip=True, **DATA)
+    data.setup("fit")
+    return data
+
+
+def listing(root: Path) -> Figures:
+    """List the training images and split a part of them off."""
+    before, cpu, began = resident("VmRSS"), cpu_seconds(), time.perf_counter()
+    data = data_module(root)
+    count = len(data.sources["train"])
+    seconds, wall, after = cpu_seconds() - cpu, time.perf_counter() - began, resident("VmRSS")
     return {
-        "kernels": representation.layout.num_kernels,
-        "step_s": seconds_of(step),
-        "predict_s": seconds_of(predict),
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "images": count,
+        "cpu_s": seconds,
+        "wall_s": wall,
+        "gib_before": before,
+        "gib_after": after,
+        "peak_gib": resident("VmHWM"),
+        "bytes_per_image": (after - before) * 2**30 / count,
     }
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("network")
-    parser.add_argument("layers", choices=("all_convs", "stages_3x3"))
-    parser.add_argument("hidden", type=int)
-    parser.add_argument("scheme", choices=SCHEMES)
+def loading(root: Path, workers: int = 2, turns: int = 2) -> Figures:
+    """The loader and decoding alone in turns, and the memory of all processes early and late in a part of an epoch."""
+    data = data_module(root, workers)
+    memory: Figures = {}
+    loaded, alone = [], []
+
+    def augmented(images: torch.Tensor, step: int) -> None:
+        data.augmentation(images, Draws(step))
+
+    def load(watch: bool) -> None:
+        batches = iter(data.train_dataloader())
+        for step in range(LATE // BATCH):
+            images, _ = next(batches)
+            augmented(images, step)
+            if watch and (step + 1) * BATCH in (EARLY, LATE):
+                processes = ["self", *(worker.pid for worker in batches._workers)]  # type: ignore[attr-defined]
+                memory[f"mib_after_{(step + 1) * BATCH}"] = [memory_mib(process) for process in processes]
+
+    def decode(own: Sequence[Sequence[int]]) -> None:
+        source = data.sources["train"]
+        assert isinstance(source, FileImages)
+        for step, batch in enumerate(own):
+            images = [torch.from_numpy(read_image(source.paths[i], 3, source.fitting)) for i in batch]
+            augmented(torch.stack(images).permute(0, 3, 1, 2), step)
+
+    def decode_in_processes() -> None:
+        chosen = torch.randperm(len(data.sources["train"]))[:LATE].split(BATCH)
+        shares = [[batch.tolist() for batch in chosen[rank::workers]] for rank in range(workers)]
+        processes = [Process(target=decode, args=(share,)) for share in shares]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+
+    for turn in range(turns):
+        for work, seconds in ((lambda: load(turn == 0), loaded), (decode_in_processes, alone)):  # noqa: B023
+            before = cpu_seconds()
+            work()
+            seconds.append(cpu_seconds() - before)
+    return {
+        "loader_ms_per_image": 1e3 * min(loaded) / LATE,
+        "alone_ms_per_image": 1e3 * min(alone) / LATE,
+        "throughput_of_decoding_alone": [one / other for one, other in zip(alone, loaded, strict=True)],
+        **memory,
+        "peak_gib": resident("VmHWM"),
+    }
+
+
+def command(args: Sequence[str]) -> Figures:
+    """A command of nernlit, and the memory of its process as images are decoded."""
+    from nernlit.cli.main import main
+
+    decoded, memory = 0, {}
+    original = FileImages.__getitem__
+
+    def counted(self: FileImages, indices: Sequence[int]) -> Any:
+        nonlocal decoded
+        found = original(self, indices)
+        before, decoded = decoded, decoded + len(indices)
+        if before // LATE < decoded // LATE or before < EARLY <= decoded:
+            memory[decoded] = memory_mib("self")[0]
+        return found
+
+    FileImages.__getitem__ = counted  # type: ignore[method-assign]
+    main(args)
+    late = [mib for count, mib in memory.items() if count >= LATE]
+    figures = {"decoded": decoded, "mib_early": next(iter(memory.values()), None), "cpu_s": cpu_seconds()}
+    return {**figures, "mib_late": [min(late), max(late)] if late else None, "peak_gib": resident("VmHWM")}
+
+
+PARTS: dict[str, Callable[[Path], Figures]] = {"listing": listing, "loading": loading}
+
+
+def _own_process(folder: Path, part: str, args: Sequence[str]) -> Figures:
+    """Run a part in a process of its own; what it prints passes through, after the second in which it came."""
+    out = folder / "figures.json"
+    out.unlink(missing_ok=True)
+    call = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.scale", "--out", str(out), "--part", part, "--"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    began = time.monotonic()
+    with subprocess.Popen(
+        [*call, *args], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"{time.monotonic() - began:7.1f} s  {line.rstrip()}", file=sys.stderr, flush=True)
+    if process.returncode or not out.is_file():
+        raise SystemExit(f"{part} {' '.join(args)} ended with exit code {process.returncode}.")
+    figures: Figures = json.loads(out.read_text())
+    return figures
+
+
+def _commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Name of a row, and the command."""
+    root = folder / "images"
+    for network in (SMALL, "resnet50"):
+        state = random_original(network).net.state_dict()
+        save_file(state, folder / f"{network}.safetensors")
+
+    def fit(name: str, network: str, *options: str) -> list[str]:
+        original = "--model.representation.original"
+        return [
+            *("fit", "-c", "base/recon_only.yaml", "-c", "base/representation.yaml", "--threads=1"),
+            *(f"{original}.name={network}", f"{original}.checkpoint={folder / network}.safetensors"),
+            *("--model.representation.order=none", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+            *(f"--trainer.logger.save_dir={folder}", f"--trainer.logger.name={name}", "--trainer.max_epochs=1"),
+            *("--trainer.check_val_every_n_epoch=1", "--trainer.num_sanity_val_steps=0"),
+            *options,
+        ]
+
+    data = [f"--data.{name}={value}" for name, value in DATA.items()]
+    data = ["--data=ImageNetDataModule", f"--data.root={root}", f"--data.model={SMALL}.r160_in1k", *data]
+    data += ["--data.train_on=none", "--data.steps_per_epoch=5"]
+    small = fit("small", SMALL, "--model.representation.predictor.hidden=16", *data)
+    yield f"fit, {SMALL}", small
+    # Not `validate`, which uses a share of the training images.
+    yield f"test, {SMALL}", ["test", *small[1:], "--ckpt_path=best"]
+    yield f"report, {SMALL}", ["report", f"{folder}/small", f"--out={folder}/report.html"]
+    yield (
+        f"analyze, {SMALL}",
+        ["analyze", "interpolate", f"{folder}/small", "--points=1", "--low=1", f"--out={folder}/analysis"],
+    )
+    for name, own in PREDICTORS.items():
+        chosen = [f"--model.representation.predictor={name}", "--model.representation.predictor.kernel_size=7", *own]
+        steps = ["--data=null", "--data.steps_per_epoch=1"]
+        yield f"fit, resnet50, {name}", fit(name, "resnet50", *ALL_WEIGHTS, *chosen, *steps)
+        yield f"export, resnet50, {name}", ["export", f"{folder}/{name}", "-o", f"{folder}/{name}.nern"]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return f"{value:,.3g}" if isinstance(value, float) and value < 100 else f"{value:,.0f}" if value else "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1_300_000, help="training images")
+    parser.add_argument("--tested", type=int, default=50_000, help="images of the validation folder")
+    parser.add_argument("--only", default="", help="rows whose name this regular expression matches")
+    parser.add_argument("--tmpdir", help="where the files are written")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("args", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    print(json.dumps(measure(options.network, options.layers, options.hidden, options.scheme)))
+    if options.part:
+        torch.set_num_threads(1)
+        part = options.part
+        figures = PARTS[part](Path(options.args[0])) if part in PARTS else command(options.args)
+        options.out.write_text(json.dumps(figures))
+        return
+    folder = Path(tempfile.mkdtemp(prefix="nernlit_scale_", dir=options.tmpdir))
+    try:
+        cpu, began = cpu_seconds(), time.perf_counter()
+        write_files(folder / "images", options.images, options.tested)
+        took = f"{cpu_seconds() - cpu:.0f} CPU seconds, {time.perf_counter() - began:.0f} s"
+        print(f"{options.images:,} and {options.tested:,} image files in {took}\n\n| part | figures |\n|---|---|")
+        rows = [(name, name, [str(folder / "images")]) for name in PARTS]
+        rows += [(name, "command", args) for name, args in _commands(folder)]
+        for name, part, args in rows:
+            if re.search(options.only, name):
+                figures = _own_process(folder, part, args)
+                print(
+                    f"| {name} | {', '.join(f'{key} {_shown(value)}' for key, value in figures.items())} |", flush=True
+                )
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,11 +10,15 @@ import sys
 import termios
 
 import pytest
+import torch
 from rich.cells import cell_len
 from rich.console import Console
 
+from nernlit.callbacks import ValidationLog
 from nernlit.cli.main import run
-from tests.fakes import CONFIGS, QUICK
+from nernlit.data import DigitsDataModule
+from nernlit.training import ReconOnly
+from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_representation
 
 WITH_PROGRESS = [arg for arg in QUICK if "progress_bar" not in arg]
 
@@ -81,3 +85,19 @@ def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(interactive: bool, m
     monkeypatch.setattr("nernlit.cli.trainer.CONSOLE", console)
     cli = run(["fit", *WITH_PROGRESS, "--trainer.callbacks+=TQDMProgressBar", "--trainer.limit_train_batches=1"])
     assert type(cli.trainer.progress_bar_callback).__name__ == "TQDMProgressBar"
+
+
+def test_an_evaluation_without_a_terminal_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nernlit.callbacks.log_lines.DELAY_SECONDS", 0)
+    module = ReconOnly(tiny_representation(), optimizer=torch.optim.Adam)
+    trainer = quiet_trainer(callbacks=[ValidationLog()])
+    for command in (trainer.validate, trainer.test):
+        command(module, DigitsDataModule(eval_batch_size=80), verbose=False)
+    trainer = quiet_trainer(callbacks=[ValidationLog()], max_steps=1)
+    trainer.fit(module, DigitsDataModule(eval_batch_size=80))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "batch" in line]
+    assert len(lines) == 2  # the next ones a minute later
+    for line, command_name, batches in zip(lines, ("validate", "test"), (2, 5), strict=True):
+        assert re.fullmatch(rf"{command_name}: batch 1 of {batches}, 0:00:\d\d, 0:00:\d\d left", line)

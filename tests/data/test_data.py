@@ -308,6 +308,13 @@ def test_a_single_training_image_cannot_be_trained_on_and_held_out(tmp_path: Pat
         FolderDataModule(str(write_image_folder(tmp_path / "few", 1, 3)), val_share=0.9).setup("fit")
 
 
+def test_images_of_another_size_in_a_later_batch_are_named(tmp_path: Path) -> None:
+    folder = write_image_folder(tmp_path, 1, 251) / "test" / "class000"
+    Image.new("RGB", (40, 32)).save(folder / "99.png")  # the last one
+    with pytest.raises(DataError, match=r"99\.png is 40x32 pixels, other images are 32x32; pass --data\.image_size"):
+        FolderDataModule(str(tmp_path)).setup("test")
+
+
 def test_fewer_training_images_than_processes_are_refused() -> None:
     with pytest.raises(DataError, match="3 training images cannot be shared by 4 processes"):
         BatchSampler(3, 1, training=True, world_size=4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nernlit
-from tests.benchmarks.scale import SCHEMES
+from tests.benchmarks.step import SCHEMES
 
 #: In GB; a 12 GB card must hold it.
 LIMIT = 12.0
@@ -24,7 +24,7 @@ LIMIT = 12.0
 )
 def test_a_step_of_every_scheme_fits(what: tuple[str, str, str], kernels: int, scheme: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(nernlit.__file__).parent.parent)}
-    command = [sys.executable, "-m", "tests.benchmarks.scale", *what, scheme]
+    command = [sys.executable, "-m", "tests.benchmarks.step", *what, scheme]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout)
