@@ -144,7 +144,7 @@ def chain(
         assert best is not None
         target = best[1]
         distance = size({key: target[key] - value for key, value in first.items()})
-        yield {"round": round_, "rmse": distance, "winner": best[2], "evaluations": counts}
+        yield {"round": round_, "distance": distance, "winner": best[2], "evaluations": counts}
 
 
 def main() -> None:
