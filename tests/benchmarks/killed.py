@@ -162,7 +162,8 @@ def contents(folder: Path) -> dict[str, object]:
         if file.suffix == ".csv":
             with file.open(newline="") as table:
                 rows = list(csv.DictReader(table))
-            found[file.name] = [{key: row[key] for key in row if key not in _MEASURED} for row in rows]
+            rows = [{key: row[key] for key in row if key not in _MEASURED} for row in rows]
+            found[file.name] = sorted(rows, key=str)  # fits side by side may end in any order
         elif file.suffix == ".db":
             study = optuna.load_study(study_name=file.stem, storage=f"sqlite:///{file}")
             found[file.name] = [t.values for t in study.get_trials(states=(TrialState.COMPLETE,))]
