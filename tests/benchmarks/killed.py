@@ -72,8 +72,8 @@ class Moment:
 
     @classmethod
     def draw(cls, numbers: random.Random, undisturbed: Run) -> "Moment":
-        """A random moment of a command, with equal chances of both kinds."""
-        if numbers.random() < 0.5:
+        """A random moment of a command, with equal chances of both kinds if it writes files."""
+        if undisturbed.calls and numbers.random() < 0.5:
             return cls(call=numbers.randint(1, undisturbed.calls))
         return cls(after=numbers.uniform(0, undisturbed.seconds))
 
