@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow test-minimum kill soak fuzz package audit site coverage lint check format bench clean
+.PHONY: help demo test test-slow test-minimum scale kill soak fuzz package audit site coverage lint check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,9 @@ soak: $(BIN)/.installed  ## the commands of the demo 50 times, killed and contin
 fuzz: $(BIN)/.installed  ## fuzz every reader of files for a minute (Linux)
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python -W ignore -m tests.benchmarks.fuzz --seconds 60
+
+scale: $(BIN)/.installed  ## list, load, test and analyze 1.3 million generated image files, and fit a ResNet50 with all weights (Linux)
+	$(BIN)/python -W ignore -m tests.benchmarks.scale
 
 package:  ## build sdist and wheel, install the wheel into an empty environment and run a fit there
 	rm -rf dist build .venv-build .venv-package

@@ -108,6 +108,8 @@ def loading(root: Path, workers: int = 2, turns: int = 2) -> Figures:
     data = data_module(root, workers)
     memory: Figures = {}
     loaded, alone = [], []
+    if len(data.sources["train"]) < LATE:
+        raise SystemExit(f"--images: at least {LATE} are needed, and some more that validate.")
 
     def augmented(images: torch.Tensor, step: int) -> None:
         data.augmentation(images, Draws(step))
