@@ -32,6 +32,7 @@ from nernlit.data.decode import read_image
 from nernlit.data.sources import FileImages
 from tests.benchmarks.large import resident
 from tests.benchmarks.works import random_original
+from tests.fakes import CONFIGS
 
 #: Different images, and their size in pixels.
 DISTINCT, SIZE = 300, (224, 256)
@@ -208,7 +209,8 @@ def _commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
     def fit(name: str, network: str, *options: str) -> list[str]:
         original = "--model.representation.original"
         return [
-            *("fit", "-c", "base/recon_only.yaml", "-c", "base/representation.yaml", "--threads=1"),
+            *("fit", "-c", str(CONFIGS / "base/recon_only.yaml"), "-c", str(CONFIGS / "base/representation.yaml")),
+            "--threads=1",
             *(f"{original}.name={network}", f"{original}.checkpoint={folder / network}.safetensors"),
             *("--model.representation.order=none", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
             *(f"--trainer.logger.save_dir={folder}", f"--trainer.logger.name={name}", "--trainer.max_epochs=1"),
