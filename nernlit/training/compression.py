@@ -35,7 +35,7 @@ def compress(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     teacher: Original | None = None,
-    flip: bool = False,
+    teacher_flip: bool = False,
 ) -> Representation:
     """A small representation of an image classifier; `save(path, "int8", fold_batch_norm=True)` writes the file.
 
@@ -51,8 +51,8 @@ def compress(
         mean: Pixel mean per channel that the network expects to be subtracted; 0 by default.
         std: Pixel standard deviation per channel; 1 by default.
         teacher: A better classifier with the same classes to learn from; by default the network itself.
-        flip: Whether mirror images have the same class. The network or teacher then answers with the mean of its
-            logits for an image and for its mirror image.
+        teacher_flip: Whether the network or teacher answers with the mean of its logits for an image and for its mirror
+            image. Where mirror images have the same class, that is better than either.
 
     Raises:
         UsageError: If an option is out of its range.
@@ -78,7 +78,7 @@ def compress(
         scheduler=lambda optimizer: WarmupCosine(optimizer, warmup_steps=20),
         teacher=teacher,
         temperature=4.0,
-        teacher_flip=flip,
+        teacher_flip=teacher_flip,
         rate=Rate(target_bytes=target, kept=KEPT, fold_batch_norm=True),
     )
     trainer = L.Trainer(

@@ -57,6 +57,8 @@ class Distillation(Objective):
         require_at_least(0, kd_weight=kd_weight, cross_entropy_weight=cross_entropy_weight, recon_weight=recon_weight)
         require_at_least(0, feature_weight=feature_weight, kd_inside_log=kd_inside_log)
         require_positive(temperature=temperature)
+        if teacher_flip and not kd_weight:
+            raise UsageError("teacher_flip=True, but kd_weight is 0; set it above 0, or leave out teacher_flip.")
         super().__init__()
         self.set_constant("original", original)
         if teacher is not None:

@@ -33,6 +33,16 @@ def test_ten_lines_give_a_small_file_of_nearly_the_same_answers(tmp_path: Path) 
     assert all(parameter.requires_grad for parameter in net.parameters())  # still the caller's to train
 
 
+def test_mirror_images_change_what_is_learned() -> None:
+    net, batches = Original("digits_resnet8", pretrained=True).net, list(_digits())[:1]
+    weights = []
+    for flip in (False, True, True):
+        torch.manual_seed(0)
+        weights.append(nernlit.compress(net, batches, steps=2, teacher_flip=flip).weights())
+    assert not all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert all(torch.equal(value, weights[2][key]) for key, value in weights[1].items())
+
+
 class Headless(nn.Module):
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         return pixels_BCHW

@@ -149,6 +149,11 @@ def test_noise_has_no_labels() -> None:
         quiet_trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(train_on="noise", batch_size=8))
 
 
+def test_mirror_images_need_a_distillation() -> None:
+    with pytest.raises(UsageError, match=r"teacher_flip=True, but kd_weight is 0; set it above 0"):
+        _distilling(digits_representation(), teacher_flip=True, kd_weight=0.0, cross_entropy_weight=1.0)
+
+
 def test_there_must_be_a_phase_1_and_something_to_learn() -> None:
     with pytest.raises(UsageError, match="Decoupled-distill has no phase 1"):
         quiet_trainer(max_steps=1).fit(
