@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -35,8 +36,10 @@ SETTINGS: dict[str, tuple[float, ...]] = {
 WITH_BITS = ("round", "round_distill", "table", "codebooks")
 #: Methods that train.
 TRAINED = ("round_distill", "table", "codebooks")
-#: Bits of the weights that pruning keeps, of codes, and of the numbers of codewords.
-_PRUNED_BITS, _CODE_BITS, _CODEWORD_BITS = 6, 6, 6
+#: Bits of the weights that pruning keeps, and of the numbers of codewords.
+_PRUNED_BITS, _CODEWORD_BITS = 6, 6
+#: Bits of a code before and after entropy coding, the latter with the price of `_code_price`.
+_CODE_BITS, _CODED_BITS = 8, 6
 _NO_RATE = "--model.rate=null"
 
 #: A compressed network, as it is written into a file.
@@ -103,10 +106,11 @@ class Rivals:
         fit = ["fit", "-c", "compress"]
         fit += [f"{ORIGINAL}.{name}={value}" for name, value in self.options.items()]
         if method == "codebooks":
-            per_kernel = bits * table.layout.num_weights / table.layout.num_kernels
-            codebooks = max(1, round(per_kernel / _CODE_BITS))
+            size = table.layout.num_weights / table.layout.num_kernels
+            codebooks = max(1, round(bits * size / _CODED_BITS))
             fit += [f"{representation}.predictor=Codebooks", f"{representation}.predictor.codebooks={codebooks}"]
             fit += [f"{representation}.predictor.bits={_CODE_BITS}", f"{representation}.predictor.move=0.003"]
+            fit += [f"{representation}.predictor.price={_code_price(bits, size):.2g}"]
         fit += [f"{representation}.predictor.kernel_size={json.dumps(table.predictor.kernel_size)}"]
         if method == "table":
             return [*fit, f"--model.rate.target_bytes={planned_size(file_sizes(table), None, bits)[0]}"]
@@ -137,6 +141,15 @@ class Rivals:
         network = copy.deepcopy(self.original)
         load_strictly(network.net, read_state_dict(file, network.net), str(file))
         return network.freeze()
+
+
+def _code_price(bits: float, size: float) -> float:
+    """The price of a bit at which it saves as much error as it costs, for so many bits per weight of kernels.
+
+    At high rates the error is 4^-bits of the weights' power (Cover and Thomas, Elements of Information Theory, theorem
+    10.3.2), so a bit more in a kernel of `size` weights saves 2 log(2) / size of it.
+    """
+    return 2 * math.log(2) / size * 4**-bits
 
 
 def write(network: Network, folder: Path, name: str) -> Path:

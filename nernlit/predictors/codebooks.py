@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from nernlit.errors import CheckpointError, UsageError, require_positive
+from nernlit.errors import CheckpointError, UsageError, require_at_least, require_positive
 from nernlit.predictors.additive import additive_codes, work
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.codes import decode_codes, encode_codes, pack_codes, packed_bytes, unpack_codes
@@ -52,6 +52,9 @@ class Codebooks(Predictor):
         move: Largest share of the kernels whose codes change in a training step; 0 keeps all codes. See `CodeMoves`.
         move_rate: Length of a step of a kernel's drift at the highest learning rate, in units of its scale.
             Too long is worse than too short: noise then moves codes.
+        price: What a bit of a code adds to the squared error when codes are chosen, as a share of the kernels' mean
+            power: more frequent codes take fewer bits in a .nern file. Give the codebooks more codewords with it. For b
+            bits per weight, 2 log(2) / D * 4^-b is about right.
 
     >>> codebooks = Codebooks(codebooks=2, bits=6)
     >>> codebooks.bind([(16, 3), (16, 16)])
@@ -78,6 +81,7 @@ class Codebooks(Predictor):
         seed: int = 0,
         move: float = 0.0,
         move_rate: float = 0.015,
+        price: float = 0.0,
     ) -> None:
         super().__init__(kernel_size)
         if codebooks < 1 or not 1 <= bits <= 16:
@@ -92,10 +96,11 @@ class Codebooks(Predictor):
         if not 0 <= move <= 1:
             raise UsageError(f"move={move}; expected a share of the kernels, between 0 and 1.")
         require_positive(move_rate=move_rate)
+        require_at_least(0, price=price)
         self.iterations, self.beam, self.sample, self.seed = iterations, beam, sample, seed
-        self.move, self.move_rate = move, move_rate
+        self.move, self.move_rate, self.price = move, move_rate, price
         self.scales = Scales(scale)
-        self.moves = CodeMoves(move, move_rate) if move else None
+        self.moves = CodeMoves(move, move_rate, price) if move else None
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.kernels_of_layers = [filters * channels for filters, channels in layers]
@@ -150,7 +155,7 @@ class Codebooks(Predictor):
             for number, codewords_MCD in enumerate(self.codewords):
                 own_N = set_N == number if len(self.codewords) > 1 else slice(None)  # a slice copies nothing
                 options = self.codebooks, 2**self.bits, self.iterations, self.beam, self.sample, generator, advance
-                found_MCD, found_MN = additive_codes(blocks_ND[own_N], weights_ND[own_N], *options)
+                found_MCD, found_MN = additive_codes(blocks_ND[own_N], weights_ND[own_N], *options, self.price)
                 codewords_MCD.copy_(found_MCD)
                 codes_NM[row_N[own_N]] = found_MN.T.to(codes_NM)
         self.set_constant("codes", codes_NM)

@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from nernlit.predictors.additive import decoded, nearest
+from nernlit.predictors.additive import all_prices, decoded, nearest
 from nernlit.utilities.constants import WithConstants
 
 
@@ -29,14 +29,15 @@ class CodeMoves(WithConstants):
     Args:
         share: Largest share of the blocks whose codes change per step.
         rate: Length of a step of the drift at the highest learning rate: the root mean square over a block's numbers.
+        price: What a bit of a code counts beside the squared errors, as a share of the blocks' mean power.
     """
 
     gradient: Tensor
     drift: Tensor
 
-    def __init__(self, share: float, rate: float) -> None:
+    def __init__(self, share: float, rate: float, price: float = 0.0) -> None:
         super().__init__()
-        self.share, self.rate = share, rate
+        self.share, self.rate, self.price = share, rate, price
         self._start(torch.zeros(0, 0))
 
     def watch(self, blocks_ND: Tensor, rows_N: Tensor, count: int) -> None:
@@ -92,15 +93,20 @@ class CodeMoves(WithConstants):
         weights_RD = (self.drift != 0).to(self.drift)
 
         new_RM, before_RD, after_RD = codes_RM.long(), torch.empty_like(self.drift), torch.empty_like(self.drift)
+        saved_R = self.drift.new_zeros(len(self.drift))  # the prices of the old codes less those of the new ones
         for number, codewords_MCD in enumerate(codewords_SMCD.float()):
             own = (sets_R == number).nonzero().squeeze(1)
-            before_RD[own] = decoded(codewords_MCD, new_RM[own].T)
+            old_MN = new_RM[own].T
+            before_RD[own] = decoded(codewords_MCD, old_MN)
+            bit_price = self.price * float(before_RD[own].square().sum()) / len(own)
+            prices_MC = all_prices(old_MN, codewords_MCD.shape[1], bit_price)
             target_ND = before_RD[own] + self.drift[own]
-            new_RM[own] = nearer_codes(target_ND, weights_RD[own], codewords_MCD, new_RM[own].T).T
-            after_RD[own] = decoded(codewords_MCD, new_RM[own].T)
+            new_MN = nearer_codes(target_ND, weights_RD[own], codewords_MCD, old_MN, prices_MC)
+            new_RM[own], after_RD[own] = new_MN.T, decoded(codewords_MCD, new_MN)
+            saved_R[own] = (prices_MC.gather(1, old_MN) - prices_MC.gather(1, new_MN)).sum(0)
         left_RD = (before_RD + self.drift - after_RD) * weights_RD
-        gain_R = (weights_RD * self.drift.square()).sum(1) - left_RD.square().sum(1)
-        gain_R = torch.where((new_RM != codes_RM).any(1), gain_R, 0)
+        gain_R = (weights_RD * self.drift.square()).sum(1) - left_RD.square().sum(1) + saved_R
+        gain_R = torch.where((new_RM != codes_RM).any(1) & weights_RD.any(1), gain_R, 0)
         best = gain_R.topk(max(1, int(self.share * len(gain_R))))
         moved = best.indices[best.values > 0]
         codes_RM[moved] = new_RM[moved].to(codes_RM)
@@ -118,11 +124,13 @@ class CodeMoves(WithConstants):
             self.drift.copy_(state["drift"])
 
 
-def nearer_codes(blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, codes_MN: Tensor) -> Tensor:
-    """Codes (M, N) with at most the weighted squared error of the given ones: each codebook's best in turn."""
+def nearer_codes(
+    blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, codes_MN: Tensor, prices_MC: Tensor
+) -> Tensor:
+    """Codes (M, N) with at most the weighted error and price of the given ones: each codebook's best in turn."""
     codes_MN, left_ND = codes_MN.clone(), blocks_ND - decoded(codewords_MCD, codes_MN)
     for book, codewords_CD in enumerate(codewords_MCD):
         left_ND = left_ND + codewords_CD[codes_MN[book]]
-        codes_MN[book] = nearest(left_ND, weights_ND, codewords_CD)
+        codes_MN[book] = nearest(left_ND, weights_ND, codewords_CD, prices_MC[book])
         left_ND = left_ND - codewords_CD[codes_MN[book]]
     return codes_MN

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ from torch import Tensor
 from nernlit.predictors.additive import (
     _smallest,
     additive_codes,
+    all_prices,
     beam_search,
     decoded,
     k_means_step,
     nearest,
+    prices,
     sweep,
     work,
 )
@@ -39,36 +42,48 @@ def _error(blocks: Tensor, weights: Tensor, codewords: Tensor, codes: Tensor) ->
     return float((weights * (blocks - decoded(codewords, codes)).square()).sum())
 
 
+def _cost(blocks: Tensor, weights: Tensor, codewords: Tensor, codes: Tensor, prices: Tensor) -> float:
+    return _error(blocks, weights, codewords, codes) + float(prices.gather(1, codes).sum())
+
+
+@pytest.mark.parametrize("bit_price", [0.0, 0.05])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_k_means_step_is_the_slow_one(masked: bool) -> None:
-    blocks, weights, codewords, _ = _problem(masked)
-    codes, moved = k_means_step(blocks, weights, codewords[0])
-    expected = slow.nearest(blocks.numpy(), weights.numpy(), codewords[0].numpy())
+def test_a_k_means_step_is_the_slow_one(masked: bool, bit_price: float) -> None:
+    blocks, weights, codewords, given = _problem(masked)
+    given[0, :40] = 2  # more frequent than the others
+    codes, moved = k_means_step(blocks, weights, codewords[0], prices(given[0], C, bit_price))
+    paid = slow.prices(given[0].tolist(), C, bit_price)
+    expected = slow.nearest(blocks.numpy(), weights.numpy(), codewords[0].numpy(), paid)
     assert codes.tolist() == expected
     assert len(set(expected)) == C
     means = slow.means(blocks.numpy(), weights.numpy(), expected, codewords[0].numpy())
     assert np.allclose(moved.numpy(), means, atol=1e-12)
 
 
+@pytest.mark.parametrize("bit_price", [0.0, 0.05])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_sweep_is_the_slow_one(masked: bool) -> None:
+def test_a_sweep_is_the_slow_one(masked: bool, bit_price: float) -> None:
     blocks, weights, codewords, codes = _problem(masked)
-    moved, found = sweep(blocks, weights, codewords.clone(), codes.clone())
-    expected, expected_codes = slow.sweep(blocks.numpy(), weights.numpy(), codewords.numpy(), codes.numpy())
+    moved, found = sweep(blocks, weights, codewords.clone(), codes.clone(), bit_price)
+    numbers = [each.numpy() for each in (blocks, weights, codewords, codes)]
+    expected, expected_codes = slow.sweep(*numbers, bit_price)
     assert found.tolist() == expected_codes.tolist()
     assert np.allclose(moved.numpy(), expected, atol=1e-12)
-    assert _error(blocks, weights, moved, found) < _error(blocks, weights, codewords, codes)
+    paid = all_prices(codes, C, bit_price)
+    assert _cost(blocks, weights, moved, found, paid) < _cost(blocks, weights, codewords, codes, paid)
 
 
+@pytest.mark.parametrize("bit_price", [0.0, 0.3])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("width", [1, 3, C**M])
-def test_the_beam_search_is_the_slow_one(width: int, masked: bool) -> None:
+def test_the_beam_search_is_the_slow_one(width: int, masked: bool, bit_price: float) -> None:
     blocks, weights, codewords, codes = _problem(masked)
-    found = beam_search(blocks, weights, codewords, codes, width)
+    paid = [slow.prices(own, C, bit_price) for own in codes.tolist()]
+    found = beam_search(blocks, weights, codewords, codes, width, all_prices(codes, C, bit_price))
     for number, (block, weight) in enumerate(zip(blocks.numpy(), weights.numpy(), strict=True)):
-        searched = slow.beam_search(block, weight, codewords.numpy(), width)
+        searched = slow.beam_search(block, weight, codewords.numpy(), width, paid)
         choices = [searched, tuple(codes[:, number].tolist())]  # the given codes stay if they are better
-        best = min(choices, key=lambda own: slow.error(block, weight, _sum(codewords, own)))
+        best = min(choices, key=lambda own: slow.cost(block, weight, codewords.numpy(), own, paid))
         assert tuple(found[:, number].tolist()) == best
 
 
@@ -110,6 +125,24 @@ def test_more_sweeps_never_have_a_larger_error() -> None:
         codes = beam_search(blocks, weights, codewords, codes, 4)
         errors.append(_error(blocks, weights, codewords, codes))
     assert errors == sorted(errors, reverse=True)
+
+
+def test_a_price_gives_a_smaller_error_for_the_same_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randn(2_000, D, generator=generator) * torch.rand(2_000, 1, generator=generator)
+    weights, found = torch.ones_like(blocks), []
+    for codewords, price in ((8, 0.0), (16, 0.03), (16, 0.0)):
+        options = 2, codewords, 10, 4, len(blocks), torch.Generator().manual_seed(0)
+        books, codes = additive_codes(blocks, weights, *options, price=price)
+        counts = torch.stack([own.bincount(minlength=codewords) for own in codes]) / len(blocks)
+        bits = -float(torch.special.xlogy(counts, counts).sum()) / math.log(2)
+        found.append((bits, _error(blocks, weights, books, codes) / len(blocks)))
+    few, priced, many = found
+    assert priced[0] < many[0]
+    # A line between the two points without a price is above the point with one.
+    share = (priced[0] - few[0]) / (many[0] - few[0])
+    assert 0 < share < 1
+    assert priced[1] < 0.95 * few[1] ** (1 - share) * many[1] ** share
 
 
 def test_sums_of_codewords_are_nearly_found_again() -> None:

@@ -99,6 +99,16 @@ def test_more_codebooks_bits_and_beam_have_a_smaller_error() -> None:
     assert _error(_digits(beam=16)) < base
 
 
+def test_with_a_price_more_codewords_take_no_more_bytes() -> None:
+    files, errors = [], []
+    for options in ({"bits": 4}, {"bits": 6, "price": 0.055}):
+        representation = _digits(**options)
+        errors.append(_error(representation))
+        files.append(len(_predictor(representation).stored()["codes"]))
+    assert files[1] < files[0]
+    assert errors[1] < 0.97 * errors[0]
+
+
 def test_entries_outside_of_smaller_kernels_do_not_count() -> None:
     representation = _tiny()
     predictor = _predictor(representation)
@@ -257,6 +267,7 @@ def test_the_seed_is_an_option_and_global_randomness_does_not_matter() -> None:
     [
         ({"codebooks": 0}, "codebooks=0, bits=4; expected at least one codebook, and 1 to 16 bits"),
         ({"bits": 17}, "codebooks=2, bits=17; expected"),
+        ({"price": -0.01}, "price=-0.01; expected"),
         ({"beam": 0}, "iterations=3, beam=0; expected at least 1 of both"),
         ({"sample": 15}, r"sample=15; expected at least the number of codewords, 2\^4 = 16"),
         ({"share": "block"}, "share='block'; expected one of network, stage, layer"),

@@ -16,6 +16,7 @@ from nernlit.predictors.quantized import Quantize, Quantized
 from nernlit.representation import Representation, load_representation
 from nernlit.training import ReconOnly
 from tests.fakes import quiet_trainer, tiny_original
+from tests.reference.additive import prices as slow_prices
 
 
 def _adam(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -60,9 +61,14 @@ def test_moving_codes_reach_a_minimum_that_fixed_codes_cannot() -> None:
     assert max(moved) == 1 / 16  # at most a tenth of 16, rounded down
 
 
-def _slow_step(codes: Tensor, books: Tensor, sets: list[int], gradient: Tensor, drift: Tensor) -> None:
+def _slow_step(codes: Tensor, books: Tensor, sets: list[int], gradient: Tensor, drift: Tensor, price: float) -> None:
     """One step of share 0.3, rate 0.5 and relative rate 0.4, block by block and in place."""
-    gains = []
+    gains, paid = [], []
+    for number, own in enumerate(books):
+        members = [row for row, of in enumerate(sets) if of == number]
+        blocks = [own[torch.arange(len(own)), codes[row].long()].sum(0) for row in members]
+        bit_price = price * sum(float(block.square().sum()) for block in blocks) / len(members)
+        paid.append([slow_prices(codes[members, m].tolist(), own.shape[1], bit_price) for m in range(len(own))])
     for row in range(len(codes)):
         used = [i for i in range(books.shape[-1]) if gradient[row, i] != 0]
         if not used:
@@ -73,8 +79,15 @@ def _slow_step(codes: Tensor, books: Tensor, sets: list[int], gradient: Tensor, 
         block = sum(own[m, codes[row, m]] for m in range(len(own)))
         target = block + drift[row]
 
-        def error(choice: list[int], target: Tensor = target, used: list[int] = used, own: Tensor = own) -> float:
-            return sum(float(target[i] - sum(own[m, c, i] for m, c in enumerate(choice))) ** 2 for i in used)
+        def error(
+            choice: list[int],
+            target: Tensor = target,
+            used: list[int] = used,
+            own: Tensor = own,
+            paid: list[list[float]] = paid[sets[row]],
+        ) -> float:
+            errors = sum(float(target[i] - sum(own[m, c, i] for m, c in enumerate(choice))) ** 2 for i in used)
+            return errors + sum(paid[m][c] for m, c in enumerate(choice))
 
         choice = codes[row].tolist()
         for m in range(len(own)):
@@ -88,7 +101,8 @@ def _slow_step(codes: Tensor, books: Tensor, sets: list[int], gradient: Tensor, 
         drift[row] = torch.tensor(left)
 
 
-def test_a_step_is_that_of_a_slow_version() -> None:
+@pytest.mark.parametrize("price", [0.0, 0.05])
+def test_a_step_is_that_of_a_slow_version(price: float) -> None:
     generator = torch.Generator().manual_seed(0)
     books = torch.randn(2, 3, 4, 5, generator=generator)
     codes = torch.randint(4, (20, 3), generator=generator, dtype=torch.int32)
@@ -96,7 +110,7 @@ def test_a_step_is_that_of_a_slow_version() -> None:
     seen = torch.ones(20, 5)
     seen[:6, 3:] = 0  # smaller kernels
     seen[6] = 0
-    moves, slow = CodeMoves(share=0.3, rate=0.5), codes.clone()
+    moves, slow = CodeMoves(share=0.3, rate=0.5, price=price), codes.clone()
     drift, moved = torch.zeros(20, 5), []
     for _ in range(12):
         gradient = torch.randn(20, 5, generator=generator) * seen
@@ -107,7 +121,7 @@ def test_a_step_is_that_of_a_slow_version() -> None:
         (watched * gradient[rows]).sum().backward()
         moved.append(moves.step(codes, books, sets, 0.4))
         before = slow.clone()
-        _slow_step(slow, books, sets.tolist(), gradient, drift)
+        _slow_step(slow, books, sets.tolist(), gradient, drift, price)
         assert torch.equal(codes, slow)
         assert moved[-1] == int((before != slow).any(1).sum())
         assert torch.allclose(moves.drift, drift, atol=1e-5)

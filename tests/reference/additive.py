@@ -1,5 +1,8 @@
 """Slow and plain versions of k-means and additive quantization: a block at a time, a codeword at a time."""
 
+from collections.abc import Sequence
+from math import log2
+
 import numpy as np
 
 
@@ -7,9 +10,18 @@ def error(block: np.ndarray, weight: np.ndarray, predicted: np.ndarray) -> float
     return float(sum(w * (x - y) ** 2 for x, y, w in zip(block, predicted, weight, strict=True)))
 
 
-def nearest(blocks: np.ndarray, weights: np.ndarray, codewords: np.ndarray) -> list[int]:
+def prices(codes: Sequence[int], codewords: int, bit_price: float) -> list[float]:
+    """The price of the bits of each code, if each had occurred half a time more."""
+    total = len(codes) + codewords / 2
+    return [bit_price * log2(total / (list(codes).count(code) + 0.5)) for code in range(codewords)]
+
+
+def nearest(
+    blocks: np.ndarray, weights: np.ndarray, codewords: np.ndarray, prices: Sequence[float] | None = None
+) -> list[int]:
+    paid = prices or [0.0] * len(codewords)
     return [
-        min(range(len(codewords)), key=lambda code: error(block, weight, codewords[code]))
+        min(range(len(codewords)), key=lambda code: error(block, weight, codewords[code]) + paid[code])
         for block, weight in zip(blocks, weights, strict=True)
     ]
 
@@ -26,24 +38,36 @@ def means(blocks: np.ndarray, weights: np.ndarray, codes: list[int], codewords: 
 
 
 def sweep(
-    blocks: np.ndarray, weights: np.ndarray, codebooks: np.ndarray, codes: np.ndarray
+    blocks: np.ndarray, weights: np.ndarray, codebooks: np.ndarray, codes: np.ndarray, bit_price: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Iterated conditional modes: each codebook in turn, on what the others leave."""
     codebooks, codes = codebooks.copy(), codes.copy()
     for book in range(len(codebooks)):
         others = [m for m in range(len(codebooks)) if m != book]
         left = np.array([b - sum(codebooks[m][codes[m, n]] for m in others) for n, b in enumerate(blocks)])
-        codes[book] = nearest(left, weights, codebooks[book])
+        paid = prices(codes[book].tolist(), len(codebooks[book]), bit_price)
+        codes[book] = nearest(left, weights, codebooks[book], paid)
         codebooks[book] = means(left, weights, list(codes[book]), codebooks[book])
     return codebooks, codes
 
 
-def beam_search(block: np.ndarray, weight: np.ndarray, codebooks: np.ndarray, width: int) -> tuple[int, ...]:
+def cost(
+    block: np.ndarray,
+    weight: np.ndarray,
+    codebooks: np.ndarray,
+    codes: Sequence[int],
+    prices: Sequence[Sequence[float]],
+) -> float:
+    """The error and the prices of some codes, of the first codebooks."""
+    predicted = sum(codebooks[m][code] for m, code in enumerate(codes))
+    return error(block, weight, predicted) + sum(prices[m][code] for m, code in enumerate(codes))
+
+
+def beam_search(
+    block: np.ndarray, weight: np.ndarray, codebooks: np.ndarray, width: int, prices: Sequence[Sequence[float]]
+) -> tuple[int, ...]:
     kept: list[tuple[int, ...]] = [()]
     for book in range(len(codebooks)):
         longer = [(*codes, code) for codes in kept for code in range(len(codebooks[book]))]
-        kept = sorted(
-            longer,
-            key=lambda codes: error(block, weight, sum(codebooks[m][code] for m, code in enumerate(codes))),
-        )[:width]
+        kept = sorted(longer, key=lambda codes: cost(block, weight, codebooks, codes, prices))[:width]
     return kept[0]
