@@ -13,6 +13,7 @@ from torch import Tensor
 from nernlit.analysis.finite import require_finite
 from nernlit.representation import Representation
 from nernlit.utilities.processes import ALONE, Processes
+from nernlit.utilities.progress import progress
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,13 @@ def low_frequency_energy(weights: Mapping[str, Tensor], processes: Processes = A
         by_shape[len(weight), weight[0].numel()].append(row)
     device = next(iter(weights.values())).device
     shares_L = torch.zeros(len(keys), dtype=torch.float64, device=device)
-    for rows in by_shape.values():
-        matrices = torch.stack([weights[keys[row]].flatten(1) for row in rows]).double()
-        energies_LR = torch.linalg.svdvals(matrices).square()
-        shares_L[rows] = energies_LR[:, : energies_LR.shape[1] // 2].sum(1) / energies_LR.sum(1)
+    own = sum(len(rows) for rows in by_shape.values())
+    with progress(f"singular values of {own} weights", own) as advance:
+        for rows in by_shape.values():
+            matrices = torch.stack([weights[keys[row]].flatten(1) for row in rows]).double()
+            energies_LR = torch.linalg.svdvals(matrices).square()
+            shares_L[rows] = energies_LR[:, : energies_LR.shape[1] // 2].sum(1) / energies_LR.sum(1)
+            advance(len(rows))
     return dict(zip(keys, processes.total(shares_L).tolist(), strict=True))
 
 

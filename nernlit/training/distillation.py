@@ -36,7 +36,8 @@ class Distillation(Objective):
         teacher_flip: Whether the teacher's logits are the mean of those for an image and for its mirror image.
 
     Raises:
-        UsageError: If the teacher has random weights or other classes, or an option is out of its range.
+        UsageError: If the teacher has random weights or other classes, or would have no effect, or an option is out of
+            its range.
     """
 
     needs_images = True
@@ -59,6 +60,8 @@ class Distillation(Objective):
         require_positive(temperature=temperature)
         if teacher_flip and not kd_weight:
             raise UsageError("teacher_flip=True, but kd_weight is 0; set it above 0, or leave out teacher_flip.")
+        if teacher is not None and not kd_weight:
+            raise UsageError("a teacher is given, but kd_weight is 0; set it above 0, or leave out the teacher.")
         super().__init__()
         self.set_constant("original", original)
         if teacher is not None:

@@ -13,7 +13,7 @@ from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
 from nernlit.predictors import MLP, Quantize
 from nernlit.representation import Representation
-from nernlit.training import DecoupledDistill, ReconOnly, ReconstructionPhase
+from nernlit.training import BaselineJoint, DecoupledDistill, ReconOnly, ReconstructionPhase
 from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
 
 #: Four epochs of two steps, three of reconstruction and five of distillation, with a tiny predictor.
@@ -152,6 +152,14 @@ def test_noise_has_no_labels() -> None:
 def test_mirror_images_need_a_distillation() -> None:
     with pytest.raises(UsageError, match=r"teacher_flip=True, but kd_weight is 0; set it above 0"):
         _distilling(digits_representation(), teacher_flip=True, kd_weight=0.0, cross_entropy_weight=1.0)
+
+
+def test_a_teacher_without_a_distillation_is_refused() -> None:
+    representation, options = digits_representation(), {"teacher": digits_representation().original, "kd_weight": 0.0}
+    with pytest.raises(UsageError, match=r"a teacher is given, but kd_weight is 0; set it above 0"):
+        _distilling(representation, cross_entropy_weight=1.0, **options)
+    with pytest.raises(UsageError, match=r"a teacher is given, but kd_weight is 0; set it above 0"):
+        BaselineJoint(representation, _adam, **options)
 
 
 def test_there_must_be_a_phase_1_and_something_to_learn() -> None:
