@@ -67,6 +67,18 @@ def test_a_fit_without_a_terminal_prints_a_line_per_validation(capfd: pytest.Cap
     assert re.search(r"loss [\d.]+, [\d.]+ steps/s, 0:00:00 left$", lines[0])
 
 
+def test_between_validations_there_is_a_line_per_minute(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rest = [*WITH_PROGRESS, "--trainer.check_val_every_n_epoch=2"]
+    monkeypatch.setattr("nernlit.callbacks.log_lines._SECONDS_BETWEEN_LINES", 0)
+    run(["fit", *rest])
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == [f"step {step} of 10" for step in [*range(1, 11), 10]]
+    assert re.search(r"step 3 of 10, 0:00:\d\d, loss [\d.]+, [\d.]+ steps/s, 0:00:\d\d left$", lines[2])
+    assert ["accuracy" in line for line in lines] == [False] * 10 + [True]
+
+
 def test_a_progressive_fit_says_which_round_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     config = [str(CONFIGS / "digits_h128.yaml") if "digits_h96" in arg else arg for arg in WITH_PROGRESS]
     run(["fit", *config, "--model.rounds=2", "--model.trials=2", "--trainer.check_val_every_n_epoch=1"])
