@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow test-minimum scale kill soak fuzz package audit site coverage lint check format bench clean
+.PHONY: help demo test test-slow test-minimum scale scaling kill soak fuzz package audit site coverage lint check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,6 +49,9 @@ fuzz: $(BIN)/.installed  ## fuzz every reader of files for a minute (Linux)
 
 scale: $(BIN)/.installed  ## list, load, test and analyze 1.3 million generated image files, and fit a ResNet50 with all weights (Linux)
 	$(BIN)/python -W ignore -m tests.benchmarks.scale
+
+scaling: $(BIN)/.installed  ## time the steps of one and of two processes, beside two that exchange nothing (an idle machine with two cores)
+	$(BIN)/python -W ignore -m tests.benchmarks.scaling
 
 package:  ## build sdist and wheel, install the wheel into an empty environment and run a fit there
 	rm -rf dist build .venv-build .venv-package
