@@ -50,6 +50,18 @@ def test_codes_are_bytes_that_the_rate_does_not_change() -> None:
     assert 0.8 * kernels < term.fixed_bytes < representation.sizes().file_bytes
 
 
+def test_the_estimate_counts_codes_that_move() -> None:
+    original = digits_representation().original
+    codebooks = Codebooks(2, 4, iterations=3, move=0.1, move_rate=0.2, price=0.03)
+    representation = Representation(original, codebooks, order="none", quantize=Quantize(6.0))
+    before = len(representation.predictor.stored()["predictor.codes"])
+    trainer = quiet_trainer(max_steps=101)
+    trainer.fit(ReconOnly(representation, optimizer=_adam, rate=Rate(weight=1e-3), precision="fp32"), _batches(101))
+    after, size = len(representation.predictor.stored()["predictor.codes"]), representation.sizes().file_bytes
+    assert abs(after - before) > 0.02 * size
+    assert float(trainer.callback_metrics["size/file_bytes_estimate"]) == pytest.approx(size, rel=0.01)
+
+
 def test_a_larger_weight_gives_fewer_bits() -> None:
     bits = []
     for weight in (0.0, 1.0, 10.0):
