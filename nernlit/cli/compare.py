@@ -41,7 +41,9 @@ def compare(args: Sequence[str]) -> None:
     """
     parser = CommandParser("compare", compare.__doc__, "All other options are those of `nernlit fit`.")
     parser.add_argument(
-        "net", metavar="NET", help="file of the network's weights, or a timm model with pretrained ones"
+        "net",
+        metavar="NET",
+        help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of files, fits, table and figure")
     parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")

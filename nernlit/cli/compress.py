@@ -40,7 +40,9 @@ def compress(args: Sequence[str]) -> None:
     """
     parser = CommandParser("compress", compress.__doc__, "All other options are those of `nernlit fit`.")
     parser.add_argument(
-        "net", metavar="NET", help="file of the network's weights, or a timm model with pretrained ones"
+        "net",
+        metavar="NET",
+        help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.nern")
     parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")

@@ -9,6 +9,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from nernlit.cli.arguments import take_options
+from nernlit.cli.resume import say
+from nernlit.cli.runs import Run
 from nernlit.coding import is_nern
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
@@ -32,10 +34,10 @@ def require_images(data_options: Sequence[str]) -> None:
 
 
 def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of `Original` for a file of weights or the name of a timm model.
+    """The options of `Original` for a file of weights, the folder of a run or the name of a timm model.
 
     Args:
-        net: The file or the name.
+        net: The file, the folder (its newest best checkpoint is taken) or the name.
         name: timm name of the network, for a file that does not say it.
         fit_options: Options of the fit; those of the original (`num_classes`, `mean`, ...) are taken from them.
 
@@ -43,9 +45,14 @@ def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> t
         Name -> value as on the command line, and the other options of the fit.
 
     Raises:
+        CheckpointError: If a folder holds no checkpoint.
         UsageError: If the architecture of a file's weights is not known, or the original has no such option.
     """
     path = Path(net)
+    if path.is_dir():
+        found = Run.open(path).checkpoint
+        say(f"nernlit: {net}: taking {found}")
+        net, path = str(found), found
     if path.exists():
         name = name or _stated_name(path)
         if name is None:
