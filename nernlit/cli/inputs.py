@@ -1,7 +1,9 @@
 """The inputs of `nernlit compress` and `compare`: a trained network and images."""
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from nernlit.cli.runs import Run
 from nernlit.coding import is_nern
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
+from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.container import read_container
 
 #: Prefix of the options of the original in a fit.
@@ -45,8 +48,9 @@ def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> t
         Name -> value as on the command line, and the other options of the fit.
 
     Raises:
-        CheckpointError: If a folder holds no checkpoint.
-        UsageError: If the architecture of a file's weights is not known, or the original has no such option.
+        CheckpointError: If a checkpoint is damaged.
+        UsageError: If a folder holds none, the architecture of a file's weights is not known, or the original has no
+            such option.
     """
     path = Path(net)
     if path.is_dir():
@@ -54,36 +58,59 @@ def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> t
         say(f"nernlit: {net}: taking {found}")
         net, path = str(found), found
     if path.exists():
-        name = name or _stated_name(path)
-        if name is None:
+        options = _stated(path)
+        if name is not None and options.get("name") != name:
+            options = {"name": name}
+        if "name" not in options:
             raise UsageError(f"{net} does not say which network its weights are of; pass --network NAME (timm's name).")
-        options = {"name": name, "checkpoint": net}
+        options["checkpoint"] = net
     elif name is not None or path.suffix in (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".nern"):
         raise UsageError(f"no file at {net}; expected a file of weights, or the name of a timm model.")
     else:
         options = {"name": net, "pretrained": "true"}
+    named = options.keys() & {"name", "checkpoint", "pretrained"}
     others, own = take_options(fit_options, ORIGINAL)
     known = inspect.signature(Original).parameters
     for option in own:
         flag, _, value = option.partition("=")
         key = flag.removeprefix(f"{ORIGINAL}.")
-        if key not in known or key in options:
-            allowed = ", ".join(each for each in known if each not in options)
+        if key not in known or key in named:
+            allowed = ", ".join(each for each in known if each not in named)
             raise UsageError(f"{option}: expected {ORIGINAL}.NAME=VALUE, where NAME is one of {allowed}.")
         options[key] = value
     return options, others
 
 
-def _stated_name(path: Path) -> str | None:
-    """The timm name in a .nern file, or in the metadata of a safetensors file."""
+def _stated(path: Path) -> dict[str, str]:
+    """What a file says of its network: the name in a .nern file and in the metadata of a safetensors file; all options
+    of the original in a checkpoint of the fit that trained it. Name -> value as on the command line.
+
+    Raises:
+        CheckpointError: If a checkpoint is damaged.
+        UsageError: If it is of a fit that does not train a network.
+    """
     if is_nern(path):
         network = read_container(path).header.get("network")
-        return str(network["name"]) if isinstance(network, dict) and "name" in network else None
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("timm_name")
-    except (SafetensorError, OSError):
-        return None
+        return {"name": str(network["name"])} if isinstance(network, dict) and "name" in network else {}
+    if path.suffix == ".ckpt":
+        options = read_checkpoint(path)["hyper_parameters"]
+        if "representation" in options:
+            raise UsageError(
+                f"{path} is of a fit that stores a network in a predictor; pass the .nern file that "
+                f"`nernlit export {path} -o FILE.nern` writes, or the network that was stored."
+            )
+        original = options.get("original")
+        known = inspect.signature(Original).parameters.keys() - {"checkpoint", "pretrained"}
+        stated = original.items() if isinstance(original, dict) else ()
+        return {
+            key: str(value) if key == "name" else json.dumps(value)
+            for key, value in stated
+            if key in known and value is not None
+        }
+    with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+        name = (file.metadata() or {}).get("timm_name")
+        return {} if name is None else {"name": name}
+    return {}
 
 
 def original_of(options: Mapping[str, str]) -> Original:

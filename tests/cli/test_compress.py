@@ -94,6 +94,26 @@ def test_a_file_of_weights_says_its_network_or_is_told(capsys: pytest.CaptureFix
     assert Path("a.nern").stat().st_size == pytest.approx(Path("b.nern").stat().st_size, rel=0.01)
 
 
+def test_the_run_that_trained_a_network_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    write_image_folder(Path("images"), 4, 12)
+    data = ["--data=FolderDataModule", "--data.root=images", "--data.image_size=32", "--data.batch_size=8"]
+    network = ["--model.original.name=mobilenetv3_small_050", "--model.original.num_classes=4"]
+    quick = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--threads=1"]
+    main(["fit", "-c", "digits_original", *network, "--model.original.mean=[0.4]", *data, *quick])
+    main(["compress", "runs/digits_original", "-o", "small.nern", "--epochs=1", *data, "--threads=1"])
+    best = "runs/digits_original/version_0/checkpoints/best.ckpt"
+    assert f"nernlit: runs/digits_original: taking {best}" in capsys.readouterr().err
+    loaded = nernlit.load("small.nern")
+    assert (loaded.original.name, loaded.original.num_classes) == ("mobilenetv3_small_050", 4)
+    assert float(loaded.original.mean[0]) == pytest.approx(0.4)
+    message = _refused([best, "--network=resnet18", "-o", "a.nern", *data], capsys)
+    assert "best.ckpt does not fit ResNet" in message
+
+    main(["fit", "-c", "digits_h96", "--trainer.max_steps=1", *quick])
+    message = _refused(["runs/digits_h96", "-o", "a.nern", *DIGITS], capsys)
+    assert "best.ckpt is of a fit that stores a network in a predictor; pass the .nern file" in message
+
+
 def test_options_of_the_original_describe_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     write_image_folder(Path("images"), 4, 12)
     state = timm.create_model("mobilenetv3_small_050", num_classes=4).state_dict()
