@@ -70,6 +70,18 @@ _EVERY_CLASS = [f"images/test/{label}" for label in range(10)]
 _YAML_CODE = "base: digits_h96\n"
 
 #: Another header or other tensors of a .nern file -> message.
+#: What is wrong with the checkpoint of a trained network -> how it describes the network, and the message.
+_TRAINED: dict[str, tuple[Any, str]] = {
+    "a network of a hub": ({"name": "hf-hub:somebody/something"}, "timm has no model named 'hf-hub:somebody/"),
+    "a network in a folder": ({"name": "local-dir:/etc"}, "timm has no model named 'local-dir:/etc'"),
+    "a network that is a number": ({"name": 5}, "timm has no model named '5'"),
+    "a process as an argument": (
+        {"name": "digits_resnet8", "arguments": {"widths": _POPEN}},
+        "expected a number, text or a list of them",
+    ),
+    "options in a text": ("name", "does not say which network its weights are of"),
+    "no name": ({"num_classes": 10}, "does not say which network its weights are of"),
+}
 _FORGED: dict[str, tuple[Mapping[str, Any], str]] = {
     "a predictor that is a function": ({"predictor": {"class_path": "os.system", "init_args": {}}}, "is a os.system"),
     "a predictor inside": (
@@ -547,8 +559,16 @@ BAD_INPUTS: dict[str, BadInput] = {
     ),
     "weights: gone": BadInput(COMPRESS.replace("bad", "gone"), {}, "no file at gone.pt; expected a file of weights"),
     "weights: a folder": BadInput(
-        COMPRESS.replace("bad.pt", "images"), {}, "cannot read weights from images: it is a fold"
+        COMPRESS.replace("bad.pt", "images"), {}, "images is no run: no checkpoints/best.ckpt"
     ),
+    **{
+        f"weights: a checkpoint with {name}": BadInput(
+            "compress bad.ckpt -o out.nern --data DigitsDataModule",
+            {"bad.ckpt": refitted(hyper_parameters={"original": original})},
+            message,
+        )
+        for name, (original, message) in _TRAINED.items()
+    },
     **{f"forged: {n}": BadInput(RECONSTRUCT, {"bad.nern": forged(**c)}, m) for n, (c, m) in _FORGED.items()},
     **{
         f"inspected: {name}": BadInput(

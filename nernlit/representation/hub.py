@@ -2,9 +2,9 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME
@@ -54,10 +54,14 @@ class WithPretrained(
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
+        proxies: Mapping[str, str] | None = None,
+        resume_download: bool | None = None,
         net: nn.Module | None = None,
         predictor_classes: Sequence[type[Predictor]] = (),
         max_gib: float | None = None,
     ) -> Self:
+        # huggingface_hub before 1.0 also passes the latter two; it resumes downloads in any case.
+        older: dict[str, Any] = {} if proxies is None else {"proxies": proxies}
         file: str | Path = Path(model_id, _FILE)
         if not Path(model_id).is_dir():
             file = hf_hub_download(
@@ -68,5 +72,6 @@ class WithPretrained(
                 force_download=force_download,
                 local_files_only=local_files_only,
                 token=token,
+                **older,
             )
         return cls.of_file(NernFile.read(file, predictor_classes, max_gib), net)

@@ -46,3 +46,23 @@ def test_the_mixin_leaves_representations_as_they_are() -> None:
     for copied in (copy.deepcopy(representation), pickle.loads(pickle.dumps(representation))):
         assert torch.equal(copied(IMAGES), representation(IMAGES))
         assert copied.specification() == representation.specification()
+
+
+@pytest.mark.parametrize("older", [{}, {"proxies": {"https": "proxy:80"}, "resume_download": None}])
+def test_a_repository_is_read_with_the_options_that_huggingface_hub_passes(
+    older: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    representation = digits_representation()
+    given: dict[str, object] = {}
+    representation.save_pretrained(tmp_path)
+
+    def download(repository: str, file: str, **options: object) -> str:
+        given.update(options)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("nernlit.representation.hub.hf_hub_download", download)
+    options = {"revision": "main", "cache_dir": None, "force_download": False, "local_files_only": True, "token": None}
+    # As releases before 1.0 call it, also without proxies, and later ones.
+    loaded = Representation._from_pretrained(model_id="some/network", **options, **older)  # type: ignore[arg-type]
+    assert torch.equal(loaded(IMAGES), representation(IMAGES))
+    assert given == {**options, **{name: value for name, value in older.items() if value is not None}}
