@@ -38,8 +38,8 @@ WITH_BITS = ("round", "round_distill", "table", "codebooks")
 TRAINED = ("round_distill", "table", "codebooks")
 #: Bits of the weights that pruning keeps, and of the numbers of codewords.
 _PRUNED_BITS, _CODEWORD_BITS = 6, 6
-#: Bits of a code before and after entropy coding, the latter with the price of `_code_price`.
-_CODE_BITS, _CODED_BITS = 8, 6
+#: Bits of a code after entropy coding, and the most before it; the largest ratio of codewords to kernels, in numbers.
+_CODED_BITS, _MOST_CODE_BITS, _CODEWORD_SHARE = 6, 8, 0.1
 _NO_RATE = "--model.rate=null"
 
 #: A compressed network, as it is written into a file.
@@ -109,8 +109,11 @@ class Rivals:
             size = table.layout.num_weights / table.layout.num_kernels
             codebooks = max(1, round(bits * size / _CODED_BITS))
             fit += [f"{representation}.predictor=Codebooks", f"{representation}.predictor.codebooks={codebooks}"]
-            fit += [f"{representation}.predictor.bits={_CODE_BITS}", f"{representation}.predictor.move=0.003"]
-            fit += [f"{representation}.predictor.price={_code_price(bits, size):.2g}"]
+            most = int(math.log2(_CODEWORD_SHARE * table.layout.num_kernels / size))
+            code_bits = min(max(most, _CODED_BITS), _MOST_CODE_BITS)
+            fit += [f"{representation}.predictor.bits={code_bits}", f"{representation}.predictor.move=0.003"]
+            if code_bits > _CODED_BITS:
+                fit += [f"{representation}.predictor.price={_code_price(bits, size):.2g}"]
         fit += [f"{representation}.predictor.kernel_size={json.dumps(table.predictor.kernel_size)}"]
         if method == "table":
             return [*fit, f"--model.rate.target_bytes={planned_size(file_sizes(table), None, bits)[0]}"]

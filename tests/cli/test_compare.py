@@ -199,3 +199,10 @@ def test_tables_of_other_files_are_checked(
     table.unlink() if content is None else table.write_text(content)
     assert message in _refused(lambda: _compare("--methods", "fp16", "--others", str(table)), capsys)
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("name", "bits", "price"), [("cifar_resnet20", 8, "0.019"), ("digits_resnet8", 6, None)])
+def test_codebooks_have_as_many_codewords_as_a_network_can_use(name: str, bits: int, price: str | None) -> None:
+    options = Rivals(Original(name), {"name": name}).fit_options("codebooks", 1.5)
+    values = dict(option.removeprefix("--model.representation.predictor.").split("=", 1) for option in options[3:])
+    assert (values["bits"], values.get("price")) == (str(bits), price)
