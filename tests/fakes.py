@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
+from nernlit.representation.onnx import can_write_onnx
 from nernlit.utilities.constants import WithConstants
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 STATISTICS = {"mean": [0.5], "std": [0.5]}
+#: The mark of tests that write ONNX models.
+NEEDS_ONNX = pytest.mark.skipif(not can_write_onnx(), reason="this torch cannot write the ONNX models")
 
 
 class TinyCNN(nn.Module):

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from nernlit.cli.main import main
+from nernlit.representation.onnx import can_write_onnx
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -56,6 +57,8 @@ def test_a_lesson_runs_as_it_is_written(lesson: Path) -> None:
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda page: page.stem)
 def test_a_lesson_runs_with_short_fits(lesson: Path) -> None:
+    if lesson.stem == "compress_and_ship" and not can_write_onnx():
+        pytest.skip("this torch cannot write the ONNX models")
     _follow(lesson, SHORT)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -14,6 +15,14 @@ from nernlit.originals import require_classifier
 from nernlit.representation.integers import IntegerWeight, integer_weights
 from nernlit.representation.representation import Representation
 from nernlit.storage.files import write_atomically
+
+#: The oldest torch whose exporter converts the networks of the tests.
+_OLDEST_TORCH = "2.8"
+
+
+def can_write_onnx() -> bool:
+    """Whether this torch is recent enough for `write_onnx`."""
+    return Version(torch.__version__) >= Version(_OLDEST_TORCH)
 
 
 @final
@@ -58,7 +67,7 @@ def write_onnx(
             int8 elsewhere, each followed by DequantizeLinear. Only a quantized `Table` has such integers.
 
     Raises:
-        UsageError: If the path does not end in .onnx, the packages that torch needs for it are not installed, no
+        UsageError: If the path does not end in .onnx, torch is too old or the packages that it needs are missing, no
             image size is known, the network is no image classifier, torch cannot export it, or `integers` is set and
             the predictor has none (see `integer_weights`).
         StorageError: If the file cannot be written.
@@ -67,6 +76,8 @@ def write_onnx(
     require_classifier("an ONNX model of pixels", original.name, original.num_classes)
     if Path(path).suffix != ".onnx":
         raise UsageError(f"{path}: expected a file name that ends in .onnx.")
+    if not can_write_onnx():
+        raise UsageError(f"writing ONNX needs torch {_OLDEST_TORCH} or later, and this is torch {torch.__version__}.")
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise UsageError(
             f"writing ONNX needs the Python package {' and '.join(missing)}; install it: pip install 'nernlit[onnx]'."

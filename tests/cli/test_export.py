@@ -12,9 +12,10 @@ from nernlit.cli.main import main, run
 from nernlit.coding import part_bytes
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
+from nernlit.representation import write_onnx
 from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.container import read_container
-from tests.fakes import CONFIGS, QUICK, digits_representation
+from tests.fakes import CONFIGS, NEEDS_ONNX, QUICK, digits_representation
 
 
 @pytest.fixture
@@ -176,6 +177,14 @@ def test_a_file_that_is_written_from_a_file_keeps_the_original_that_is_passed(fi
     assert Path("again.nern").read_bytes() == Path("first.nern").read_bytes()
 
 
+def test_an_onnx_model_needs_a_recent_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.7.1")
+    with pytest.raises(UsageError, match=r"writing ONNX needs torch 2\.8 or later, and this is torch 2\.7\.1\."):
+        write_onnx(digits_representation(), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@NEEDS_ONNX
 def test_a_file_becomes_an_onnx_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits_representation().save(tmp_path / "net.nern")
     main(["export", str(tmp_path / "net.nern"), "-o", str(tmp_path / "net.onnx")])

@@ -10,7 +10,9 @@ from nernlit.originals import Original
 from nernlit.predictors import Quantize, Table
 from nernlit.representation import Representation, write_onnx
 from nernlit.representation import onnx as onnx_file
-from tests.fakes import digits_representation, tiny_representation
+from tests.fakes import NEEDS_ONNX, digits_representation, tiny_representation
+
+pytestmark = NEEDS_ONNX
 
 
 @pytest.mark.parametrize("batch", [1, 5])
