@@ -37,12 +37,10 @@ def test_every_number_is_whole_at_every_width(width: int, name: str) -> None:
 
 def test_a_table_that_fits_is_not_folded() -> None:
     text = _printed(80, ["figure", "value"], [["original accuracy", "88.38%"], ["RMSE (weight units)", "0.01234"]])
-    assert [line.rstrip() for line in text.splitlines()[1:]] == [
-        "figure                 value",
-        "────────────────────────────",
-        "original accuracy     88.38%",
-        "RMSE (weight units)  0.01234",
-    ]
+    header, rule, *rows = [re.split(r" {2,}", line.strip()) for line in text.splitlines()[1:]]
+    assert set("".join(rule)) == {"─"}
+    # How many spaces there are differs between versions of rich.
+    assert [header, *rows] == [["figure", "value"], ["original accuracy", "88.38%"], ["RMSE (weight units)", "0.01234"]]
 
 
 def test_names_are_folded_before_headers_and_headers_before_rows_become_lists() -> None:
