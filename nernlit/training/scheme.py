@@ -131,9 +131,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             terms[first] = terms[first] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
         if self.rate is not None:
             terms["rate"] = self.rate(step.metrics)
-            self.log("size/file_bytes_estimate", self.rate.file_bytes, sync_dist=True)
-        for name, value in step.metrics.items():
-            self.log(f"train/{name}", value, prog_bar=name == "explained_power", sync_dist=True)
+            self.step_figures["size/file_bytes_estimate"] = self.rate.file_bytes
+        self.step_figures |= {f"train/{name}": value for name, value in step.metrics.items()}
         return terms
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -149,12 +148,6 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         gathered = self.all_gather(value, sync_grads=True)
         assert isinstance(gathered, Tensor)
         return gathered.mean()
-
-    def joined_tensor_mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes, the same to the bit on all of them."""
-        reduced = self.trainer.strategy.reduce(value, reduce_op="mean")
-        assert isinstance(reduced, Tensor)
-        return reduced
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, C) of the reconstructed CNN for pixels in [0, 1]."""

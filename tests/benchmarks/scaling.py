@@ -92,8 +92,7 @@ def seconds_per_step(folder: Path, name: str, share: int, fits: int, processes: 
 
 
 def _command(options: Sequence[str], share: int, processes: int, skipped: int, steps: int, file: Path) -> list[str]:
-    # The processes of a fit share the kernels of a step; images are those of each process.
-    sizes = {"kernels": KERNELS * processes // share, "images": IMAGES // share}
+    sizes = {"kernels": KERNELS // share, "images": IMAGES // share}  # of each process
     callback = {
         "class_path": "tests.benchmarks.scaling.StepTimes",
         "init_args": {"file": str(file), "skipped": skipped},
