@@ -26,9 +26,11 @@ _REPORTED = 2**16
 
 
 def prices(codes_N: Tensor, codewords: int, bit_price: float) -> Tensor:
-    """The price of each code of a codebook, (C,) fp32: that of the bits that a code as frequent as it takes.
+    """The price of each code of a codebook, (C,) fp32: `bit_price` times its bits in an entropy code of these codes.
 
-    >>> prices(torch.tensor([0, 0, 0, 1]), codewords=2, bit_price=1.0)  # as if each code occurred half a time more
+    Half an occurrence is added to each count, so that unused codes have a price too.
+
+    >>> prices(torch.tensor([0, 0, 0, 1]), codewords=2, bit_price=1.0)
     tensor([0.5146, 1.7370])
     """
     counts_C = codes_N.bincount(minlength=codewords).float() + 0.5
