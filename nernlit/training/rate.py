@@ -71,9 +71,10 @@ class RateTerm:
         self.file_bytes = torch.zeros(())
         #: Ratio of the coded numbers' bits to their entropy, as it was measured last, and the number of steps so far.
         self.coded_ratio, self.steps = 1.0, 0
-        #: What the file needs beside the quantized numbers, and the part of it that the predictor stores.
+        #: What the file needs beside the quantized numbers.
         self.fixed_bytes = sizes.file_bytes - (sizes.code_bits - predictor.predictor.code_bits) / 8
-        self.stored_bytes = _bytes_beside_integers(predictor.stored())
+        #: The part of it that the predictor stores, as it was measured last.
+        self.stored_bytes: float | None = None
         if rate.target_bytes is not None and rate.target_bytes <= self.fixed_bytes:
             raise UsageError(
                 f"rate.target_bytes={rate.target_bytes}; the file needs {self.fixed_bytes:.0f} bytes beside the "
@@ -96,8 +97,10 @@ class RateTerm:
         if self.steps % _INTERVAL == 0:  # the code has contexts, which the entropy of each group does not know
             stored = self.predictor.stored()
             self.coded_ratio = 8 * len(stored["integers"]) / max(float(entropy), 1.0)
-            before, self.stored_bytes = self.stored_bytes, _bytes_beside_integers(stored)
-            self.fixed_bytes += self.stored_bytes - before  # moved codes take more or fewer bytes
+            beside = sum(value.nbytes for name, value in stored.items() if name != "integers")
+            if self.stored_bytes is not None:  # codes that moved take more or fewer bytes
+                self.fixed_bytes += beside - self.stored_bytes
+            self.stored_bytes = beside
         self.steps += 1
         self.file_bytes = self.fixed_bytes + entropy * self.coded_ratio / 8
         weight = self.weight
@@ -117,7 +120,7 @@ class RateTerm:
         return {
             "weight": self.weight,
             "fixed_bytes": self.fixed_bytes,
-            "stored_bytes": self.stored_bytes,
+            **({} if self.stored_bytes is None else {"stored_bytes": self.stored_bytes}),
             "coded_ratio": self.coded_ratio,
             "steps": self.steps,
         }
@@ -125,10 +128,5 @@ class RateTerm:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take over the state of the fit that is resumed."""
         self.weight, self.fixed_bytes = state["weight"], state["fixed_bytes"]
-        self.stored_bytes = int(state.get("stored_bytes", self.stored_bytes))  # earlier versions did not save it
+        self.stored_bytes = state.get("stored_bytes")  # not there before the first measurement
         self.coded_ratio, self.steps = state["coded_ratio"], int(state["steps"])
-
-
-def _bytes_beside_integers(stored: Mapping[str, Tensor]) -> int:
-    """The bytes of what a quantized predictor stores beside its quantized numbers."""
-    return sum(value.nbytes for name, value in stored.items() if name != "integers")
