@@ -1,6 +1,6 @@
 """Originals: the CNNs that are represented. Any timm model, including the CIFAR ResNets registered here."""
 
-from nernlit.originals.batch_norm import without_statistics
+from nernlit.originals.batch_norm import BATCH_NORMS, without_statistics
 from nernlit.originals.checks import require_classifier
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
@@ -11,6 +11,7 @@ from nernlit.originals.taps import NERN_TAPS, FeatureTaps
 from nernlit.storage.weights import load_strictly, read_state_dict
 
 __all__ = [
+    "BATCH_NORMS",
     "NERN_TAPS",
     "CifarResNet",
     "FeatureTaps",

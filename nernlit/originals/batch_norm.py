@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nernlit.utilities.sharing import names_of_weights
 
 #: Layers that apply `torch.nn.functional.batch_norm` to their input; a subclass may do something else.
-_KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def without_statistics(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     names = names_of_weights(net)
     changed: dict[str, Tensor] = {}
     for name, norm in net.named_modules():
-        if type(norm) not in _KNOWN or not norm.affine or norm.running_mean is None:
+        if type(norm) not in BATCH_NORMS or not norm.affine or norm.running_mean is None:
             continue
         keys = [f"{name}.{part}".removeprefix(".") for part in ("weight", "bias", "running_mean", "running_var")]
         if any(len(names[key]) > 1 for key in keys):

@@ -73,6 +73,8 @@ class DecoupledDistill(Scheme):
         ema: Decay per step of an exponential moving average of the trained parameters in phase 2, which is what is
             evaluated and saved; at least 0 and below 1. 0 evaluates and saves the last values.
         on_divergence: `stop`, or `restart` from the last good state with half the learning rate; see `Scheme`.
+        calibration_images: Number of training images that the kept tensors of `tune_kept` are calibrated on at the
+            start of phase 2; see `nernlit.representation.calibrate`.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class DecoupledDistill(Scheme):
         rate: Rate | None = None,
         ema: float = 0.0,
         on_divergence: OnDivergence = "stop",
+        calibration_images: int = 0,
     ) -> None:
         _require_phase(reconstruction)
         require_at_least(0, **{"reconstruction.steps": reconstruction.steps})
@@ -123,7 +126,8 @@ class DecoupledDistill(Scheme):
         )
         phase_2 = Stage(distillation, optimizer, scheduler)
         stages = [phase_1, phase_2] if reconstruction.steps else [phase_2]
-        super().__init__(representation, stages, precision, rebuilt, rate, reconstruction.sensitivity, on_divergence)
+        options = reconstruction.sensitivity, on_divergence, calibration_images
+        super().__init__(representation, stages, precision, rebuilt, rate, *options)
         self.has_phase_1 = bool(init_from or reconstruction.steps or representation.predictor.is_fitted)
         # Of a .nern file alone, the original is the reconstructed network: the student would be its own teacher.
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
@@ -194,6 +198,13 @@ class DecoupledDistill(Scheme):
                 "it; pass --model.teacher, --model.cross_entropy_weight, or the original (--model.representation)."
             )
         super().on_fit_start()
+        if self.calibration_images and self.trainer.ckpt_path is None and len(self.stages) == 1:
+            self.calibrate()
+
+    def start_stage(self) -> None:
+        super().start_stage()
+        if self.calibration_images:
+            self.calibrate()
 
     @classmethod
     def check_plan(cls, plan: Plan, options: Any) -> None:

@@ -31,6 +31,8 @@ class ReconOnly(Scheme):
         rate: The price of bits in the loss, for a quantized representation.
         sensitivity: How much the error of each weight counts.
         on_divergence: `stop`, or `restart` from the last good state with half the learning rate; see `Scheme`.
+        calibration_images: Number of training images, without labels, that the kept tensors of `tune_kept` are
+            calibrated on before each validation and at the end; see `nernlit.representation.calibrate`.
     """
 
     def __init__(
@@ -44,6 +46,25 @@ class ReconOnly(Scheme):
         rate: Rate | None = None,
         sensitivity: Sensitivity = NO_SENSITIVITY,
         on_divergence: OnDivergence = "stop",
+        calibration_images: int = 0,
     ) -> None:
         stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
-        super().__init__(representation, [stage], precision, None, rate, sensitivity, on_divergence)
+        options = sensitivity, on_divergence, calibration_images
+        super().__init__(representation, [stage], precision, None, rate, *options)
+
+        self._calibrated_step = -1
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._calibrate_once()
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        if self.trainer.should_stop:  # for fits without validation
+            self._calibrate_once()
+
+    def _calibrate_once(self) -> None:
+        if self.calibration_images and self._calibrated_step != self.trainer.global_step:
+            self.calibrate()
+            self._calibrated_step = self.trainer.global_step

@@ -12,11 +12,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from nernlit.errors import DivergenceError, UsageError
+from nernlit.errors import DivergenceError, UsageError, require_at_least
 from nernlit.losses import explained_power, reconstruction_rmse
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
-from nernlit.representation import Representation, without_fitting
+from nernlit.representation import Representation, calibrate, without_fitting
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.divergence import all_finite
 from nernlit.training.error_weights import ErrorWeights, changes_fit
@@ -24,7 +24,7 @@ from nernlit.training.objectives import Step
 from nernlit.training.optimization import refuse_averaging, relative_rate
 from nernlit.training.rate import Rate, RateTerm
 from nernlit.training.recovery import OnDivergence, Recovery
-from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity, require_training_images
 from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
 from nernlit.training.teachers import require_same_teacher
 from nernlit.utilities.constants import WithConstants
@@ -54,6 +54,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         on_divergence: What happens when a loss or a weight is not finite: `stop` ends the fit; `restart` returns to the
             state of the last validation, epoch's end or stage's start, and halves the learning rate for the rest of the
             fit, five times at most.
+        calibration_images: Number of training images that the kept tensors of `tune_kept` are calibrated on; see
+            `nernlit.representation.calibrate`. 0 does not calibrate.
     """
 
     @abstractmethod  # a scheme lists its stages in its constructor
@@ -66,6 +68,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         rate: Rate | None = None,
         sensitivity: Sensitivity = NO_SENSITIVITY,
         on_divergence: OnDivergence = "stop",
+        calibration_images: int = 0,
     ) -> None:
         super().__init__(representation.original)
         representation.original.require_weights()
@@ -76,10 +79,17 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.stage = 0
         self.replaced_hyperparameters = dict(rebuilt or {})
         self._tuned = list(representation.tuned.parameters())
-        if self._tuned and not self.trains_on_images:
+        self.calibration_images = calibration_images
+        require_at_least(0, calibration_images=calibration_images)
+        if self._tuned and not self.trains_on_images and not calibration_images:
             raise UsageError(
-                f"tune_kept trains tensors that only images have an effect on, and {type(self).__name__} uses none; "
-                "leave --model.representation.tune_kept out."
+                f"tune_kept chooses tensors that only images have an effect on, and {type(self).__name__} uses none; "
+                "pass --model.calibration_images 256, or leave --model.representation.tune_kept out."
+            )
+        if calibration_images and not self._tuned:
+            raise UsageError(
+                f"calibration_images={calibration_images} has no effect: no kept tensors are chosen; pass "
+                "--model.representation.tune_kept affine, or leave it out."
             )
         self.rate = None if rate is None else RateTerm(representation, rate)
         reconstructs = any(stage.objective.reconstructs for stage in stages)
@@ -225,6 +235,14 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         total = self.trainer.estimated_stepping_batches  # loads the data, on which the stages' lengths may depend
         return [*self.stage_starts(), total]
 
+    def calibrate(self) -> None:
+        """Calibrate the kept tensors on training images, the same on all processes to the bit."""
+        processes, tuned = Processes.of(self.trainer), self.representation.tuned
+        # Always the same images: the values depend on the predictor alone, not on the run's seed.
+        calibrate(self.representation, self._data.training_images(self.calibration_images, 0, processes), processes)
+        if processes.world_size > 1:  # machines may round differently
+            tuned.load_state_dict(self.trainer.strategy.broadcast(tuned.state_dict()))
+
     # Divergence.
 
     @property
@@ -286,7 +304,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     # Runs and their checkpoints.
 
     def needs_images(self, stage: str) -> bool:
-        return stage == "fit" and (self.trains_on_images or self.error_weights.option.needs_images)
+        uses = self.trains_on_images or self.error_weights.option.needs_images or self.calibration_images > 0
+        return stage == "fit" and uses
 
     @property
     def trains_on_images(self) -> bool:
@@ -298,6 +317,9 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         weigh = stage == "fit" and self.trainer.ckpt_path is None and self.error_weights.are_missing
         if weigh:
             self.error_weights.option.require_images(self.representation.original, self._data)
+        if stage == "fit" and self.calibration_images:
+            what, original = "calibration_images", self.representation.original
+            require_training_images(what, "leave it and tune_kept out", original, self._data)
         super().setup(stage)
         self.recovery = Recovery(self.recovery.on_divergence)  # of this run
         # Checkpoints and .nern files keep them.

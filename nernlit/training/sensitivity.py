@@ -82,19 +82,9 @@ class Sensitivity:
         Raises:
             UsageError: If not, or if the fit is to do without training images.
         """
-        if not self.needs_images:
-            return
-        require_classifier(f"sensitivity {self.kind}", original.name, original.num_classes)
-        what, instead = f"sensitivity {self.kind} needs training images", "pass batchnorm, which needs none"
-        if not getattr(data, "has_images", True):
-            raise UsageError(f"{what}, and there are none (`data: null`); name the data (--data CLASS), or {instead}.")
-        if getattr(data, "train_on", None) == "noise":
-            raise UsageError(f"{what}, and this fit is to use none (--data.train_on noise); {instead}.")
-        if not hasattr(data, "training_images"):
-            given = "no datamodule" if data is None else type(data).__name__
-            raise UsageError(
-                f"{what}, and `fit` was given {given}; pass an ImageDataModule as datamodule, or {instead}."
-            )
+        if self.needs_images:
+            instead = "pass batchnorm, which needs none"
+            require_training_images(f"sensitivity {self.kind}", instead, original, data)
 
     def images(self, data: Any, processes: Processes = ALONE) -> Iterable[Tensor]:
         """Batches of this process's share of the datamodule's training images; none if none are needed."""
@@ -102,6 +92,29 @@ class Sensitivity:
             return ()
         batches: Iterable[Tensor] = data.training_images(self.num_images, self.seed, processes)
         return batches
+
+
+def require_training_images(what: str, instead: str, original: Original, data: Any) -> None:
+    """Check that a computation has training images, and that the original can classify them.
+
+    Args:
+        what: The option that needs them, for the message.
+        instead: What to do without images, for the message.
+        original: The original.
+        data: The datamodule, or None.
+
+    Raises:
+        UsageError: If not, or if the fit is to do without training images.
+    """
+    require_classifier(what, original.name, original.num_classes)
+    what = f"{what} needs training images"
+    if not getattr(data, "has_images", True):
+        raise UsageError(f"{what}, and there are none (`data: null`); name the data (--data CLASS), or {instead}.")
+    if getattr(data, "train_on", None) == "noise":
+        raise UsageError(f"{what}, and this fit is to use none (--data.train_on noise); {instead}.")
+    if not hasattr(data, "training_images"):
+        given = "no datamodule" if data is None else type(data).__name__
+        raise UsageError(f"{what}, and `fit` was given {given}; pass an ImageDataModule as datamodule, or {instead}.")
 
 
 #: All weights count alike.

@@ -65,7 +65,7 @@ def test_they_have_a_smaller_learning_rate() -> None:
 
 
 def test_a_scheme_without_images_refuses_to_train_them() -> None:
-    with pytest.raises(UsageError, match="tune_kept trains tensors that only images have an effect on"):
+    with pytest.raises(UsageError, match="tune_kept chooses tensors that only images have an effect on"):
         ReconOnly(_table("affine"), _adam)
 
 

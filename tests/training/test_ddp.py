@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(900)
 MATRIX = [f"{name}-{p}{q}" for name in SCHEMES for p in ("mlp", "table", "codebooks") for q in ("", "_quantized")]
 #: Cases that are compared in the same way as those of the matrix.
 OPTIONS = ["rmse", "augmented", "noise", "tuned", "warmup", "target", "ema", "clipped", "moving", "fisher"]
-OPTIONS += ["activation", "mixed_mse", "mixed_rmse", "progressive-seeded_apart"]
+OPTIONS += ["calibrated", "calibrated_distill", "activation", "mixed_mse", "mixed_rmse", "progressive-seeded_apart"]
 COMPLETE = [f"complete-{name}" for name in SCHEMES]
 SAVED = [f"saved-{name}" for name in SCHEMES]
 SINGLE_PRECISION = [*COMPLETE, "weighed_codes"]

@@ -196,6 +196,10 @@ CASES: dict[str, Callable[[Group], Any]] = {
     "augmented": partial(in_double_fit, "decoupled_distill", "mlp", data=AUGMENTATION),
     "noise": partial(in_double_fit, "decoupled_distill", "mlp", data={"train_on": "noise", "steps_per_epoch": STEPS}),
     "tuned": partial(in_double_fit, "decoupled_distill", "mlp", represented={"tune_kept": "all"}),
+    "calibrated": partial(in_double_fit, "recon_only", "mlp", represented={"tune_kept": "all"}, calibration_images=60),
+    "calibrated_distill": partial(
+        in_double_fit, "decoupled_distill", "mlp", represented={"tune_kept": "affine"}, calibration_images=60
+    ),
     "warmup": partial(in_double_fit, "baseline_joint", "mlp", represented={"tune_kept": "affine"}, warmup_steps=1),
     "target": partial(in_double_fit, "recon_only", "table_quantized", rate=Rate(target_bytes=18_000)),
     "ema": partial(in_double_fit, "decoupled_distill", "mlp", ema=0.5),
