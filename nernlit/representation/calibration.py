@@ -44,8 +44,8 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
     The scale and the shift of each channel of a normalization layer (BatchNorm, LayerNorm, GroupNorm) minimize the
     squared distance of its outputs from the original's; so does the bias of a layer. Linear layers that are not
     predicted (`tune_kept: all`) get the weights and bias of a ridge regression that starts from the original's. Other
-    kept tensors, those with several names, and those of modules that run twice are the original's. This takes two
-    forward passes, and the memory of one for all images at once.
+    kept tensors are the original's: those with several names, and those of modules that run twice and of linear layers
+    that are applied to tokens. This takes two forward passes, and the memory of one for all images at once.
 
     Args:
         representation: The representation, whose original is the target; its `tuned` tensors are changed in place.
@@ -64,6 +64,8 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
     calls: list[str] = []
 
     def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Linear) and inputs[0].dim() > 2:
+            return  # of tokens, whose errors differ: their mean made a Vision Transformer worse
         calls.append(name)
         features = sites[name].features(module, inputs[0])
         targets = sites[name].outputs(module, features)

@@ -244,3 +244,25 @@ def test_a_network_without_such_tensors_is_refused() -> None:
     net[0].bias = None
     with pytest.raises(UsageError, match="calibration: no kept tensor can be fitted"):
         calibrate(_represented(net), [IMAGES])
+
+
+def test_linear_layers_of_tokens_keep_their_values() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix, self.norm, self.head = (
+                nn.Conv2d(3, 8, 4, 4),
+                nn.Linear(8, 8),
+                nn.LayerNorm(8),
+                nn.Linear(8, 4),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.mix(self.embed(x).flatten(2).movedim(1, 2))
+            return self.head(self.norm(tokens)[:, 0])  # type: ignore[no-any-return]
+
+    representation = _represented(Tokens())
+    before = {key: value.clone() for key, value in representation.tuned.named().items()}
+    calibrate(representation, [IMAGES])
+    changed = {key for key, value in representation.tuned.named().items() if not torch.equal(value, before[key])}
+    assert changed == {"embed.bias", "norm.weight", "norm.bias", "head.bias"}
