@@ -31,12 +31,13 @@ from nernlit.losses import explained_power, reconstruction_mse
 from nernlit.optimizers import Ranger, WarmupCosine
 from nernlit.originals import Original
 from nernlit.predictors import MLP
-from nernlit.representation import Representation
+from nernlit.representation import Representation, calibrate
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity, error_weights
 from tests.benchmarks.study_images import Measured
-from tests.benchmarks.study_tables import study_figure, study_table
+from tests.benchmarks.study_tables import study_figure, study_tables
 
 _POINTS = 20  # of a curve
+_CALIBRATION_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,11 @@ def fit(
 ) -> dict[str, Any]:
     """One fit: explained power in the end, seconds in steps, and the curve of (seconds, explained power).
 
-    With images it also has the accuracy, see `study_images`.
+    With images it also has the accuracy, see `study_images`, and that with calibrated kept tensors (`calibrated_...`).
     """
     torch.manual_seed(seed)
     mlp = _mlp(setting, width(setting, hidden, _layers(original)))
-    whole = Representation(original, mlp, order=setting.order, standardize=setting.standardize)
+    whole = Representation(original, mlp, order=setting.order, standardize=setting.standardize, tune_kept="affine")
     average = AveragedModel(mlp, multi_avg_fn=get_ema_multi_avg_fn(setting.ema)) if setting.ema else None
     optimizer = built_optimizer(setting, mlp.parameters())
     schedule = WarmupCosine(optimizer, setting.warmup_steps, total_steps=steps)
@@ -210,7 +211,12 @@ def fit(
                 table = whole.kernels(predictor=mlp if average is None else average.module) * units
                 curve.append((seconds, float(explained_power(table, whole.target, mask))))
     found = {"width": mlp.hidden, "params": mlp.num_params, "explained_power": curve[-1][1], "seconds": seconds}
-    measured = {} if images is None else _measured(original, images).results(whole)
+    measured: dict[str, Any] = {}
+    if images is not None:
+        reference = _measured(original, images)
+        measured = reference.results(whole)
+        calibrate(whole, reference.data.training_images(_CALIBRATION_IMAGES, 0))
+        measured |= {f"calibrated_{name}": value for name, value in reference.results(whole).items()}
     return {**found, **measured, "curve": curve}
 
 
@@ -270,7 +276,8 @@ def main() -> None:
     for hidden in options.hidden:
         same = {"network": network, "hidden": hidden, "steps": options.steps}
         mine = [line for line in lines if same.items() <= line.items() and line["name"] in options.settings]
-        Console().print(study_table(mine, f"{network}, H={hidden}, {options.steps} steps"))
+        for table in study_tables(mine, f"{network}, H={hidden}, {options.steps} steps"):
+            Console().print(table)
         study_figure(mine).savefig(options.out / f"curves_{network}_h{hidden}_{options.steps}.png", dpi=120)
 
 

@@ -41,6 +41,7 @@ class Measured:
     def __init__(self, root: Path, representation: Representation, splits: Sequence[str] = ("val", "test")) -> None:
         self.data = CIFAR10DataModule(str(root))
         self.data.network = representation.original
+        self.data.setup("fit")
         weights = representation.original_weights()
         self.splits = {name: self._split(name, representation, weights) for name in splits}
 
