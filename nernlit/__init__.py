@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nernlit.kernels import LayerFilter, Layout
     from nernlit.originals import Original
     from nernlit.predictors import MLP, Codebooks, FourierEncoding, Predictor, Quantize, Quantized, Table
-    from nernlit.representation import Representation, Sizes, load
+    from nernlit.representation import Representation, Sizes, calibrate, load
     from nernlit.training import (
         BaselineJoint,
         DecoupledDistill,
@@ -66,6 +66,7 @@ __all__ = [
     "Stage",
     "Step",
     "Table",
+    "calibrate",
     "compress",
     "load",
 ]
@@ -93,7 +94,7 @@ _NAMES = {
     ],
     "originals": ["Original"],
     "predictors": ["MLP", "Codebooks", "FourierEncoding", "Predictor", "Quantize", "Quantized", "Table"],
-    "representation": ["Representation", "Sizes", "load"],
+    "representation": ["Representation", "Sizes", "calibrate", "load"],
 }
 _HOME = {name: part for part, names in _NAMES.items() for name in names}
 

@@ -1,6 +1,6 @@
 """Analyses of a representation or a classifier: pure functions that return numbers or matplotlib figures."""
 
-from nernlit.analysis.attacks import Attack, accuracy_under, calibrate
+from nernlit.analysis.attacks import Attack, accuracy_under, eps_that_keeps
 from nernlit.analysis.figures import (
     curves_figure,
     energy_figure,
@@ -23,10 +23,10 @@ __all__ = [
     "LayerError",
     "PairedDifference",
     "accuracy_under",
-    "calibrate",
     "correct_answers",
     "curves_figure",
     "energy_figure",
+    "eps_that_keeps",
     "factorized",
     "interpolation_figure",
     "kernel_figure",

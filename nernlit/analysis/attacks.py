@@ -121,7 +121,7 @@ def _measure(attack: Attack, classify: Classifier, batches: Iterable[tuple[Tenso
     return right / count, still, count
 
 
-def calibrate(
+def eps_that_keeps(
     classify: Classifier,
     batches: Iterable[tuple[Tensor, Tensor]],
     keeps: float,

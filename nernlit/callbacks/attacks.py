@@ -21,7 +21,7 @@ class AdversarialAccuracy(L.Callback):
     """Accuracy of the original and of the reconstructed CNN on attacked test images, in white-box attacks on each.
 
     Logs `test/acc_fgsm_EPS` and `test/acc_ifgsm_EPS`, and the same with the suffix `_original`; EPS is in units of
-    1/255. Warns if an attack did not change some of the images. `nernlit.analysis.calibrate` finds an EPS.
+    1/255. Warns if an attack did not change some of the images. `nernlit.analysis.eps_that_keeps` finds an EPS.
 
     Args:
         fgsm_255: Strengths of FGSM (one step), in units of 1/255.

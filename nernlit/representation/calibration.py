@@ -53,14 +53,17 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
         processes: The processes that share the images; all of them get the same values.
 
     Raises:
-        UsageError: If none of the tensors can be fitted.
+        UsageError: If there are no images, or none of the tensors can be fitted.
         DivergenceError: If activations are not finite.
     """
     original, net = representation.original, representation.module()
     kept = {key: value for key, value in original.net.state_dict().items() if key in representation.tuned.keys}
     net.load_state_dict(kept, strict=False)  # so that calibrating again changes nothing
     sites, samples = _sites(net, representation.tuned.keys), dict[str, tuple[Tensor, Tensor]]()
-    pixels_BCHW = (torch.cat(list(images)).to(original.mean.device) - original.mean) / original.std
+    batches = list(images)
+    if not batches:
+        raise UsageError("calibration: there are no images; pass at least one batch.")
+    pixels_BCHW = (torch.cat(batches).to(original.mean.device) - original.mean) / original.std
     calls: list[str] = []
 
     def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

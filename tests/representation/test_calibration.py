@@ -239,6 +239,11 @@ def test_activations_that_are_not_finite_are_refused() -> None:
         assert torch.equal(value, before[key])
 
 
+def test_no_images_are_refused() -> None:
+    with pytest.raises(UsageError, match="calibration: there are no images; pass at least one batch"):
+        calibrate(_represented(Residual()), [])
+
+
 def test_a_network_without_such_tensors_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.PReLU(4))
     net[0].bias = None
