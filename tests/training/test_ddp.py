@@ -109,6 +109,8 @@ def test_several_processes_train_like_one_with_the_joined_batch(fits: Path, case
     (alone,) = _outcomes(fits, case, 1)
     several = _outcomes(fits, case, processes)
     gradients, weights = (1e-5, 1e-5) if case in SINGLE_PRECISION else (1e-12, 1e-12)
+    if case == "calibrated":
+        weights = 1e-11  # a regression amplifies rounding
     for own in several:
         assert own["steps"] == alone["steps"] >= STEPS - 1
         for found, expected in zip(own["start"], alone["start"], strict=True):
