@@ -52,7 +52,9 @@ class ReconOnly(Scheme):
         options = sensitivity, on_divergence, calibration_images
         super().__init__(representation, [stage], precision, None, rate, *options)
 
-        self._calibrated_step = -1
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._calibrated_step = -1  # of this run; an earlier one may have had the same steps
 
     def on_validation_start(self) -> None:
         super().on_validation_start()

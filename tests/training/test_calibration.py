@@ -53,6 +53,16 @@ def test_recon_only_ends_calibrated(options: dict[str, Any], tmp_path: Path) -> 
     assert torch.allclose(again(images), module.representation(images), atol=1e-5)
 
 
+def test_a_second_fit_of_the_same_length_is_calibrated_too() -> None:
+    module = _recon_only()
+    _fitted(module, max_epochs=1)
+    data = _digits()
+    found = _fitted(module, data, max_epochs=1)
+    calibrate(module.representation, data.training_images(64, 0))
+    for key, value in module.representation.tuned.named().items():
+        assert torch.equal(value, found[key]), key
+
+
 def test_it_does_not_depend_on_the_seed_of_the_fit_or_of_the_data() -> None:
     assert all(
         map(torch.equal, _fitted(_recon_only()).values(), _fitted(_recon_only(), _digits(batch_size=7)).values())
