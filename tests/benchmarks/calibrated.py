@@ -46,7 +46,7 @@ def main() -> None:
         measured = measured or Measured(options.images, representation)
         before = measured.results(representation)
         began = time.perf_counter()
-        calibrate(representation, measured.data.training_images(options.calibration_images, 0))
+        calibrate(representation, measured.training_images(options.calibration_images))
         seconds, after = time.perf_counter() - began, measured.results(representation)
         sizes = file_sizes(representation)
         figures = [f"{100 * sizes.file_bytes / sizes.original_bytes:.1f}%"]

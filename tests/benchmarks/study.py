@@ -215,7 +215,7 @@ def fit(
     if images is not None:
         reference = _measured(original, images)
         measured = reference.results(whole)
-        calibrate(whole, reference.data.training_images(_CALIBRATION_IMAGES, 0))
+        calibrate(whole, reference.training_images(_CALIBRATION_IMAGES))
         measured |= {f"calibrated_{name}": value for name, value in reference.results(whole).items()}
     return {**found, **measured, "curve": curve}
 

@@ -3,7 +3,7 @@
 Shapes: N images of C channels; logits (N, C) of C classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ class Measured:
     def __init__(self, root: Path, representation: Representation, splits: Sequence[str] = ("val", "test")) -> None:
         self.data = CIFAR10DataModule(str(root))
         self.data.network = representation.original
-        self.data.setup("fit")
         weights = representation.original_weights()
         self.splits = {name: self._split(name, representation, weights) for name in splits}
 
@@ -51,6 +50,12 @@ class Measured:
         batches = [self.data.on_after_batch_transfer(batch, 0) for batch in loader]
         pixels_NCHW, labels_N = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return Split(pixels_NCHW, labels_N, logits(representation, weights, pixels_NCHW))
+
+    def training_images(self, count: int) -> Iterator[Tensor]:
+        """Batches of this many training images; they are decoded at the first call."""
+        if "train" not in self.data.sources:
+            self.data.setup("fit")
+        return self.data.training_images(count, 0)
 
     def results(self, representation: Representation) -> dict[str, Any]:
         """Accuracy on both splits, divergence from the original in nats, and which images are classified correctly."""
