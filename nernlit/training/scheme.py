@@ -55,7 +55,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             state of the last validation, epoch's end or stage's start, and halves the learning rate for the rest of the
             fit, five times at most.
         calibration_images: Number of training images that the kept tensors of `tune_kept` are calibrated on; see
-            `nernlit.representation.calibrate`. 0 does not calibrate.
+            `nernlit.representation.calibrate`. 0 does not calibrate; None if the scheme cannot.
     """
 
     @abstractmethod  # a scheme lists its stages in its constructor
@@ -68,7 +68,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         rate: Rate | None = None,
         sensitivity: Sensitivity = NO_SENSITIVITY,
         on_divergence: OnDivergence = "stop",
-        calibration_images: int = 0,
+        calibration_images: int | None = None,
     ) -> None:
         super().__init__(representation.original)
         representation.original.require_weights()
@@ -79,12 +79,13 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.stage = 0
         self.replaced_hyperparameters = dict(rebuilt or {})
         self._tuned = list(representation.tuned.parameters())
-        self.calibration_images = calibration_images
-        require_at_least(0, calibration_images=calibration_images)
+        self.calibration_images = calibration_images or 0
+        require_at_least(0, calibration_images=self.calibration_images)
         if self._tuned and not self.trains_on_images and not calibration_images:
+            calibrating = "" if calibration_images is None else "pass --model.calibration_images 256, or "
             raise UsageError(
                 f"tune_kept chooses tensors that only images have an effect on, and {type(self).__name__} uses none; "
-                "pass --model.calibration_images 256, or leave --model.representation.tune_kept out."
+                f"{calibrating}leave --model.representation.tune_kept out."
             )
         if calibration_images and not self._tuned:
             raise UsageError(

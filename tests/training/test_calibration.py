@@ -11,7 +11,7 @@ from nernlit.errors import UsageError
 from nernlit.kernels import Uniform
 from nernlit.predictors import MLP
 from nernlit.representation import Representation, calibrate, load_representation
-from nernlit.training import DecoupledDistill, ReconOnly, ReconstructionPhase
+from nernlit.training import DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase
 from tests.fakes import digits_representation, quiet_trainer
 
 
@@ -101,6 +101,12 @@ def test_decoupled_starts_its_second_phase_calibrated() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         _recon_only(**options)
+
+
+def test_a_scheme_that_cannot_calibrate_does_not_advise_it() -> None:
+    representation = Representation(digits_representation().original, MLP(16), tune_kept="affine")
+    with pytest.raises(UsageError, match="Progressive uses none; leave --model.representation.tune_kept out"):
+        Progressive(representation, optimizer=_adam, rounds=1)
 
 
 def test_without_chosen_tensors_it_is_refused() -> None:
