@@ -105,7 +105,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 def test_a_scheme_that_cannot_calibrate_does_not_advise_it() -> None:
     representation = Representation(digits_representation().original, MLP(16), tune_kept="affine")
-    with pytest.raises(UsageError, match="Progressive uses none; leave --model.representation.tune_kept out"):
+    with pytest.raises(UsageError, match=r"Progressive uses none; leave --model\.representation\.tune_kept out"):
         Progressive(representation, optimizer=_adam, rounds=1)
 
 
