@@ -19,6 +19,7 @@ from nernlit.coding.checks import Checks
 from nernlit.coding.described import described_layout, described_predictor, require_memory
 from nernlit.coding.kept import Kept, KeptForm, coded_numbers
 from nernlit.coding.prediction import predicted_weights
+from nernlit.coding.zeros import code_zeros, decode_zeros
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
 from nernlit.kernels import Layout, OrderName, code_order, decode_order, pack_order
 from nernlit.predictors import Predictor
@@ -62,6 +63,7 @@ class NernFile:
         scale: One unit of the predictor's output in weight units, a scalar.
         kept: The tensors that are not predicted, each under its first name.
         checks: What is known of the network that the file was written from.
+        nonzero: State-dict key -> booleans: the predicted weights that are not kept at 0; None if none is kept at 0.
     """
 
     path: Path
@@ -72,6 +74,7 @@ class NernFile:
     scale: Tensor
     kept: Kept
     checks: Checks
+    nonzero: Mapping[str, Tensor] | None = None
 
     @property
     def specification(self) -> dict[str, Any]:
@@ -106,8 +109,10 @@ class NernFile:
             _require_facts(header)
             specification = header["specification"]
             layout = described_layout(specification)
-            # While addresses are unpacked, they take three numbers of 8 bytes per kernel; kept integers take 64 bytes.
+            # While addresses are unpacked, they take three numbers of 8 bytes per kernel; kept integers take 64 bytes,
+            # and positions of zeros 9.
             numbers = layout.num_weights + 6 * layout.num_kernels + 16 * coded_numbers(header["kept"])
+            numbers += 3 * layout.num_weights if "zeros" in tensors else 0
             require_memory(numbers, path, limit)
             order = specification["order"]
             if order not in get_args(OrderName):
@@ -118,8 +123,11 @@ class NernFile:
             predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout, path, limit)
             require_memory(layout.num_kernels * math.prod(predictor.block), path, limit)
             addresses_N3 = decode_order(layout, tensors["order"], order)
-            kept = Kept.read(header["kept"], tensors)
-            return cls(path, header, predictor, layout, addresses_N3, scale, kept, Checks.of_tensors(tensors))
+            kept, checks = Kept.read(header["kept"], tensors), Checks.of_tensors(tensors)
+            if specification.get("keep_zeros", False) is not ("zeros" in tensors):
+                raise LayoutError("its header and its tensors differ in whether zeros are kept.")
+            nonzero = decode_zeros(layout, tensors["zeros"]) if "zeros" in tensors else None
+            return cls(path, header, predictor, layout, addresses_N3, scale, kept, checks, nonzero)
 
     @classmethod
     def of(
@@ -134,6 +142,7 @@ class NernFile:
         names: Mapping[str, Sequence[str]],
         original: str,
         form: KeptForm = "fp32",
+        nonzero: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """The file of a reconstructed network.
 
@@ -148,6 +157,7 @@ class NernFile:
             names: Each of its keys -> all keys of the same tensor.
             original: SHA-256 of the original's weights.
             form: How the tensors that are not predicted are stored.
+            nonzero: See the class.
 
         Raises:
             UsageError: If a predicted weight is not finite, or the form cannot store a tensor.
@@ -158,7 +168,7 @@ class NernFile:
         stored = {name: value for key, value in kept.values.items() for name in names[key]}
         checks = Checks.of(original, layout, {**state, **stored})
         header = {**header, "aliases": aliases, "kept": kept.described}
-        return cls(path, header, predictor, layout, addresses_N3, scale, kept, checks)
+        return cls(path, header, predictor, layout, addresses_N3, scale, kept, checks, nonzero)
 
     @property
     def packed_order(self) -> Tensor:
@@ -175,6 +185,8 @@ class NernFile:
         with unreadable(self.path):
             block = self.predictor.block
             weights = predicted_weights(self.predictor, block, self.layout, self.addresses, self.scale)
+            if self.nonzero is not None:
+                weights = {key: weights[key].where(kept, 0) for key, kept in self.nonzero.items()}
             self.checks.require_norms(self.layout, weights)
             aliases = {layer.key: layer.aliases for layer in self.layout.layers} | self.header["aliases"]
             named = [
@@ -208,6 +220,7 @@ class NernFile:
             "scale": self.scale,
             "order": code_order(self.layout, self.addresses, self.order),
             **{f"predictor.{name}": value for name, value in stored.items()},
+            **({} if self.nonzero is None else {"zeros": code_zeros(self.layout, self.nonzero)}),
             **self.kept.stored,
             **self.checks.tensors(),
         }
@@ -231,8 +244,9 @@ def _require_facts(header: Mapping[str, Any]) -> None:
 
 
 def part_bytes(contents: Contents) -> dict[str, int]:
-    """Bytes of each part of a file's tensors: `predictor`, `order`, `kept`, `scale` and `checks`."""
+    """Bytes of each part of a file's tensors: `predictor`, `order`, `kept`, `scale`, `checks`; and `zeros`, if any."""
     sizes = dict.fromkeys(("predictor", "order", "kept", "scale", "checks"), 0)
     for name, value in contents.tensors.items():
-        sizes[name.partition(".")[0]] += value.nbytes
+        part = name.partition(".")[0]
+        sizes[part] = sizes.get(part, 0) + value.nbytes
     return sizes

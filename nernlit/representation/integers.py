@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nernlit.coding import predicted_weights
 from nernlit.errors import UsageError
 from nernlit.predictors import Quantized, Table
 from nernlit.representation.representation import Representation
@@ -44,7 +45,9 @@ def integer_weights(representation: Representation) -> dict[str, IntegerWeight]:
     at_steps = copy.deepcopy(predictor.predictor)
     for name, value in {**predictor.rounded_parameters(), **predictor.step_sizes()}.items():
         at_steps.get_parameter(name).copy_(value)
-    steps, weights = representation.weights(at_steps), representation.weights()
+    # Of kept zeros too: the step sizes of a row must be equal.
+    parts = representation.predictor.block, representation.layout, representation.addresses, representation.scale
+    steps, weights = predicted_weights(at_steps, *parts), representation.weights()
     return {key: _integer_weight(key, weight.cpu(), steps[key].cpu()) for key, weight in weights.items()}
 
 

@@ -68,10 +68,12 @@ class Representation(WithConstants, WithPretrained):
         quantize: Quantizes the predictor; it becomes a `Quantized`. None does not.
         tune_kept: Tensors of the network that are trained with the predictor, though they are not predicted: `none`,
             `affine` (biases, and the scales and shifts of normalization layers) or `all`. They need no more bytes.
+        keep_zeros: Whether predicted weights that are 0 in the original stay 0, as in a pruned network. The predictor
+            does not learn them then, and files hold their positions.
 
     Raises:
         LayoutError: If no layer matches, the predictor's kernels are smaller than a layer's, or the layers' weights are
-            not finite or all zero.
+            not finite or all zero; or with `keep_zeros`, none is zero.
         UsageError: If the predictor does not store its constructor's arguments.
     """
 
@@ -81,6 +83,8 @@ class Representation(WithConstants, WithPretrained):
     target: Tensor
     masks: Tensor
     mask_numbers: Tensor
+    #: (N, K, K) booleans: the predicted weights that are not 0 in the original; None if the predictor learns zeros too.
+    nonzero: Tensor | None = None
     #: Whether the predictor is as it was built: not that of a file, and not trained.
     is_new = True
 
@@ -94,6 +98,7 @@ class Representation(WithConstants, WithPretrained):
         pointwise: Pointwise = "crop",
         quantize: Quantize | None = None,
         tune_kept: TuneKept = "none",
+        keep_zeros: bool = False,
     ) -> None:
         if quantize is not None:
             predictor = Quantized(predictor, quantize.bits, quantize.per, quantize.step_rate)
@@ -106,13 +111,18 @@ class Representation(WithConstants, WithPretrained):
         self._set_up(original, predictor, layout, order, standardize, address_N3)
         self.tuned = tuned(original.net, layout, tune_kept)
         # In float64: independent of the number of threads, and finite for large weights.
-        power = self.target.double().square().sum() / layout.num_weights
+        power = self.target.double().square().sum()
         if not power:
             names = ", ".join(layer.name for layer in layout.layers[:5])
             raise LayoutError(
                 f"all weights of the predicted layers ({names}, ...) are 0; there is nothing to represent."
             )
-        self.set_constant("scale", power.sqrt().float() if standardize else torch.ones(()))
+        if keep_zeros:
+            self.set_constant("nonzero", self.target != 0)
+            if self.num_learned == layout.num_weights:
+                raise LayoutError("keep_zeros=True, but no predicted weight is 0; leave it out.")
+        rms = (power / self.num_learned).sqrt().float()
+        self.set_constant("scale", rms if standardize else torch.ones(()))
         if predictors_are_fitted():
             mask = self.mask()
             self.fit_predictor(self.target.new_ones(()).expand_as(self.target) if mask is None else mask.float())
@@ -142,6 +152,8 @@ class Representation(WithConstants, WithPretrained):
             standardize = bool(file.specification["standardize"])
             self._set_up(original.freeze(), file.predictor, file.layout, file.order, standardize, file.addresses)
             self.set_constant("scale", file.scale)
+            if file.nonzero is not None:
+                self.set_constant("nonzero", file.layout.table(file.nonzero, file.predictor.block))
         self.is_new = False
         return self.eval()
 
@@ -191,7 +203,8 @@ class Representation(WithConstants, WithPretrained):
         header = {**description(self.original), "specification": self.specification()}
         names = names_of_weights(self.original.net)
         parts = self.predictor, self.layout, self.addresses, self.scale
-        return NernFile.of(path, header, *parts, state, names, self.original.fingerprint(), kept)
+        nonzero = None if self.nonzero is None else self.layout.weights(self.nonzero.cpu())
+        return NernFile.of(path, header, *parts, state, names, self.original.fingerprint(), kept, nonzero)
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.
@@ -201,7 +214,10 @@ class Representation(WithConstants, WithPretrained):
             predictor: Used in place of the representation's own; of the same class and arguments.
         """
         rows = self.addresses if indices is None else self.addresses[indices]
-        return predicted_kernels(predictor or self.predictor, rows, self.scale)
+        kernels_NKK = predicted_kernels(predictor or self.predictor, rows, self.scale)
+        if self.nonzero is None:
+            return kernels_NKK
+        return kernels_NKK.where(self.nonzero if indices is None else self.nonzero[indices], 0)
 
     def weights(self, predictor: nn.Module | None = None) -> dict[str, Tensor]:
         """The predicted entries of the original's state dict, with gradients to the predictor.
@@ -225,7 +241,10 @@ class Representation(WithConstants, WithPretrained):
 
     def _weights(self, predictor: nn.Module, quiet: bool = False) -> dict[str, Tensor]:
         block = self.predictor.block
-        return predicted_weights(predictor, block, self.layout, self.addresses, self.scale, quiet)
+        weights = predicted_weights(predictor, block, self.layout, self.addresses, self.scale, quiet)
+        if self.nonzero is None:
+            return weights
+        return {key: weights[key].where(kept, 0) for key, kept in self.layout.weights(self.nonzero).items()}
 
     def original_weights(self) -> dict[str, Tensor]:
         """The original's values of the weights that `weights` predicts."""
@@ -242,11 +261,24 @@ class Representation(WithConstants, WithPretrained):
         return own | dict.fromkeys(self.tuned.parameters(), TUNED_RATE)
 
     def mask(self, indices: Tensor | None = None) -> Tensor | None:
-        """(N, K, K) booleans: the entries that are weights; None if all are."""
+        """(N, K, K) booleans: the entries that are learned, those of weights and not kept zeros; None if all are."""
+        if self.nonzero is not None:
+            return self.nonzero if indices is None else self.nonzero[indices]
         if self._all_full:
             return None
         numbers = self.mask_numbers if indices is None else self.mask_numbers[indices]
         return self.masks[numbers.long()]
+
+    @property
+    def num_learned(self) -> int:
+        """Number of weights that the predictor learns: all predicted ones, without kept zeros."""
+        return self.layout.num_weights if self.nonzero is None else int(self.nonzero.sum())
+
+    def learned_per_kernel(self) -> Tensor:
+        """(N,) int16: the number of weights in each kernel that the predictor learns."""
+        if self.nonzero is not None:
+            return self.nonzero.sum((1, 2), dtype=torch.int16)
+        return self.masks.sum((1, 2), dtype=torch.int16)[self.mask_numbers.long()]
 
     @property
     def _all_full(self) -> bool:
@@ -310,6 +342,7 @@ class Representation(WithConstants, WithPretrained):
             "order": self.order,
             "standardize": self.standardize,
             "predictor": self.predictor.specification(),
+            **({} if self.nonzero is None else {"keep_zeros": True}),
         }
 
     def _identity(self) -> dict[str, Any]:

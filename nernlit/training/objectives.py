@@ -35,7 +35,7 @@ class Step:
             that need no images.
         target: Kernels to reconstruct, (N, K, K).
         norms: Euclidean norms of the target kernels, (N,), on the CPU.
-        sizes: Number of weights of each kernel, (N,), on the CPU.
+        sizes: Number of weights of each kernel that are learned, (N,), on the CPU.
         error_weights: Weight of the squared error of each entry of the kernels, (N, K, K), with mean 1 over those that
             are weights of the network; None for equal ones.
         ensemble: Predictors that are trained instead of the representation's own.
@@ -134,7 +134,7 @@ class Reconstruction(Objective):
         # All processes draw the same sample and divide it among them.
         shares = self.sampling.shares(step.norms, step.seed, step.number, step.world_size)
         joint = torch.cat(shares)
-        num_weights = int(step.sizes[joint].sum())
+        num_weights = max(1, int(step.sizes[joint].sum()))
         rows = shares[step.rank].to(step.target.device)
         predicted_TSKK = step.kernels(rows)
         scale, mask_SKK = step.representation.scale, step.representation.mask(rows)

@@ -170,7 +170,7 @@ def _image_size(option: Sensitivity, original: Original) -> tuple[int, int]:
 def normalized(
     representation: Representation, sensitivities: Mapping[str, Tensor], exponent: float, cap: float | None
 ) -> Tensor:
-    """Sensitivities to the power of `exponent`, scaled to mean 1: (N, K, K), 0 for entries that are no weights.
+    """Sensitivities to the power of `exponent`, scaled to mean 1: (N, K, K), 0 for entries that are not learned.
 
     Args:
         representation: Says where in the table each weight is.
@@ -193,8 +193,8 @@ def normalized(
     weights_NKK = (table_NKK / total).pow(exponent)
     if mask is not None:
         weights_NKK *= mask.cpu()  # 0^0 is 1
-    weights_NKK /= weights_NKK.sum() / layout.num_weights
+    weights_NKK /= weights_NKK.sum() / representation.num_learned
     if cap is not None:
         weights_NKK.clamp_(max=cap)
-        weights_NKK /= weights_NKK.sum() / layout.num_weights
+        weights_NKK /= weights_NKK.sum() / representation.num_learned
     return weights_NKK.float()
