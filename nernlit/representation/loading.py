@@ -188,6 +188,12 @@ def _fill(representation: Representation, state: dict[str, Tensor], path: str | 
             f"{path} was fitted with {len(more)} more trained kept tensors; pass the same "
             "--model.representation.tune_kept, or leave `representation` out."
         )
+    values = representation.tuned.values
+    vectors = [number for number, value in enumerate(values) if value.dim() == 1]
+    if 0 < sum(name.startswith("tuned.") for name in state) == len(vectors) < len(values):
+        # Fitted with tune_kept: affine, continued with all: the others are the original's.
+        moved = {f"tuned.values.{number}": state[f"tuned.values.{n}"] for n, number in enumerate(vectors)}
+        state = {**{name: value for name, value in state.items() if not name.startswith("tuned.")}, **moved}
     with _unbuildable(path):
         require_floats(representation.state_dict(), state, str(path))
         representation.load_state_dict({**own, **state})  # a fit without tune_kept has the original's

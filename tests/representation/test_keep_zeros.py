@@ -169,9 +169,7 @@ def test_schemes_train_it() -> None:
         progressive,
     ):
         images = module is decoupled
-        data = DigitsDataModule(
-            train_on="images" if images else "none", **({} if images else {"steps_per_epoch": 4})
-        )
+        data = DigitsDataModule(train_on="images" if images else "none", **({} if images else {"steps_per_epoch": 4}))
         trainer = quiet_trainer(max_epochs=2, limit_train_batches=4, limit_val_batches=1)
         trainer.fit(module, datamodule=data)
         for key, is_zero in _where_zero(module.representation).items():

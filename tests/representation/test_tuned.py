@@ -58,6 +58,20 @@ def test_a_file_gives_its_trained_tensors_to_a_new_representation(tmp_path: Path
         assert torch.equal(again.tuned.named()[key], value)
 
 
+def test_a_fit_of_affine_tensors_continues_with_all(tmp_path: Path) -> None:
+    images, labels = torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))
+    representation = _table("affine")
+    module = DecoupledDistill(representation, optimizer=_adam, kd_weight=0, cross_entropy_weight=1, precision="fp32")
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, DataLoader([(images, labels)], batch_size=None))  # type: ignore[arg-type]
+    trainer.save_checkpoint(tmp_path / "affine.ckpt")
+    again, _ = load_representation(tmp_path / "affine.ckpt", _table("all"))
+    trained, everything = representation.tuned.named(), again.tuned.named()
+    assert set(trained) < set(everything)
+    for key, value in everything.items():
+        assert torch.equal(value, trained.get(key, again.original.net.state_dict()[key])), key
+
+
 def test_they_have_a_smaller_learning_rate() -> None:
     representation = _table("affine")
     assert set(representation.learning_rates().values()) == {0.1}
