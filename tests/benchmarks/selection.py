@@ -12,6 +12,7 @@ weights do not change the answer. `--check` measures how many answers would have
 """
 
 import argparse
+import copy
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -44,10 +46,12 @@ class Judge:
         representation: One of the original.
         measured: The images.
         margin: Images with a larger margin keep the original's answer.
+        device: Where images are classified.
     """
 
-    def __init__(self, representation: Representation, measured: Measured, margin: float) -> None:
-        self.representation, self.splits = representation, measured.splits
+    def __init__(self, representation: Representation, measured: Measured, margin: float, device: str) -> None:
+        self.representation, self.splits = copy.deepcopy(representation).to(device), measured.splits
+        self.device = device
         self.close = {name: _margins(split.original) < margin for name, split in self.splits.items()}
 
     def counts(self, weights: Weights) -> dict[str, int]:
@@ -58,13 +62,17 @@ class Judge:
     def _answers(self, name: str, weights: Weights) -> Tensor:
         split, close_N = self.splits[name], self.close[name]
         answers_N = split.original.argmax(1)
-        answers_N[close_N] = logits(self.representation, weights, split.pixels[close_N]).argmax(1)
+        answers_N[close_N] = self._classified(weights, split.pixels[close_N])
         return answers_N
+
+    def _classified(self, weights: Weights, pixels_NCHW: Tensor) -> Tensor:
+        there = {key: value.to(self.device) for key, value in weights.items()}
+        return logits(self.representation, there, pixels_NCHW.to(self.device)).argmax(1).cpu()
 
     def largest_margin(self, weights: Weights) -> tuple[int, float]:
         """The number of test images whose answer changes, and the largest margin of such an image."""
         split = self.splits["test"]
-        answers_N = logits(self.representation, weights, split.pixels).argmax(1)
+        answers_N = self._classified(weights, split.pixels)
         changed_N = answers_N != split.original.argmax(1)
         return int(changed_N.sum()), float(_margins(split.original)[changed_N].max())
 
@@ -79,15 +87,15 @@ def fitted(original: Original, target: Weights, options: argparse.Namespace, see
     """Weights that a Recon-only fit to the target reconstructs, at equal distances in the second half of its steps."""
     torch.manual_seed(seed)
     mlp = MLP(options.hidden, activation="gelu", base=0.9)
-    whole = Representation(original, mlp)
-    target_NKK = whole.layout.table(target, mlp.block) / whole.scale
+    whole = Representation(copy.deepcopy(original), mlp).to(options.device)
+    target_NKK = whole.layout.table(target, mlp.block).to(options.device) / whole.scale
     optimizer = built_optimizer(Setting(), mlp.parameters())
     schedule = WarmupCosine(optimizer, 50, total_steps=options.steps)
-    norms, half = target_NKK.flatten(1).norm(dim=1), options.steps // 2
+    norms, half = target_NKK.flatten(1).norm(dim=1).cpu(), options.steps // 2
     at = {options.steps - half * number // options.evaluations for number in range(options.evaluations)}
     for step in range(1, options.steps + 1):
-        rows = Uniform(4096).indices(norms, seed, step)
-        with torch.autocast("cpu", torch.bfloat16):
+        rows = Uniform(4096).indices(norms, seed, step).to(options.device)
+        with torch.autocast(options.device, torch.bfloat16):
             predicted = whole.kernels(rows)
         optimizer.zero_grad()
         reconstruction_mse(predicted / whole.scale, target_NKK[rows], whole.mask(rows)).backward()
@@ -95,7 +103,7 @@ def fitted(original: Original, target: Weights, options: argparse.Namespace, see
         schedule.step()
         if step in at:
             with torch.no_grad():
-                yield {key: value.clone() for key, value in whole.weights().items()}
+                yield {key: value.to("cpu", copy=True) for key, value in whole.weights().items()}
 
 
 def noisy(target: Weights, error: Weights, evaluations: int, seed: int) -> Iterator[Weights]:
@@ -163,6 +171,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, nargs="+", default=[0], help="numbers of the chains, their seeds")
     parser.add_argument("--margin", type=float, default=3.0, help="in units of logits")
     parser.add_argument("--check", type=int, default=0, metavar="DRAWS", help="check the margin on draws of noise")
+    parser.add_argument("--device", default="cpu", help="of fits and images, for example cuda")
     parser.add_argument("--out", type=Path, default=Path("runs/selection"))
     options = parser.parse_args()
     network, _, file = options.original.partition("=")
@@ -170,7 +179,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     representation = Representation(original, MLP(8), order="none")
     splits = ("test", "val") if "val" in options.select else ("test",)
-    judge = Judge(representation, Measured(options.images, representation, splits), options.margin)
+    judge = Judge(representation, Measured(options.images, representation, splits), options.margin, options.device)
     weights = representation.original_weights()
     error = error_of(original, weights, options) if options.kind == "noise" else {}
     if options.check:
@@ -201,15 +210,16 @@ def main() -> None:
 def summary(lines: list[dict[str, Any]], sizes: Mapping[str, int], trials: int) -> Table:
     """Gains over the original in points, mean and standard deviation over the chains (and evaluations)."""
     rounds = sorted({line["round"] for line in lines})
-    table = Table(title="gain over the original, in points", title_justify="left")
-    for column in ("selected on", "measured on", "chains", "one evaluation", "best of a trial"):
-        table.add_column(column)
+    title = "gain in points: one evaluation, a trial's best, and each round's winner"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("selected on", "gain on", "chains", "one", "trial"):
+        table.add_column(column, no_wrap=True)
     for number in rounds:
-        table.add_column(f"round {number}")
+        table.add_column(f"{number}", no_wrap=True)
 
     def spread(found: list[dict[str, int]], on: str) -> str:
         values = [100 * (each[on] - lines[0]["original"][on]) / sizes[on] for each in found]
-        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        deviation = f"\n± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):+.2f}{deviation}"
 
     for select in dict.fromkeys(line["select"] for line in lines):
