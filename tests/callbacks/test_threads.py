@@ -54,16 +54,33 @@ class Recorder(L.Callback):
         self.used.append(torch.get_num_threads())
 
 
-class Line(L.LightningModule):
-    """The smallest module that trains."""
+class Clock:
+    """A clock that only steps move: real ones take other times beside other programs."""
 
-    def __init__(self, slow_from: int = 1_000) -> None:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of `CpuThreads`."""
+    clock = Clock()
+    monkeypatch.setattr("nernlit.callbacks.threads.time", clock)
+    return clock
+
+
+class Line(L.LightningModule):
+    """The smallest module that trains. A step takes a millisecond of the clock, and 50 from step `slow_from` on."""
+
+    def __init__(self, slow_from: int = 1_000, clock: Clock | None = None) -> None:
         super().__init__()
-        self.line, self.slow_from = torch.nn.Linear(1, 1), slow_from
+        self.line, self.slow_from, self.clock = torch.nn.Linear(1, 1), slow_from, clock or Clock()
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        if batch_idx >= self.slow_from:
-            time.sleep(0.05)
+        self.clock.now += 0.05 if batch_idx >= self.slow_from else 0.001
         return self.line(batch).square().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -118,16 +135,18 @@ def test_a_resumed_fit_begins_with_the_number_of_its_checkpoint(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("_eight_threads")
-def test_steps_that_become_ten_times_slower_beside_others_are_explained() -> None:
+def test_steps_that_become_ten_times_slower_beside_others_are_explained(clock: Clock) -> None:
     callback = CpuThreads(8, 0.02, Scripted(6.0))  # type: ignore[arg-type]
     callback._others.free_threads(8)
-    with pytest.warns(UserWarning, match=r"Steps have become \d+ times slower .* other programs use 6.0 of 8 cores"):
-        _fit(callback, steps=300, module=Line(slow_from=290))
+    with pytest.warns(
+        UserWarning, match=r"Steps have become 50 times slower \(0.05 s each\): other programs use 6.0 of 8 cores"
+    ):
+        _fit(callback, steps=300, module=Line(290, clock))
 
 
 @pytest.mark.usefixtures("_eight_threads")
-def test_slow_steps_on_a_quiet_machine_are_not_blamed_on_others(recwarn: pytest.WarningsRecorder) -> None:
-    _fit(CpuThreads(8, 0.02, Scripted(0.0)), steps=300, module=Line(slow_from=290))  # type: ignore[arg-type]
+def test_slow_steps_on_a_quiet_machine_are_not_blamed_on_others(recwarn: pytest.WarningsRecorder, clock: Clock) -> None:
+    _fit(CpuThreads(8, 0.02, Scripted(0.0)), steps=300, module=Line(290, clock))  # type: ignore[arg-type]
     assert not [warning for warning in recwarn if "times slower" in str(warning.message)]
 
 
@@ -142,9 +161,11 @@ class Phases(Line):
 
 
 @pytest.mark.usefixtures("_eight_threads")
-def test_steps_of_another_phase_are_not_compared_with_those_before(recwarn: pytest.WarningsRecorder) -> None:
+def test_steps_of_another_phase_are_not_compared_with_those_before(
+    recwarn: pytest.WarningsRecorder, clock: Clock
+) -> None:
     # A window ends with each slow step: one that began in the phase before must not count.
-    _fit(CpuThreads(8, 0.02, Scripted(6.0)), steps=300, module=Phases(slow_from=290))  # type: ignore[arg-type]
+    _fit(CpuThreads(8, 0.02, Scripted(6.0)), steps=300, module=Phases(290, clock))  # type: ignore[arg-type]
     assert not [warning for warning in recwarn if "times slower" in str(warning.message)]
 
 
