@@ -4,6 +4,7 @@ from nernlit.coding.checks import Checks
 from nernlit.coding.kept import KeptForm
 from nernlit.coding.nern import NernFile, is_nern, part_bytes, unreadable
 from nernlit.coding.prediction import bind, predicted_kernels, predicted_weights, require_kernel_size
+from nernlit.coding.zeros import with_zeros
 
 __all__ = [
     "Checks",
@@ -16,4 +17,5 @@ __all__ = [
     "predicted_weights",
     "require_kernel_size",
     "unreadable",
+    "with_zeros",
 ]

@@ -19,7 +19,7 @@ from nernlit.coding.checks import Checks
 from nernlit.coding.described import described_layout, described_predictor, require_memory
 from nernlit.coding.kept import Kept, KeptForm, coded_numbers
 from nernlit.coding.prediction import predicted_weights
-from nernlit.coding.zeros import code_zeros, decode_zeros
+from nernlit.coding.zeros import code_zeros, decode_zeros, with_zeros
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
 from nernlit.kernels import Layout, OrderName, code_order, decode_order, pack_order
 from nernlit.predictors import Predictor
@@ -186,7 +186,7 @@ class NernFile:
             block = self.predictor.block
             weights = predicted_weights(self.predictor, block, self.layout, self.addresses, self.scale)
             if self.nonzero is not None:
-                weights = {key: weights[key].where(kept, 0) for key, kept in self.nonzero.items()}
+                weights = with_zeros(weights, self.nonzero)
             self.checks.require_norms(self.layout, weights)
             aliases = {layer.key: layer.aliases for layer in self.layout.layers} | self.header["aliases"]
             named = [

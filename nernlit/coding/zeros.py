@@ -42,6 +42,11 @@ def decode_zeros(layout: Layout, coded_P: Tensor) -> dict[str, Tensor]:
     return {layer.key: values.view(layer.shape) for layer, values in split}
 
 
+def with_zeros(weights: Mapping[str, Tensor], nonzero: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, 0 where `nonzero` is False."""
+    return {key: weights[key].where(kept, 0) for key, kept in nonzero.items()}
+
+
 def _parts(layout: Layout) -> list[Part]:
     """Each weight as filters x channels x height x width; further dimensions of a kernel are joined."""
     parts = []

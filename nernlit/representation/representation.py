@@ -22,6 +22,7 @@ from nernlit.coding import (
     predicted_weights,
     require_kernel_size,
     unreadable,
+    with_zeros,
 )
 from nernlit.errors import CheckpointError, LayoutError
 from nernlit.kernels import (
@@ -244,7 +245,7 @@ class Representation(WithConstants, WithPretrained):
         weights = predicted_weights(predictor, block, self.layout, self.addresses, self.scale, quiet)
         if self.nonzero is None:
             return weights
-        return {key: weights[key].where(kept, 0) for key, kept in self.layout.weights(self.nonzero).items()}
+        return with_zeros(weights, self.layout.weights(self.nonzero))
 
     def original_weights(self) -> dict[str, Tensor]:
         """The original's values of the weights that `weights` predicts."""
