@@ -94,7 +94,8 @@ class Augmentation:
 
 def to_pixels(images_BCHW: Tensor) -> Tensor:
     """Values of 0 to 255 as pixels in [0, 1], in channels-last memory format, in which convolutions are fastest."""
-    return (images_BCHW.float() / 255).contiguous(memory_format=torch.channels_last)
+    # One pass to convert and to change the format, and one in place.
+    return images_BCHW.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255)
 
 
 def pad_crop_flip(images_BCHW: Tensor, pad: int, flip: bool, draws: Draws) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from nernlit.data.channels import require_channels, to_channels
 from nernlit.data.decode import ResizeCenterCrop, read_image
@@ -104,8 +104,11 @@ class FileImages(ImageSource):
         require_channels(self.channels)
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            images = list(pool.map(self._decode, indices))
+        if get_worker_info() is None:
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                images = list(pool.map(self._decode, indices))
+        else:  # The loader's processes share the cores already, and each new thread would keep memory of its own.
+            images = [self._decode(index) for index in indices]
         return self._stack(images, indices), self.labels[torch.as_tensor(indices)]
 
     def subset(self, indices: Tensor) -> Self:
@@ -116,24 +119,25 @@ class FileImages(ImageSource):
         with progress(f"decoding {len(self):,} images", len(self)) as advance:
             for part in torch.arange(len(self)).split(250):
                 batch = self[part.tolist()][0]
-                self._require_size(batch[0], images[0], int(part[0]))
+                self._require_size(batch.shape[2:], images.shape[2:], int(part[0]))
                 images[part] = batch
                 advance(len(part))
         return TensorImages(images, self.labels)
 
     def _decode(self, index: int) -> Tensor:
-        return torch.from_numpy(read_image(self.paths[index], self.channels, self.fitting)).permute(2, 0, 1)
+        return torch.from_numpy(read_image(self.paths[index], self.channels, self.fitting))
 
-    def _stack(self, images: list[Tensor], indices: Sequence[int]) -> Tensor:
-        for image, index in zip(images, indices, strict=True):
-            self._require_size(image, images[0], index)
-        return torch.stack(images)
+    def _stack(self, images_HWC: list[Tensor], indices: Sequence[int]) -> Tensor:
+        """(B, C, H, W) in channels-last memory format, as decoded: another format would cost a copy by single bytes."""
+        for image_HWC, index in zip(images_HWC, indices, strict=True):
+            self._require_size(image_HWC.shape[:2], images_HWC[0].shape[:2], index)
+        return torch.stack(images_HWC).permute(0, 3, 1, 2)
 
-    def _require_size(self, image: Tensor, other: Tensor, index: int) -> None:
-        if image.shape != other.shape:
+    def _require_size(self, size: torch.Size, other: torch.Size, index: int) -> None:
+        if size != other:
             raise DataError(
-                f"{self.paths[index]} is {image.shape[2]}x{image.shape[1]} pixels, other images are "
-                f"{other.shape[2]}x{other.shape[1]}; pass --data.image_size to bring all to one size."
+                f"{self.paths[index]} is {size[1]}x{size[0]} pixels, other images are "
+                f"{other[1]}x{other[0]}; pass --data.image_size to bring all to one size."
             )
 
 

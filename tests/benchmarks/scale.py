@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -73,11 +74,9 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def memory_mib(process: int | str) -> tuple[float, float]:
-    """MiB of a process in memory, and those of them that it shares with no other process."""
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
-    return sizes["Rss"], sizes["Private_Clean"] + sizes["Private_Dirty"]
+def memory_mib(process: int | None = None) -> float:
+    """MiB of memory that a process holds, this one by default."""
+    return float(psutil.Process(process).memory_info().rss / 2**20)
 
 
 def data_module(root: Path, workers: int = 0) -> ImageNetDataModule:
@@ -105,9 +104,9 @@ def listing(root: Path) -> Figures:
 
 
 def loading(root: Path, workers: int = 2, turns: int = 2) -> Figures:
-    """The loader and decoding alone in turns, and the memory of all processes early and late in a part of an epoch."""
+    """The loader and decoding alone in turns, and the memory of the main process and of each worker over the images."""
     data = data_module(root, workers)
-    memory: Figures = {}
+    memory: dict[int, list[float]] = {}
     loaded, alone = [], []
     if len(data.sources["train"]) < LATE:
         raise SystemExit(f"--images: at least {LATE} are needed, and some more that validate.")
@@ -120,9 +119,9 @@ def loading(root: Path, workers: int = 2, turns: int = 2) -> Figures:
         for step in range(LATE // BATCH):
             images, _ = next(batches)
             augmented(images, step)
-            if watch and (step + 1) * BATCH in (EARLY, LATE):
-                processes = ["self", *(worker.pid for worker in batches._workers)]  # type: ignore[attr-defined]
-                memory[f"mib_after_{(step + 1) * BATCH}"] = [memory_mib(process) for process in processes]
+            if watch and (step + 1) * BATCH % EARLY == 0:
+                processes = [None, *(worker.pid for worker in batches._workers)]  # type: ignore[attr-defined]
+                memory[(step + 1) * BATCH] = [memory_mib(process) for process in processes]
 
     def decode(own: Sequence[Sequence[int]]) -> None:
         source = data.sources["train"]
@@ -150,7 +149,7 @@ def loading(root: Path, workers: int = 2, turns: int = 2) -> Figures:
         "loader_ms_per_image": 1e3 * min(loaded) / LATE,
         "alone_ms_per_image": 1e3 * min(alone) / LATE,
         "throughput_of_decoding_alone": [one / other for one, other in zip(alone, loaded, strict=True)],
-        **memory,
+        **{f"mib_after_{count}": mib for count, mib in memory.items()},
         "peak_gib": resident("VmHWM"),
     }
 
@@ -167,7 +166,7 @@ def command(args: Sequence[str]) -> Figures:
         found = original(self, indices)
         before, decoded = decoded, decoded + len(indices)
         if before // LATE < decoded // LATE or before < EARLY <= decoded:
-            memory[decoded] = memory_mib("self")[0]
+            memory[decoded] = memory_mib()
         return found
 
     FileImages.__getitem__ = counted  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from nernlit.data import (
     ImageNetDataModule,
     STL10DataModule,
 )
-from nernlit.data.augment import Augmentation, Draws, pad_crop_flip, resized_crop
+from nernlit.data.augment import Augmentation, Draws, pad_crop_flip, resized_crop, to_pixels
 from nernlit.data.batches import BatchSampler
 from nernlit.data.cifar_classes import CIFAR100_CLASSES
 from nernlit.data.decode import ResizeCenterCrop
@@ -50,6 +50,31 @@ def test_digits_are_split_once_and_for_all() -> None:
     other = DigitsDataModule(split_seed=1)
     other.setup("validate")
     assert not torch.equal(other.sources["val"].labels, data.sources["val"].labels)
+
+
+def test_pixels_are_a_copy_in_channels_last_format() -> None:
+    images = torch.arange(0, 240, 5, dtype=torch.float32).view(2, 3, 2, 4)
+    before = images.clone()
+    pixels = to_pixels(images)
+    assert torch.equal(pixels, before / 255)
+    assert torch.equal(to_pixels(images.byte()), before / 255)
+    assert torch.equal(images, before)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_image_files_are_batched_as_decoded_and_loaders_processes_start_no_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image_folder(tmp_path, 4, 1)
+    data = FolderDataModule(str(tmp_path), num_workers=1, eval_batch_size=4)
+    data.setup("test")
+    source = data._find({"test"})["test"]
+    expected = source[[0, 1, 2, 3]][0]
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr("nernlit.data.sources.ThreadPoolExecutor", None)  # calling it fails
+    loaded = next(iter(data.loader(source)))[0]
+    assert torch.equal(loaded, expected)
+    assert loaded.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_batches_are_pixels_between_0_and_1() -> None:
