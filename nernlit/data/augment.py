@@ -6,7 +6,7 @@ with batches of B images augment like one process with batches of W * B.
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -76,6 +76,11 @@ class Augmentation:
             )
         if not 0 <= self.mixup <= 0.5:
             raise UsageError(f"mixup={self.mixup}; expected the largest share of another image, between 0 and 0.5.")
+
+    def changing(self) -> dict[str, Any]:
+        """The options in use that give an image another content in each epoch; mirroring gives only two."""
+        options = {"pad_crop": self.pad_crop, "resized_crop": self.resized_crop, "mixup": self.mixup}
+        return {name: value for name, value in options.items() if value}
 
     def __call__(self, images_BCHW: Tensor, draws: Draws) -> Tensor:
         """The augmented images as pixels in [0, 1].

@@ -62,6 +62,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     #: What `pad_crop` and `flip` are if None. None at all where mirrored or shifted images may have another class.
     usual_augmentation: ClassVar[Augmentation] = Augmentation()
+    #: Whether training batches also have the images' numbers; set by a module that asks for them.
+    numbered: bool = False
     #: Whether there are images; without them evaluations measure the weights only.
     has_images: ClassVar[bool] = True
 
@@ -220,7 +222,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Any]:
         if self.train_on == "images" or self.steps_per_epoch is None:  # it is only None with images
-            return self.loader(self.sources["train"], self.batch_size, training=True)
+            return self.loader(self.sources["train"], self.batch_size, training=True, numbered=self.numbered)
         return step_loader(self.steps_per_epoch)
 
     def training_images(self, count: int, seed: int, processes: Processes = ALONE) -> Iterator[Tensor]:
@@ -238,6 +240,21 @@ class ImageDataModule(L.LightningDataModule, ABC):
         for batch in chosen[processes.rank :: processes.world_size].split(self.eval_batch_size):
             yield to_pixels(source[batch.tolist()][0])
 
+    def numbered_images(self, processes: Processes = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the training images, in batches: numbers (B,) and pixels (B, C, H, W), not augmented.
+
+        The numbers are those of training batches with `numbered`, from 0 to `num_training_images` - 1. Call
+        `setup("fit")` first.
+        """
+        numbers_N = torch.arange(self.num_training_images)
+        for numbers_B in numbers_N[processes.rank :: processes.world_size].split(self.batch_size):
+            yield numbers_B, to_pixels(self.sources["train"][numbers_B.tolist()][0])
+
+    @property
+    def num_training_images(self) -> int:
+        """Number of the images that are trained on; known after `setup("fit")`."""
+        return len(self.sources["train"])
+
     def val_dataloader(self) -> DataLoader[Any]:
         return self.loader(self.sources["val"])
 
@@ -249,10 +266,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """One batch without images: `predict` returns the network's weights, which depend on no image."""
         return step_loader(1)
 
-    def loader(self, source: ImageSource, batch_size: int | None = None, training: bool = False) -> DataLoader[Any]:
+    def loader(
+        self, source: ImageSource, batch_size: int | None = None, training: bool = False, numbered: bool = False
+    ) -> DataLoader[Any]:
         """A loader of this process's batches of images, for evaluation unless it is for training."""
         batch_size = batch_size or self.eval_batch_size
-        return image_loader(source, batch_size, training, self.seed, self.num_workers, self.trainer)
+        return image_loader(source, batch_size, training, self.seed, self.num_workers, self.trainer, numbered)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, NernlitError):
@@ -263,10 +282,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return self._noise() if self.train_on == "noise" else batch
         if not isinstance(batch, tuple | list):
             return batch
-        images_BCHW, labels_B = batch
+        images_BCHW, *others = batch  # labels, and numbers if they are asked for
         if training:
-            return self.augmentation(images_BCHW, self._draws()), labels_B
-        return to_pixels(images_BCHW), labels_B
+            return self.augmentation(images_BCHW, self._draws()), *others
+        return to_pixels(images_BCHW), *others
 
     def _draws(self) -> Draws:
         """Seeded by the step, so that a resumed run draws the same numbers."""

@@ -71,16 +71,16 @@ class BatchSampler(DistributedSampler[list[int]]):
 
 
 @final
-class ErrorsAsBatches(Dataset[tuple[Tensor, Tensor] | NernlitError]):
+class ErrorsAsBatches(Dataset[tuple[Tensor, ...] | NernlitError]):
     """A source that returns a user-fixable error in place of a batch, for the main process to raise.
 
     A `DataLoader` would wrap an error of a worker process in a long traceback.
     """
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: "ImageSource | Numbered") -> None:
         self.source = source
 
-    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | NernlitError:
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, ...] | NernlitError:
         try:
             return self.source[indices]
         except NernlitError as error:
@@ -90,8 +90,28 @@ class ErrorsAsBatches(Dataset[tuple[Tensor, Tensor] | NernlitError]):
         return len(self.source)
 
 
+@final
+class Numbered(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """A source whose batches also have the images' numbers (B,): their places in the source."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        return (*self.source[indices], torch.as_tensor(indices))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
 def image_loader(
-    source: ImageSource, batch_size: int, training: bool, seed: int, num_workers: int, trainer: L.Trainer | None
+    source: ImageSource,
+    batch_size: int,
+    training: bool,
+    seed: int,
+    num_workers: int,
+    trainer: L.Trainer | None,
+    numbered: bool = False,
 ) -> DataLoader[Any]:
     """A loader of this process's batches: uint8 pixels (B, C, H, W) and labels (B,).
 
@@ -102,6 +122,7 @@ def image_loader(
         seed: Seed of the shuffles; the same on all processes.
         num_workers: Processes that decode images which are not in memory.
         trainer: Knows the processes, the epoch and the position in it; None reads all images in this process.
+        numbered: Whether batches also have the images' numbers in the source, (B,).
 
     Raises:
         DataError: If there are fewer images than processes.
@@ -115,8 +136,9 @@ def image_loader(
         if training:
             sampler.seen = lambda: _trained_batches(trainer)
     workers = 0 if isinstance(source, TensorImages) else num_workers
+    dataset = Numbered(source) if numbered else source
     return DataLoader(
-        ErrorsAsBatches(source) if workers else source, batch_size=None, sampler=sampler, num_workers=workers
+        ErrorsAsBatches(dataset) if workers else dataset, batch_size=None, sampler=sampler, num_workers=workers
     )
 
 

@@ -44,6 +44,9 @@ class ClassifierModule(L.LightningModule, ABC):
         #: Hyperparameters that are written to checkpoints instead of the given ones.
         self.replaced_hyperparameters: dict[str, Any] = {}
 
+    #: Whether training batches need the images' numbers, beside images and labels.
+    numbers_images: bool = False
+
     @abstractmethod
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
         """The weighted loss terms of a step by name; their sum is minimized."""
@@ -100,6 +103,8 @@ class ClassifierModule(L.LightningModule, ABC):
                 f"{type(self).__name__} needs images to {what}, and there are none (`data: null`); "
                 "name the data (--data CLASS and its options)."
             )
+        if hasattr(self._data, "numbered"):  # another module may have asked for it
+            self._data.numbered = self.numbers_images
 
     #: Precisions of the trainer (`--trainer.precision`) that the module works in.
     precisions: tuple[str, ...] = ("32-true",)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
 
 from nernlit.errors import UsageError, require_at_least
 from nernlit.kernels import Sampling
@@ -22,8 +23,9 @@ from nernlit.training.plan import Plan
 from nernlit.training.rate import Rate
 from nernlit.training.recovery import OnDivergence
 from nernlit.training.scheme import Precision, Scheme
-from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity, require_training_images
 from nernlit.training.stages import Stage
+from nernlit.utilities.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class DecoupledDistill(Scheme):
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
         teacher_flip: Whether the teacher's logits are the mean of those for an image and for its mirror image, which
             are better than either. None: whether training images are mirrored (`data.flip`).
+        cache_teacher: Whether the teacher's logits of all training images are computed once, at the start of phase 2,
+            instead of in each step. Images must be the same in each epoch: no `pad_crop`, `resized_crop` or `mixup`,
+            and `flip` with `teacher_flip` only. The logits take 4 bytes per image and class.
         precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
         rate: The price of bits in the loss, for a quantized representation.
         ema: Decay per step of an exponential moving average of the trained parameters in phase 2, which is what is
@@ -93,6 +98,7 @@ class DecoupledDistill(Scheme):
         feature_weight: float = 0.0,
         taps: Sequence[str] = NERN_TAPS,
         teacher_flip: bool | None = False,
+        cache_teacher: bool = False,
         precision: Precision = "bf16",
         rate: Rate | None = None,
         ema: float = 0.0,
@@ -112,6 +118,7 @@ class DecoupledDistill(Scheme):
             recon_weight=recon_weight,
             taps=taps,
             teacher_flip=bool(teacher_flip),
+            cache_teacher=cache_teacher,
         )
         if not kd_weight and not cross_entropy_weight and not feature_weight:
             raise UsageError(
@@ -133,6 +140,7 @@ class DecoupledDistill(Scheme):
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
         self._teaches_itself = is_own_original and teacher is None and not cross_entropy_weight
         self.reconstruction, self.distillation, self.teacher_flip = reconstruction, distillation, teacher_flip
+        self.numbers_images = cache_teacher
         self.average = MovingAverage(ema)
         if ema and representation.predictor.changes_after_steps:
             raise UsageError(
@@ -146,9 +154,34 @@ class DecoupledDistill(Scheme):
         if self.teacher_flip is None:
             augmentation = getattr(self._data, "augmentation", None)
             self.distillation.teacher_flip = augmentation is not None and augmentation.flip
+        if stage == "fit" and self.distillation.cache_teacher:
+            self._require_fixed_images()
         self.average.clear()
         if stage == "fit" and self.average.decay:
             refuse_averaging(self.trainer, "what ema averages already; pass ema: 0")
+
+    def _require_fixed_images(self) -> None:
+        """Refuse `cache_teacher` where the teacher's logits of an image are not the same in each epoch."""
+        require_training_images("cache_teacher", "leave it out", self.representation.original, self._data)
+        augmentation = self._data.augmentation
+        for name, value in augmentation.changing().items():
+            none = "null" if name == "resized_crop" else 0
+            raise UsageError(
+                f"cache_teacher=True, but data.{name}={value} changes the training images in each epoch; pass "
+                f"--data.{name} {none}, or leave out cache_teacher."
+            )
+        if augmentation.flip and not self.distillation.teacher_flip:
+            raise UsageError(
+                "cache_teacher=True, but data.flip mirrors training images, and the teacher answers differently; pass "
+                "--model.teacher_flip true, or leave out cache_teacher."
+            )
+
+    def loss_terms(self, batch: Any) -> dict[str, Tensor]:
+        if self.distillation.lacks_logits and self.stage == len(self.stages) - 1:
+            processes = Processes.of(self.trainer)
+            images, count = self._data.numbered_images(processes), self._data.num_training_images
+            self.distillation.remember(images, count, self.autocast, processes)
+        return super().loss_terms(batch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._show_average(False)

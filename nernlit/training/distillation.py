@@ -3,8 +3,9 @@
 Shapes: B images, C classes.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from nernlit.losses import feature_map_loss, kd_loss
 from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original
 from nernlit.training.objectives import Objective, Step, whole_error
 from nernlit.training.teachers import frozen_teacher
+from nernlit.utilities.processes import Processes
+from nernlit.utilities.progress import progress
+
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @final
@@ -34,6 +39,8 @@ class Distillation(Objective):
         recon_weight: Weight of the mean squared error of all predicted weights, in units of the representation's scale.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
         teacher_flip: Whether the teacher's logits are the mean of those for an image and for its mirror image.
+        cache_teacher: Whether the teacher's logits of all training images are computed once, by `remember`, and looked
+            up in each step.
 
     Raises:
         UsageError: If the teacher has random weights or other classes, or would have no effect, or an option is out of
@@ -54,12 +61,14 @@ class Distillation(Objective):
         recon_weight: float = 0.0,
         taps: Sequence[str] = NERN_TAPS,
         teacher_flip: bool = False,
+        cache_teacher: bool = False,
     ) -> None:
         require_at_least(0, kd_weight=kd_weight, cross_entropy_weight=cross_entropy_weight, recon_weight=recon_weight)
         require_at_least(0, feature_weight=feature_weight, kd_inside_log=kd_inside_log)
         require_positive(temperature=temperature)
-        if teacher_flip and not kd_weight:
-            raise UsageError("teacher_flip=True, but kd_weight is 0; set it above 0, or leave out teacher_flip.")
+        for name, value in (("teacher_flip", teacher_flip), ("cache_teacher", cache_teacher)):
+            if value and not kd_weight:
+                raise UsageError(f"{name}=True, but kd_weight is 0; set it above 0, or leave out {name}.")
         if teacher is not None and not kd_weight:
             raise UsageError("a teacher is given, but kd_weight is 0; set it above 0, or leave out the teacher.")
         super().__init__()
@@ -70,13 +79,41 @@ class Distillation(Objective):
         self.feature_weight, self.cross_entropy_weight = feature_weight, cross_entropy_weight
         self.recon_weight = recon_weight
         self.taps = taps
-        self.teacher_flip = teacher_flip
+        self.teacher_flip, self.cache_teacher = teacher_flip, cache_teacher
         self._networks: tuple[Folded, Folded] | None = None
+        self._remembered_NC: Tensor | None = None
 
     original: Original
 
     def reset(self) -> None:
-        self._networks = None
+        self._networks = self._remembered_NC = None
+
+    @property
+    def lacks_logits(self) -> bool:
+        """Whether `remember` must be called before the next step."""
+        return self.cache_teacher and self._remembered_NC is None
+
+    @torch.no_grad()
+    def remember(
+        self, images: Iterable[tuple[Tensor, Tensor]], count: int, autocast: Autocast, processes: Processes
+    ) -> None:
+        """Compute the teacher's logits of all training images.
+
+        Args:
+            images: Batches of this process's share: numbers (B,) and pixels (B, C, H, W) in [0, 1].
+            count: Number of images of all processes.
+            autocast: Returns the context of the precision of training steps.
+            processes: The processes that share the images; all of them get the same logits.
+        """
+        device = self.original.mean.device
+        logits_NC = torch.zeros(count, self.original.num_classes, device=device, dtype=self.original.mean.dtype)
+        with progress(f"the teacher's logits of {count:,} images", count) as advance:
+            for numbers_B, pixels_BCHW in images:
+                pixels_BCHW = pixels_BCHW.to(device)
+                _, teacher = self._folded(pixels_BCHW[:2])
+                logits_NC[numbers_B.to(device)] = self._teacher_logits(autocast, teacher, pixels_BCHW).to(logits_NC)
+                advance(len(numbers_B) * processes.world_size)
+        self._remembered_NC = processes.total(logits_NC)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         return self.terms(step, step.all_weights())
@@ -89,15 +126,18 @@ class Distillation(Objective):
         if self.feature_weight:
             tapped = FeatureTaps(student.net, self.taps)
             with tapped.collect() as student_maps:
-                student_BC = _logits(step, student, images_BCHW, weights)
+                student_BC = _logits(step.autocast, student, images_BCHW, weights)
             with tapped.collect() as original_maps, torch.no_grad():
-                original_BC = _logits(step, student, images_BCHW)
+                original_BC = _logits(step.autocast, student, images_BCHW)
             terms["features"] = self.feature_weight * feature_map_loss(student_maps, original_maps)
         else:
-            student_BC = _logits(step, student, images_BCHW, weights)
+            student_BC = _logits(step.autocast, student, images_BCHW, weights)
         if self.kd_weight:
-            known_BC = original_BC if self.feature_weight and teacher is student else None
-            teacher_BC = self._teacher_logits(step, teacher, images_BCHW, known_BC)
+            if self._remembered_NC is not None:
+                teacher_BC = self._remembered_NC[step.numbers()]
+            else:
+                known_BC = original_BC if self.feature_weight and teacher is student else None
+                teacher_BC = self._teacher_logits(step.autocast, teacher, images_BCHW, known_BC)
             divergence = kd_loss(student_BC, teacher_BC, temperature=self.temperature, inside_log=self.kd_inside_log)
             terms["kd"] = self.kd_weight * divergence
         if self.cross_entropy_weight:
@@ -106,11 +146,13 @@ class Distillation(Objective):
             terms["recon"] = self.recon_weight * whole_error(step.representation, weights, "mse")
         return terms
 
-    def _teacher_logits(self, step: Step, teacher: Folded, images_BCHW: Tensor, known_BC: Tensor | None) -> Tensor:
+    def _teacher_logits(
+        self, autocast: Autocast, teacher: Folded, images_BCHW: Tensor, known_BC: Tensor | None = None
+    ) -> Tensor:
         """The teacher's logits (B, C).
 
         Args:
-            step: The step.
+            autocast: Returns the context of the precision of training steps.
             teacher: The teacher.
             images_BCHW: The images.
             known_BC: Its logits for the images as they are, if they are known.
@@ -121,7 +163,7 @@ class Distillation(Objective):
             if self.teacher_flip:
                 batches.append(images_BCHW.flip(3))
             if batches:  # in one pass: on a GPU, starting the operations of a CIFAR ResNet takes longer than they do
-                logits += _logits(step, teacher, torch.cat(batches)).split(len(images_BCHW))
+                logits += _logits(autocast, teacher, torch.cat(batches)).split(len(images_BCHW))
             mean_BC = torch.stack(logits).mean(0)
         return mean_BC.clone()  # autograd cannot keep inference tensors
 
@@ -138,9 +180,11 @@ class Distillation(Objective):
         return self._networks
 
 
-def _logits(step: Step, cnn: Folded, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+def _logits(
+    autocast: Autocast, cnn: Folded, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """Logits (B, C); images are converted to channels-last memory format, in which convolutions are fastest."""
-    with step.autocast():
+    with autocast():
         return cnn(images_BCHW.contiguous(memory_format=torch.channels_last), weights)
 
 

@@ -31,8 +31,8 @@ class Step:
 
     Attributes:
         representation: The representation that is trained.
-        batch: The batch of the datamodule: (pixels in [0, 1] of shape (B, C, H, W), labels (B,)); ignored by objectives
-            that need no images.
+        batch: The batch of the datamodule: (pixels in [0, 1] of shape (B, C, H, W), labels (B,)), with the numbers (B,)
+            of the training images if the module asks for them; ignored by objectives that need no images.
         target: Kernels to reconstruct, (N, K, K).
         norms: Euclidean norms of the target kernels, (N,), on the CPU.
         sizes: Number of weights of each kernel that are learned, (N,), on the CPU.
@@ -71,12 +71,23 @@ class Step:
         """The batch's images.
 
         Raises:
-            DataError: If the batch is not a pair of images and labels.
+            DataError: If the batch does not consist of images and labels.
         """
         batch = self.batch
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not isinstance(batch[0], Tensor):
             raise DataError(f"a training batch is {type(batch).__name__}; expected (images, labels).")
         return batch[0]
+
+    def numbers(self) -> Tensor:
+        """The numbers (B,) of the batch's images among the training images.
+
+        Raises:
+            DataError: If the batch has none.
+        """
+        if len(self.batch) != 3:
+            raise DataError("a training batch has no image numbers; expected (images, labels, numbers).")
+        numbers_B: Tensor = self.batch[2]
+        return numbers_B
 
     def kernels(self, rows_S: Tensor) -> Tensor:
         """Predicted kernels (T, S, K, K) of these rows of the kernel table, in weight units and with gradients."""

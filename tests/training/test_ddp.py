@@ -24,6 +24,7 @@ MATRIX = [f"{name}-{p}{q}" for name in SCHEMES for p in ("mlp", "table", "codebo
 #: Cases that are compared in the same way as those of the matrix.
 OPTIONS = ["rmse", "augmented", "noise", "tuned", "warmup", "target", "ema", "clipped", "moving", "fisher"]
 OPTIONS += ["calibrated", "calibrated_distill", "activation", "mixed_mse", "mixed_rmse", "progressive-seeded_apart"]
+OPTIONS += ["cached_teacher"]
 COMPLETE = [f"complete-{name}" for name in SCHEMES]
 SAVED = [f"saved-{name}" for name in SCHEMES]
 SINGLE_PRECISION = [*COMPLETE, "weighed_codes"]

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
 from nernlit.predictors import MLP, Quantize
 from nernlit.representation import Representation
-from nernlit.training import BaselineJoint, DecoupledDistill, ReconOnly, ReconstructionPhase
+from nernlit.training import BaselineJoint, DecoupledDistill, OriginalModule, ReconOnly, ReconstructionPhase
+from nernlit.training.distillation import Distillation
 from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
 
 #: Four epochs of two steps, three of reconstruction and five of distillation, with a tiny predictor.
@@ -83,6 +85,80 @@ def test_a_teacher_may_answer_as_the_training_images_are(option: bool | None, fl
     data = DigitsDataModule(batch_size=500, flip=flip)
     quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, data)
     assert module.distillation.teacher_flip is expected
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ({}, {}),
+        ({"flip": True}, {"teacher_flip": True}),
+        ({"flip": True}, {"teacher_flip": None, "cross_entropy_weight": 0.5}),
+        ({}, {"feature_weight": 1.0, "taps": ["layer1"]}),
+        ({"num_workers": 1}, {"reconstruction": ReconstructionPhase(1)}),
+    ],
+)
+def test_a_teacher_that_is_cached_answers_once_and_alike(
+    data: dict[str, Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if data.get("num_workers"):  # as if the images did not fit in memory
+        monkeypatch.setattr("nernlit.data.batches.TensorImages", type(None))
+    steps, weights, asked = 7, [], []
+    for cached in (False, True):
+        module = _distilling(
+            digits_representation(),
+            precision="fp32",
+            teacher=digits_representation().original,
+            cache_teacher=cached,
+            **options,
+        )
+        answer, images = Distillation._teacher_logits, [0]
+
+        def counted(*args: Any, answer: Any = answer, images: list[int] = images) -> torch.Tensor:
+            images[0] += len(args[3])
+            return answer(*args)  # type: ignore[no-any-return]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Distillation, "_teacher_logits", counted)
+            fixed = DigitsDataModule(batch_size=400, **data)
+            quiet_trainer(max_steps=steps, limit_val_batches=0, max_epochs=-1).fit(module, fixed)
+        weights.append(module.representation.layout.vector(module.representation.weights()).detach())
+        asked.append(images[0])
+    distilled = steps - module.reconstruction.steps
+    assert asked == [400 * distilled, 1293]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+    assert not torch.equal(weights[0], digits_representation().layout.vector(digits_representation().weights()))
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ({"pad_crop": 1}, {}, r"data.pad_crop=1 changes the training images in each epoch; pass --data.pad_crop 0,"),
+        ({"resized_crop": 0.5}, {}, r"data.resized_crop=0.5 changes .*; pass --data.resized_crop null, or leave out"),
+        ({"mixup": 0.2}, {}, r"data.mixup=0.2 changes the training images"),
+        ({"flip": True}, {}, r"data.flip mirrors training images, .*; pass --model.teacher_flip true, or leave out"),
+        ({"train_on": "noise"}, {}, r"cache_teacher needs training images, and this fit is to use none"),
+    ],
+)
+def test_a_teacher_is_cached_for_fixed_images_only(data: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    module = _distilling(digits_representation(), cache_teacher=True, **options)
+    with pytest.raises(UsageError, match=message):
+        quiet_trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(**data))
+
+
+def test_a_cached_teacher_needs_a_distillation_and_numbered_images() -> None:
+    with pytest.raises(UsageError, match=r"cache_teacher=True, but kd_weight is 0; set it above 0, or leave out cache"):
+        _distilling(digits_representation(), cache_teacher=True, kd_weight=0.0, cross_entropy_weight=1.0)
+    images, labels = torch.rand(4, 1, 8, 8), torch.zeros(4).long()
+    with pytest.raises(UsageError, match=r"cache_teacher needs training images, and `fit` was given no datamodule"):
+        _first_step(_distilling(digits_representation(), cache_teacher=True), images, labels)
+
+
+def test_a_module_after_one_with_a_cached_teacher_gets_images_and_labels() -> None:
+    data = DigitsDataModule(batch_size=500)
+    quiet_trainer(max_steps=1).fit(_distilling(digits_representation(), cache_teacher=True), datamodule=data)
+    original = OriginalModule(Original("digits_resnet8"), optimizer=_adam)
+    quiet_trainer(max_steps=1).fit(original, datamodule=data)
+    assert not data.numbered
 
 
 def test_the_default_loss_is_distillation_alone() -> None:

@@ -21,6 +21,7 @@ OPTIMIZERS = {
     ],
     "decoupled": QUICK_DECOUPLED,
     "quantized": [*QUICK_DECOUPLED, "--model.representation.quantize.bits=4"],
+    "cached": [*QUICK_DECOUPLED, "--data.pad_crop=0", "--data.flip=false", "--model.cache_teacher=true"],
     "averaged": [*QUICK_DECOUPLED, "--model.ema=0.7"],
     "moving": [
         *(option for option in QUICK_DECOUPLED if "hidden" not in option),
@@ -58,6 +59,7 @@ CASES += [
     ("quantized", 3),
     ("quantized", 5),
     ("averaged", 5),
+    ("cached", 5),
     ("moving", 2),
     ("moving", 5),
     ("progressive", 3),

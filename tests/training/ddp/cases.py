@@ -202,6 +202,9 @@ CASES: dict[str, Callable[[Group], Any]] = {
     ),
     "warmup": partial(in_double_fit, "baseline_joint", "mlp", represented={"tune_kept": "affine"}, warmup_steps=1),
     "target": partial(in_double_fit, "recon_only", "table_quantized", rate=Rate(target_bytes=18_000)),
+    "cached_teacher": partial(
+        in_double_fit, "decoupled_distill", "mlp", data={"flip": True}, teacher_flip=True, cache_teacher=True
+    ),
     "ema": partial(in_double_fit, "decoupled_distill", "mlp", ema=0.5),
     "clipped": partial(
         in_double_fit, "decoupled_distill", "mlp", trainer={"gradient_clip_val": 1e-2, "accumulate_grad_batches": 2}

@@ -1,6 +1,6 @@
 """Short fits of the digits' network, and what each process records."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Table
 from nernlit.representation import Representation
 from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase, Scheme
 from nernlit.training.objectives import Step
+from nernlit.utilities.processes import ALONE, Processes
 from tests.training.ddp.group import JOINT, Group
 
 STEPS = 3
@@ -57,7 +58,11 @@ class FewDigits(ImageDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
-        return [batch[0].double(), batch[1]] if self.in_double and isinstance(batch, tuple | list) else batch
+        return [batch[0].double(), *batch[1:]] if self.in_double and isinstance(batch, tuple | list) else batch
+
+    def numbered_images(self, processes: Processes = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+        for numbers_B, pixels_BCHW in super().numbered_images(processes):
+            yield numbers_B, pixels_BCHW.double() if self.in_double else pixels_BCHW
 
 
 class Record(L.Callback):
