@@ -18,7 +18,19 @@ from nernlit.utilities.tables import print_table
 class Summary(L.Callback):
     """Print one table, say where TensorBoard's files are, and fill TensorBoard's hparams tab with the final metrics."""
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._is_complete = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._is_complete = False  # not called where a resumed fit has no step left
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._is_complete and trainer.is_global_zero:
+            print(
+                f"The fit is complete ({trainer.global_step:,} steps). To continue it, pass a longer "
+                "--trainer.max_epochs, and with Progressive more --model.rounds.",
+                flush=True,
+            )
         self._finish(trainer, pl_module, "val")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,8 +9,8 @@ from nernlit.coding import is_nern
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.representation.specification import options
 
-#: Options of a fit that a resumed one may change.
-_CHANGEABLE = ("on_divergence",)
+#: Options of a fit that a resumed one may change. A number of rounds that cuts a finished round is refused later.
+_CHANGEABLE = ("on_divergence", "rounds")
 #: Networks whose weights may have moved to another path since the fit. The original's are compared by content.
 _MOVABLE = ("representation.original", "teacher")
 _SHOWN = 3

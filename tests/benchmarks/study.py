@@ -71,7 +71,7 @@ class Setting:
 NERN = Setting("ranger", 5e-3, warmup_steps=0, sampling="magnitude", precision="fp32", loss="rmse", standardize=False)
 
 #: Learning rates of other optimizers: the best of three or more at H=180, 600 steps, seed 0; NeRN's is its own.
-SETTINGS: dict[str, Setting] = {
+OPTIMIZERS: dict[str, Setting] = {
     "default": Setting(),
     "fp32": Setting(precision="fp32"),
     "NeRN": replace(NERN, activation="relu", base=0.76),
@@ -121,7 +121,7 @@ SENSITIVITIES: dict[str, Setting] = {
     "fisher 0.35, annealed": Setting(sensitivity=Sensitivity("fisher", 0.35), anneal=True),
     "batchnorm 0.35": Setting(sensitivity=Sensitivity("batchnorm", 0.35)),
 }
-SETTINGS |= PREDICTORS | SENSITIVITIES
+SETTINGS = OPTIMIZERS | PREDICTORS | SENSITIVITIES
 
 
 def built_optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[180])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    installed = [name for name in SETTINGS if name != "SOAP" or find_spec("pytorch_optimizer")]
+    installed = [name for name in OPTIMIZERS if name != "SOAP" or find_spec("pytorch_optimizer")]
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=installed, metavar="NAME")
     parser.add_argument("--images", type=Path, help="folder of CIFAR-10, to measure accuracy as well")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))

@@ -40,6 +40,13 @@ def test_tensorboard_compares_seed_data_and_learning_rate(capsys: pytest.Capture
     assert f"predictor parameters {parameters:,} " in " ".join(capsys.readouterr().out.split())
 
 
+def test_resuming_a_complete_fit_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK])
+    assert "is complete" not in capsys.readouterr().out
+    main(["fit", *QUICK, "--ckpt_path=last"])
+    assert "The fit is complete (10 steps). To continue it, pass a longer" in capsys.readouterr().out
+
+
 def test_the_first_process_does_not_wait_for_the_others_at_the_end_of_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     def broadcast(*_: object, **__: object) -> None:
         raise AssertionError("the other processes do not take part in this broadcast")

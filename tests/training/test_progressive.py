@@ -242,6 +242,14 @@ def test_a_finished_chain_goes_on_with_more_rounds_of_the_same_length(tmp_path: 
         quiet_trainer(max_epochs=4).fit(fewer, datamodule=data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
 
 
+def test_a_finished_chain_goes_on_with_more_rounds_on_the_command_line() -> None:
+    run(["fit", *QUICK_PROGRESSIVE])
+    cli = run(["fit", *QUICK_PROGRESSIVE, "--model.rounds=4", "--trainer.max_epochs=8", "--ckpt_path=last"])
+    assert [ended.round for ended in cli.model.ended] == [1, 2, 3, 4]
+    with pytest.raises(UsageError, match=r"stages end after the steps \[4, 8, 12, 16\]; .* they end after \[8, 16\]"):
+        run(["fit", *QUICK_PROGRESSIVE, "--model.rounds=2", "--trainer.max_epochs=8", "--ckpt_path=last"])
+
+
 def test_the_representation_can_be_trained_on_after_a_fit() -> None:
     module = _progressive(rounds=1, trials=2)
     _fit(module, 1)
