@@ -160,12 +160,16 @@ def random_plane(point: Point, generator: torch.Generator) -> Plane:
     """A plane of two random directions through a point, with filter normalization.
 
     Every filter of a direction has the norm of the point's filter, so that landscapes of networks with weights of
-    different scale can be compared (Li et al., arXiv 1712.09913, section 4).
+    different scale can be compared (Li et al., arXiv 1712.09913, section 4). As there, entries with one dimension (of
+    normalization layers, biases) stay the same.
     """
 
     def direction() -> dict[str, Tensor]:
         drawn = {}
         for key, weight in point.items():
+            if weight.dim() == 1:
+                drawn[key] = torch.zeros_like(weight)
+                continue
             noise = torch.randn(weight.shape, generator=generator).to(weight)
             norms = (x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1)) for x in (weight, noise))
             own, drawn_norm = norms

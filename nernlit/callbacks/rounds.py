@@ -27,9 +27,17 @@ class RoundCheckpoint(Checkpoint):
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # A fit that ended early and is resumed ends again.
-        if getattr(pl_module, "round_is_over", False) and not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]
+        # A fit that ended early and is resumed ends again. A round whose last validation was interrupted has no result.
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
+        is_over = getattr(pl_module, "round_is_over", False) and progress.ready == progress.completed
+        if is_over and not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]
             trainer.should_stop = True
+            if trainer.is_global_zero:
+                print(
+                    f"The chain has ended: round {pl_module.round} gained no more than min_delta. To continue it, pass "
+                    "a smaller --model.min_delta, or null.",
+                    flush=True,
+                )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or not getattr(pl_module, "round_is_over", False):

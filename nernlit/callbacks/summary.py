@@ -19,18 +19,15 @@ class Summary(L.Callback):
     """Print one table, say where TensorBoard's files are, and fill TensorBoard's hparams tab with the final metrics."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._is_complete = True
+        self._has_trained = False
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._is_complete = False  # not called where a resumed fit has no step left
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._has_trained = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._is_complete and trainer.is_global_zero:
-            print(
-                f"The fit is complete ({trainer.global_step:,} steps). To continue it, pass a longer "
-                "--trainer.max_epochs, and with Progressive more --model.rounds.",
-                flush=True,
-            )
+        at_end = trainer.current_epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if at_end and not self._has_trained and trainer.is_global_zero:
+            print(f"The fit was complete already, after {trainer.global_step:,} steps.", flush=True)
         self._finish(trainer, pl_module, "val")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

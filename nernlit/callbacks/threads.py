@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from nernlit.errors import UsageError
-from nernlit.utilities.cpu import OtherPrograms, other_programs
+from nernlit.utilities.cpu import OtherPrograms, most_threads, other_programs
 
 #: Consecutive windows in which a core must be free before another thread is used: the other program may only pause.
 _QUIET_WINDOWS = 5
@@ -41,11 +41,11 @@ class CpuThreads(L.Callback):
         if threads != "auto" and threads < 1:
             raise UsageError(f"threads={threads}; expected at least 1, or auto.")
         self.threads, self.window_s, self._others = threads, window_s, others
-        self._most = torch.get_num_threads()
+        self._most = self._before = torch.get_num_threads()
         self._adapts = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._most = torch.get_num_threads()
+        self._most, self._before = most_threads(), torch.get_num_threads()
         self._adapts = self.threads == "auto" and trainer.world_size == 1 and trainer.strategy.root_device.type == "cpu"
         if self.threads != "auto":
             torch.set_num_threads(self.threads)
@@ -59,7 +59,10 @@ class CpuThreads(L.Callback):
         self._fastest = math.inf  # smallest seconds per step
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        torch.set_num_threads(self._most)
+        torch.set_num_threads(self._before)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        torch.set_num_threads(self._before)  # Lightning does not call `teardown`
 
     def state_dict(self) -> dict[str, Any]:
         return {"threads": torch.get_num_threads()}

@@ -86,9 +86,9 @@ def interpolate(runs: Runs, options: argparse.Namespace) -> Outcome:
     _require_originals(runs, options)
     (run,) = runs.values()
     representation = run.representation()
-    start = representation.original_weights()
+    start = representation.original_entries()
     with torch.no_grad():
-        end = representation.weights()
+        end = representation.entries()
     batches, classify = _batches(run, options), _classify(representation, run, options)
     rows = []
     with progress(f"measuring {options.points} points of a line", options.points * len(batches)) as advance:
@@ -113,8 +113,9 @@ def landscape(runs: Runs, options: argparse.Namespace) -> Outcome:
             "look at them one by one."
         )
     representation = next(iter(representations.values()))
+    original = {key: value for each in representations.values() for key, value in each.original_entries().items()}
     with torch.no_grad():
-        solutions = [representation.original_weights(), *(each.weights() for each in representations.values())]
+        solutions = [original, *({**original, **each.entries()} for each in representations.values())]
     if len(runs) == 2:
         plane = plane_through(*solutions)
         names = ["original", *runs]
@@ -166,11 +167,11 @@ def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
     representation, batches = run.representation(), _batches(run, options)
     original, network = representation.original_weights(), _network(representation, options)
     with torch.no_grad():
-        reconstructed = representation.weights()
+        reconstructed = representation.entries()
     order = _walks(representation)
 
     def gaussian(sigma: float) -> Mapping[str, torch.Tensor]:
-        table = smoothing.gaussian_smooth(representation.target, order, sigma, representation.mask())
+        table = smoothing.gaussian_smooth(representation.target, order, sigma, representation.weight_mask())
         return representation.layout.weights(table)
 
     # Computed one by one, where the progress is shown: for large networks each takes minutes and its own memory.
@@ -218,7 +219,7 @@ def _classify(representation: Representation, run: Run, options: argparse.Namesp
 
 
 def _network(representation: Representation, options: argparse.Namespace) -> OnDevice:
-    return OnDevice(representation.original, options.device, representation.tuned.named())
+    return OnDevice(representation.original, options.device)
 
 
 def _batches(run: Run, options: argparse.Namespace) -> Batches:

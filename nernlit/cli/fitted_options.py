@@ -9,8 +9,8 @@ from nernlit.coding import is_nern
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.representation.specification import options
 
-#: Options of a fit that a resumed one may change. A number of rounds that cuts a finished round is refused later.
-_CHANGEABLE = ("on_divergence", "rounds")
+#: Options of a fit that a resumed one may change; of `rounds`, to more.
+_CHANGEABLE = ("on_divergence", "rounds", "min_delta")
 #: Networks whose weights may have moved to another path since the fit. The original's are compared by content.
 _MOVABLE = ("representation.original", "teacher")
 _SHOWN = 3
@@ -32,13 +32,13 @@ def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping
     """
     differing = []
     for name, value in options(given):
-        if name in ("init_from", *_CHANGEABLE) or any(
-            name in (f"{part}.checkpoint", f"{part}.pretrained") for part in _MOVABLE
-        ):
+        if name == "init_from" or any(name in (f"{part}.checkpoint", f"{part}.pretrained") for part in _MOVABLE):
             continue
         if command != "fit" and not name.startswith(("representation.", "original.")):
             continue
         was = _at(fitted, name)
+        if name in _CHANGEABLE and (name != "rounds" or was is ... or value >= was):
+            continue
         if was is ... or (name == "representation" and value is None) or _same(name, value, was):
             continue
         differing.append(f"{_option(name)} is {_shown(value)}, and the checkpoint has {_shown(was)}")

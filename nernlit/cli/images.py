@@ -42,13 +42,12 @@ class OnDevice(nn.Module):
     Args:
         original: The network; it stays where it is.
         device: The device.
-        kept: Entries that replace the network's own in calls with weights, as a representation's trained ones do.
     """
 
-    def __init__(self, original: Original, device: torch.device, kept: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, original: Original, device: torch.device) -> None:
         super().__init__()
         self.network = original if device.type == "cpu" else copy.deepcopy(original).to(device)
-        self.device, self.kept = device, dict(kept or {})
+        self.device = device
         self._given: Mapping[str, Tensor] = {}
         self._moved: dict[str, Tensor] = {}
 
@@ -56,7 +55,7 @@ class OnDevice(nn.Module):
         """Logits (B, C) of pixels in [0, 1], with other weights than the network's own where they are given."""
         if weights is not None and weights is not self._given:  # otherwise every batch would move them
             self._given = weights
-            self._moved = {key: value.to(self.device) for key, value in {**weights, **self.kept}.items()}
+            self._moved = {key: value.to(self.device) for key, value in weights.items()}
         logits_BC: Tensor = self.network(images_BCHW.to(self.device), self._moved if weights is not None else None)
         return logits_BC.cpu()
 

@@ -21,7 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from nernlit.cli.parser_errors import closest, explain
 from nernlit.cli.trainer import ROOTS, TRAINER_COMMANDS, NernlitCLI, run
 from nernlit.errors import NernlitError, UsageError
-from nernlit.utilities.cpu import use_free_cores
+from nernlit.utilities.cpu import free_cores_only
 from nernlit.utilities.trust import known_names_only, trusting
 
 __all__ = ["NernlitCLI", "main", "run", "user_message"]
@@ -117,10 +117,10 @@ def _run_command(given: Sequence[str]) -> None:
     if command in TRAINER_COMMANDS and not is_nern_file:
         run(given)
     else:
-        if command not in ("search", "sweep"):  # each of their fits sets its own threads
-            use_free_cores()
         module, function = ("export", "test") if is_nern_file else _OTHER_COMMANDS[command]
-        getattr(import_module(f"nernlit.cli.{module}"), function)(given[1:])
+        # Each fit of a search or a sweep sets its own threads.
+        with nullcontext() if command in ("search", "sweep") else free_cores_only():
+            getattr(import_module(f"nernlit.cli.{module}"), function)(given[1:])
 
 
 #: Error numbers of a full or failing disk.

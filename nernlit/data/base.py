@@ -173,7 +173,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if channels != self.channels:
             self.sources.clear()  # read for another network
         self.channels = channels
-        self.mean, self.std = (statistics_of(values, channels) for values in (self.mean, self.std))
+        own = type(self)  # not those of another network's channels
+        self.mean, self.std = (statistics_of(values, channels) for values in (own.mean, own.std))
 
     def _find(self, splits: set[Split]) -> dict[Split, ImageSource]:
         """The images of these splits, not decoded yet."""

@@ -1,6 +1,6 @@
 """Originals: the CNNs that are represented. Any timm model, including the CIFAR ResNets registered here."""
 
-from nernlit.originals.batch_norm import BATCH_NORMS, without_statistics
+from nernlit.originals.batch_norm import BATCH_NORMS, with_statistics, without_statistics
 from nernlit.originals.checks import require_classifier
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
@@ -26,5 +26,6 @@ __all__ = [
     "load_strictly",
     "read_state_dict",
     "require_classifier",
+    "with_statistics",
     "without_statistics",
 ]

@@ -19,12 +19,23 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
 def without_statistics(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a network's state dict that change if the statistics of its BatchNorm layers become 0 and 1.
 
-    Means and variances move into the weights and biases of the same layers. In evaluation mode the network's outputs
-    are the same up to rounding. Layers without weights, with shared ones, or of an unknown class are left out.
+    See `with_statistics`.
+    """
+    ones = {key: value.new_ones(()).expand_as(value) for key, value in state.items() if key.endswith("running_var")}
+    zeros = {key: value.new_zeros(()).expand_as(value) for key, value in state.items() if key.endswith("running_mean")}
+    return with_statistics(net, state, ones | zeros)
+
+
+def with_statistics(net: nn.Module, state: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a network's state dict that change if its BatchNorm layers get other statistics.
+
+    The difference moves into the weights and biases of the same layers. In evaluation mode the network's outputs are
+    the same up to rounding. Layers without weights, with shared ones, or of an unknown class are left out.
 
     Args:
         net: The network, which says where BatchNorm layers are.
         state: The values of its tensors.
+        statistics: The new means and variances, under their state-dict keys; others in it are not used.
     """
     names = names_of_weights(net)
     changed: dict[str, Tensor] = {}
@@ -34,10 +45,13 @@ def without_statistics(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
         keys = [f"{name}.{part}".removeprefix(".") for part in ("weight", "bias", "running_mean", "running_var")]
         if any(len(names[key]) > 1 for key in keys):
             continue
+        if all(torch.equal(state[key], statistics[key]) for key in keys[2:]):
+            continue
         weight_C, bias_C, mean_C, variance_C = (state[key].double() for key in keys)
+        new_mean_C, new_variance_C = (statistics[key].double() for key in keys[2:])
         factor_C = weight_C * (variance_C + norm.eps).rsqrt()
-        # The layer will divide by sqrt(1 + eps).
-        new = factor_C * (1 + norm.eps) ** 0.5, bias_C - mean_C * factor_C, mean_C.new_zeros(()), mean_C.new_ones(())
-        for key, value in zip(keys, new, strict=True):
-            changed[key] = value.expand_as(state[key]).to(state[key].dtype)
+        new_weight_C = factor_C * (new_variance_C + norm.eps) ** 0.5
+        new_bias_C = bias_C + (new_mean_C - mean_C) * factor_C
+        for key, value in zip(keys, (new_weight_C, new_bias_C, new_mean_C, new_variance_C), strict=True):
+            changed[key] = value.to(state[key].dtype)
     return changed

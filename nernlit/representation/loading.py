@@ -1,16 +1,17 @@
 """Loading of representations from .nern files and checkpoints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from nernlit.coding import NernFile, is_nern
 from nernlit.errors import CheckpointError, NernlitError, UsageError
-from nernlit.originals import fitted_original
+from nernlit.originals import fitted_original, with_statistics
 from nernlit.predictors import Predictor
 from nernlit.representation.fitting import without_fitting
 from nernlit.representation.representation import Representation
@@ -21,6 +22,7 @@ from nernlit.utilities.trust import known_names_only, refusal, refused_name
 _PREFIX = "representation."
 #: Most characters of another library's message.
 _LONGEST = 2000
+_STATISTICS = ("running_mean", "running_var")
 
 
 def load(
@@ -86,9 +88,10 @@ def load_representation(
             )
         return representation, {}
     if representation is not None:
-        classes = [type(representation.predictor)]
-        keys = representation.tuned.keys
-        state = _stored_state(NernFile.read(path, classes), keys) if is_nern(path) else _fitted_state(path)[0]
+        if is_nern(path):
+            state = _stored_state(NernFile.read(path, [type(representation.predictor)]), representation)
+        else:
+            state = _fitted_state(path)[0]
         _fill(representation, state, path)
         return representation, {"init_from": None}
     if is_nern(path):
@@ -158,8 +161,12 @@ def _derived(base: type[Predictor]) -> Iterator[type[Predictor]]:
         yield from _derived(derived)
 
 
-def _stored_state(file: NernFile, kept: Sequence[str]) -> dict[str, Any]:
-    """The state dict of the representation that a .nern file was written from, with these kept tensors."""
+def _stored_state(file: NernFile, representation: Representation) -> dict[str, Any]:
+    """The state dict of the representation that a .nern file was written from, with the kept tensors of the given one.
+
+    Raises:
+        CheckpointError: If the file has trained kept tensors that the given representation does not train.
+    """
     extra = {
         "original": file.checks.original,
         "specification": file.specification,
@@ -168,8 +175,42 @@ def _stored_state(file: NernFile, kept: Sequence[str]) -> dict[str, Any]:
         "class_names": file.header["class_names"],
     }
     predictor = {f"predictor.{name}": value for name, value in file.predictor.state_dict().items()}
-    values = {f"tuned.values.{number}": file.kept.values[key] for number, key in enumerate(kept)}
-    return {**predictor, **values, "_extra_state": extra}
+    original, keys, kept = representation.original, representation.tuned.keys, file.kept.values
+    values: Mapping[str, Tensor] = {}
+    if file.checks.original == original.fingerprint():  # otherwise it is refused soon
+        own = original.net.state_dict()
+        folded = {key: value for key, value in kept.items() if _is_folded(key, value)}
+        expected = {**own, **with_statistics(original.net, own, {**own, **folded})}
+        error = 1.01 * float(file.header["kept"]["error"]) + 1e-5  # of rounding
+        trained = [
+            key
+            for key, value in kept.items()
+            if key not in keys and value.is_floating_point() and _change(expected[key], value) > error
+        ]
+        if trained:
+            raise CheckpointError(
+                f"{file.path} holds {len(trained)} trained kept tensors ({trained[0]}, ...), and the given "
+                "representation has the original's; pass the same --model.representation.tune_kept, or leave "
+                "`representation` out."
+            )
+        # Only folded statistics move back into weights and biases, not the rounding of others.
+        rounded = {key: own[key] for key in kept if key.endswith(_STATISTICS) and key not in folded}
+        values = {**kept, **with_statistics(original.net, {**kept, **rounded}, own)}
+    tuned = {f"tuned.values.{number}": values[key] for number, key in enumerate(keys) if key in values}
+    return {**predictor, **tuned, "_extra_state": extra}
+
+
+def _is_folded(key: str, value: Tensor) -> bool:
+    """Whether these are the statistics of a BatchNorm layer that has been folded into its weight and bias."""
+    constant = dict(zip(_STATISTICS, (0, 1), strict=True)).get(key.rpartition(".")[2])
+    return constant is not None and bool((value == constant).all())
+
+
+def _change(before: Tensor, after: Tensor) -> float:
+    """The largest change of an entry, relative to the largest entry."""
+    if not before.numel():
+        return 0.0
+    return float((after - before).abs().max() / before.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def _fitted_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -155,6 +155,11 @@ class Representation(WithConstants, WithPretrained):
             self.set_constant("scale", file.scale)
             if file.nonzero is not None:
                 self.set_constant("nonzero", file.layout.table(file.nonzero, file.predictor.block))
+            own = original.net.state_dict()
+            # Rounded, trained, or with folded BatchNorm.
+            kept = {key: value for key, value in file.kept.values.items() if value.is_floating_point()}
+            self.tuned = Tuned({key: value for key, value in kept.items() if not torch.equal(value, own[key])})
+            self.tuned.requires_grad_(False)  # there may be statistics among them
         self.is_new = False
         return self.eval()
 
@@ -251,6 +256,11 @@ class Representation(WithConstants, WithPretrained):
         """The original's values of the weights that `weights` predicts."""
         return self.layout.weights(self.target)
 
+    def original_entries(self) -> dict[str, Tensor]:
+        """The original's values of the entries that `entries` returns."""
+        state = self.original.net.state_dict()
+        return {**self.original_weights(), **{key: state[key] for key in self.tuned.keys}}
+
     def trained_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the predictor, and the kept tensors that are trained."""
         yield from self.predictor.parameters()
@@ -265,6 +275,10 @@ class Representation(WithConstants, WithPretrained):
         """(N, K, K) booleans: the entries that are learned, those of weights and not kept zeros; None if all are."""
         if self.nonzero is not None:
             return self.nonzero if indices is None else self.nonzero[indices]
+        return self.weight_mask(indices)
+
+    def weight_mask(self, indices: Tensor | None = None) -> Tensor | None:
+        """(N, K, K) booleans: the entries that are weights, and not outside of a smaller kernel's crop; None if all."""
         if self._all_full:
             return None
         numbers = self.mask_numbers if indices is None else self.mask_numbers[indices]
@@ -303,8 +317,10 @@ class Representation(WithConstants, WithPretrained):
         for layer in self.layout.layers:
             for key in (layer.key, *layer.aliases):
                 state[key].copy_(weights[layer.key])
+        names = names_of_weights(self.original.net)
         for key, value in self.tuned.named().items():
-            state[key].copy_(value)
+            for name in names[key]:
+                state[name].copy_(value)
         return state
 
     def module(self) -> nn.Module:

@@ -74,7 +74,7 @@ class JointObjective(Objective):
         return terms
 
     def _weights(self, step: Step) -> dict[str, Tensor]:
-        """All predicted weights; gradients flow to the kernels that this step samples."""
+        """All entries; gradients flow to the kernels that this step samples, and to the trained kept tensors."""
         if self.gradients == "all":
             return step.all_weights()
         # Two autocast contexts: each caches converted parameters, here without gradients.
@@ -84,7 +84,7 @@ class JointObjective(Objective):
         shares = self.reconstruction.sampling.shares(step.norms, step.seed, step.number, step.world_size)
         rows = torch.cat(shares).unique().to(step.target.device)
         (sampled_SKK,) = step.kernels(rows)
-        return step.representation.layout.with_kernels(weights, rows, sampled_SKK)
+        return {**weights, **step.representation.layout.with_kernels(weights, rows, sampled_SKK)}
 
 
 @final

@@ -5,6 +5,7 @@ gradient flows through every predicted kernel, and the original's weights no lon
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -26,6 +27,7 @@ from nernlit.training.scheme import Precision, Scheme
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity, require_training_images
 from nernlit.training.stages import Stage
 from nernlit.utilities.processes import Processes
+from nernlit.utilities.signals import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,9 @@ class DecoupledDistill(Scheme):
         if self.distillation.lacks_logits and self.stage == len(self.stages) - 1:
             processes = Processes.of(self.trainer)
             images, count = self._data.numbered_images(processes), self._data.num_training_images
-            self.distillation.remember(images, count, self.autocast, processes)
+            # It changes no state, so a signal need not wait for its end; several processes must end together.
+            with SIGNALS.released() if processes.world_size == 1 else nullcontext():
+                self.distillation.remember(images, count, self.autocast, processes)
         return super().loss_terms(batch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -173,7 +173,8 @@ class Reconstruction(Objective):
             plain_T, error_T = torch.where(kept_T, plain_T, 0), torch.where(kept_T, error_T, 0)
         error = error_T.sum()
         power = float(step.norms[joint].double().square().sum()) / num_weights
-        step.metrics["explained_power"] = 1 - plain_T.sum() / kept * scale.square() / power
+        if power:  # of a pruned network, all sampled kernels may be zero
+            step.metrics["explained_power"] = 1 - plain_T.sum() / kept * scale.square() / power
         if step.curve is not None:
             step.metrics[step.curve] = error.detach() / kept
         return {"recon": error}
@@ -195,6 +196,7 @@ def whole_error(
     """
     layout, scale = representation.layout, representation.scale
     predicted, target = layout.vector(weights) / scale, layout.vector(representation.original_weights()) / scale
-    of_errors = None if error_weights is None else layout.vector(layout.weights(error_weights))
+    counted = representation.nonzero if error_weights is None else error_weights  # kept zeros have no error
+    of_errors = None if counted is None else layout.vector(layout.weights(counted))
     measure = reconstruction_rmse if loss == "rmse" else reconstruction_mse
     return measure(predicted, target, of_errors)

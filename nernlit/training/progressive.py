@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, final
 
 import torch
@@ -282,12 +283,16 @@ class Progressive(Scheme):
             distance = float(reconstruction_rmse(networks[leader], original))
             of_trials = [accs.get(trial) for trial in range(self.trials)]
             record = Round(self.round, leader, accs.get(leader), of_trials, distance, rmses[leader], improved=True)
-            if self.min_delta is not None and self.round > 1:
-                gain = record.score - self.ended[self.round - 2].score
-                record = replace(record, improved=gain > self.min_delta)
             # Each validation replaces the record of the current round; the last one is kept.
             self.ended[self.round - 1 :] = [record]
+            self.ended = self._judged(self.ended)
         super().log_results(stage, everything)
+
+    def _judged(self, ended: Sequence[Round]) -> list[Round]:
+        """The rounds, each with whether it gained more than `min_delta`."""
+        least = -math.inf if self.min_delta is None else self.min_delta
+        gains = [math.inf, *(after.score - before.score for before, after in pairwise(ended))]
+        return [replace(each, improved=gain > least) for each, gain in zip(ended, gains, strict=False)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -296,6 +301,6 @@ class Progressive(Scheme):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.ended = [Round(**ended) for ended in checkpoint["rounds"]]
+        self.ended = self._judged([Round(**ended) for ended in checkpoint["rounds"]])  # `min_delta` may have changed
         self.set_constant("round_target", checkpoint["round_target"].to(self.round_target.device))
         self._measure_target()

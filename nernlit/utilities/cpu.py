@@ -7,6 +7,9 @@ while a single thread keeps its speed. So a process should use only the cores th
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -71,6 +74,22 @@ class OtherPrograms:
 other_programs = OtherPrograms()
 
 
-def use_free_cores() -> None:
-    """Reduce the number of PyTorch's threads to the number of cores that other programs leave free."""
-    torch.set_num_threads(other_programs.free_threads(torch.get_num_threads()))
+_most_threads: ContextVar[int] = ContextVar("most_threads", default=0)
+
+
+@contextmanager
+def free_cores_only() -> Iterator[None]:
+    """A context in which PyTorch has at most as many threads as other programs leave cores free at its start."""
+    before = torch.get_num_threads()
+    token = _most_threads.set(before)
+    torch.set_num_threads(other_programs.free_threads(before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _most_threads.reset(token)
+
+
+def most_threads() -> int:
+    """The number of PyTorch's threads, or what it was before `free_cores_only`."""
+    return max(torch.get_num_threads(), _most_threads.get())

@@ -22,6 +22,8 @@ SCHEMES = {
     "recon_only": [*QUICK, "--trainer.max_epochs=3"],
     "decoupled": QUICK_DECOUPLED,
     "progressive": QUICK_PROGRESSIVE,
+    # One validation in each round, and an end after the first round without a gain.
+    "progressive_once": [*QUICK_PROGRESSIVE, "--trainer.check_val_every_n_epoch=2", "--model.min_delta=-2.0"],
     "original": ["fit", "-c", str(CONFIGS / "digits_original.yaml"), QUICK[2], *QUICK[5:], "--trainer.max_epochs=3"][
         1:
     ],
@@ -77,7 +79,8 @@ PLACES = [
 CASES = [("recon_only", *place) for place in PLACES]
 CASES += [("original", "on_train_batch_start", 25), ("decoupled", "on_train_batch_end", 3)]
 CASES += [("progressive", "on_train_batch_start", 3), ("progressive", "on_train_batch_start", 4)]
-CASES += [("progressive", "on_validation_batch_start", 2)]
+CASES += [("progressive", "on_validation_batch_start", 2), ("progressive_once", "on_validation_batch_start", 1)]
+CASES += [("progressive_once", "on_train_batch_end", 4), ("progressive_once", "on_validation_batch_start", 2)]
 
 
 @pytest.fixture(scope="module")

@@ -42,9 +42,11 @@ def test_tensorboard_compares_seed_data_and_learning_rate(capsys: pytest.Capture
 
 def test_resuming_a_complete_fit_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *QUICK])
-    assert "is complete" not in capsys.readouterr().out
+    assert "complete" not in capsys.readouterr().out
     main(["fit", *QUICK, "--ckpt_path=last"])
-    assert "The fit is complete (10 steps). To continue it, pass a longer" in capsys.readouterr().out
+    assert "The fit was complete already, after 10 steps." in capsys.readouterr().out
+    main(["fit", *QUICK, "--ckpt_path=last", "--trainer.max_epochs=9", "--trainer.max_time=00:00:00:00"])
+    assert "complete" not in capsys.readouterr().out
 
 
 def test_the_first_process_does_not_wait_for_the_others_at_the_end_of_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nernlit.callbacks import CpuThreads
 from nernlit.cli.main import run
 from nernlit.errors import UsageError
-from nernlit.utilities.cpu import OtherPrograms
+from nernlit.utilities.cpu import OtherPrograms, free_cores_only, most_threads
 from tests.fakes import QUICK
 
 
@@ -202,3 +202,29 @@ def test_the_cores_that_others_use_are_measured_without_ones_own() -> None:
     assert busy > 0.2  # a core of its own on a quiet machine; less where many share it
     assert busy <= len(others.allowed)
     assert others.free_threads(1) == 1
+
+
+@pytest.mark.usefixtures("_eight_threads")
+def test_threads_come_back_after_an_error() -> None:
+    class Failing(Line):
+        def training_step(self, *_: Any) -> torch.Tensor:
+            raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        _fit(CpuThreads("auto", 60.0, Scripted(5.0)), module=Failing())  # type: ignore[arg-type]
+    assert torch.get_num_threads() == 8
+
+
+@pytest.mark.usefixtures("_eight_threads", "_never_slow")
+def test_a_fit_of_a_command_that_began_beside_other_programs_may_use_all_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nernlit.utilities.cpu.other_programs", Scripted(6.0))
+    recorder, quiet = Recorder(), Scripted(*[0.0] * 11)
+    with free_cores_only():
+        assert torch.get_num_threads() == 2
+        _fit(CpuThreads("auto", 0.0, quiet), recorder)  # type: ignore[arg-type]
+        assert torch.get_num_threads() == 2
+    assert recorder.used == [8] * 10
+    assert torch.get_num_threads() == 8
+    assert most_threads() == 8

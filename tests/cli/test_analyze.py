@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import nernlit
 from nernlit.analysis.landscape import Evaluation
 from nernlit.cli.analyze import main as analyze
 from nernlit.cli.main import main, run
@@ -19,9 +20,10 @@ from nernlit.cli.runs import Run
 from nernlit.errors import NernlitError, UsageError
 from nernlit.kernels import LayerFilter
 from nernlit.originals import Original
-from nernlit.predictors import MLP
+from nernlit.predictors import MLP, Table
 from nernlit.representation import Representation
 from tests.fakes import CONFIGS, QUICK
+from tests.representation.test_keep_zeros import _pruned
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,66 @@ def nern(fits: list[str]) -> str:
     Run.open(fits[0]).representation().save("net.nern")
     save_file(Original("digits_resnet8", pretrained=True).net.state_dict(), "original.safetensors")
     return "net.nern"
+
+
+@pytest.fixture
+def tuned(fits: list[str]) -> str:
+    """A .nern file with other kept tensors than its original's, folded, and the original's weights."""
+    original = Original("digits_resnet8", pretrained=True)
+    save_file(original.net.state_dict(), "original.safetensors")
+    representation = Representation(original, Table(), order="none", tune_kept="affine")
+    with torch.no_grad():
+        for value in representation.tuned.parameters():
+            value.add_(0.3)
+    representation.save("tuned.nern", fold_batch_norm=True)
+    return "tuned.nern"
+
+
+def _accuracy(network: Callable[[torch.Tensor], torch.Tensor]) -> float:
+    (pixels, labels), *_ = Run.open("tuned.nern").batches("test", 100, ["--data=DigitsDataModule"])
+    with torch.no_grad():
+        return float((network(pixels).argmax(1) == labels).float().mean())
+
+
+def test_analyses_compare_the_file_with_its_trained_kept_tensors_with_the_original(tuned: str) -> None:
+    original = Original("digits_resnet8", pretrained=True).freeze()
+    expected = _accuracy(original), _accuracy(nernlit.load(tuned))
+    assert expected[0] > expected[1]
+    line = _analysed("interpolate", tuned, *OUT, "--points=2", "--low=0", "--high=1", *WITH_ORIGINAL, *WITH_DATA)
+    assert [row["accuracy"] for row in line] == pytest.approx(expected)
+    assert line[1]["distance"] > 1
+    smoothed = _analysed("smooth", tuned, *OUT, *WITH_ORIGINAL, *WITH_DATA)
+    assert smoothed[0]["accuracy"] == pytest.approx(expected[1])
+    assert smoothed[0]["difference"] == pytest.approx(expected[1] - expected[0])
+    plane = _analysed("landscape", tuned, *OUT, "--points=3", *WITH_DATA)
+    (center,) = [row for row in plane if row["x"] == row["y"] == 0]
+    assert center["accuracy"] == pytest.approx(expected[1])
+
+
+def test_a_file_is_exported_and_reported_with_its_own_kept_tensors(tuned: str) -> None:
+    main(["export", tuned, *WITH_ORIGINAL, "-o", "again.nern"])
+    one, other = (nernlit.load(file).original.net.state_dict() for file in (tuned, "again.nern"))
+    for key, value in one.items():
+        assert torch.allclose(value, other[key], atol=1e-6), key
+    main(["report", tuned, *WITH_ORIGINAL, *WITH_DATA, "--out=report.html"])
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert f"{_accuracy_of_all(nernlit.load(tuned)):.2%}".rstrip("%") in page
+
+
+def _accuracy_of_all(representation: Representation) -> float:
+    batches = Run.open("tuned.nern").batches("test", None, ["--data=DigitsDataModule"])
+    with torch.no_grad():
+        correct = [representation(pixels).argmax(1) == labels for pixels, labels in batches]
+    return float(torch.cat(correct).float().mean())
+
+
+def test_a_pruned_network_stays_pruned_when_it_is_smoothed() -> None:
+    representation = Representation(_pruned(0.3), MLP(8, kernel_size=5), order="none", keep_zeros=True)
+    mask, weights = representation.weight_mask(), representation.mask()
+    assert mask is not None
+    assert weights is not None
+    assert not torch.equal(mask, weights)
+    assert int(mask.sum()) == representation.layout.num_weights
 
 
 WITH_ORIGINAL = ("--original", "original.safetensors")

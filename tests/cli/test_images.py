@@ -76,8 +76,8 @@ def test_a_network_on_a_device_is_that_of_the_representation() -> None:
     with torch.no_grad():
         for value in representation.tuned.parameters():
             value.add_(0.5)
-        images, weights = torch.rand(3, 1, 8, 8), representation.weights()
-        network = OnDevice(representation.original, torch.device("cpu"), representation.tuned.named())
+        images, weights = torch.rand(3, 1, 8, 8), representation.entries()
+        network = OnDevice(representation.original, torch.device("cpu"))
         assert torch.equal(network(images, weights), representation(images, weights))
         assert torch.equal(network(images), representation.original(images))
 

@@ -434,3 +434,12 @@ def test_a_resized_crop_is_a_part_of_the_image_and_the_same_for_the_same_state()
     assert not torch.equal(first[0], first[1])
     whole = resized_crop(ramp, 1.0, Draws(3))
     assert float((whole - ramp).abs().mean()) < 9  # the sides' ratio still varies
+
+
+def test_statistics_are_those_of_the_network_in_use() -> None:
+    data = ImageNetDataModule("nowhere")
+    data.classes = ("a", "b")
+    for channels in (1, 3, 4, 3):
+        data._match(type("Network", (), {"num_classes": data.num_classes, "in_chans": channels}))
+        assert len(data.mean) == channels
+    assert data.mean == ImageNetDataModule.mean

@@ -19,6 +19,7 @@ from nernlit.representation.integers import integer_weights
 from nernlit.storage.container import Contents, read_container, write_container
 from nernlit.storage.entropy import encode_weights
 from nernlit.training import DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase
+from nernlit.training.objectives import Reconstruction, Step, whole_error
 from nernlit.training.sensitivity import normalized
 from tests.fakes import STATISTICS, TinyCNN, quiet_trainer
 
@@ -209,3 +210,30 @@ def test_damaged_positions_are_refused(tmp_path: Path) -> None:
         write_container(path, Contents(dict(header), tensors))
         with pytest.raises(FileFormatError, match=expected):
             nernlit.load(path, net=TinyCNN())
+
+
+@pytest.mark.parametrize("loss", ["mse", "rmse"])
+def test_the_error_of_all_weights_is_the_mean_over_those_that_are_learned(loss: Any) -> None:
+    representation = Representation(_pruned(), MLP(8, kernel_size=5), order="none", keep_zeros=True)
+    weights, target = representation.weights(), representation.original_weights()
+    errors = torch.cat([(weights[key] - value)[value != 0].flatten() for key, value in target.items()])
+    mse = (errors / representation.scale).square().mean()
+    assert torch.allclose(whole_error(representation, weights, loss), mse if loss == "mse" else mse.sqrt())
+
+
+def test_a_step_on_kernels_of_zeros_has_no_explained_power() -> None:
+    original = _pruned(0.9)
+    representation = Representation(original, MLP(8, kernel_size=5), order="none", keep_zeros=True)
+    zeros = representation.target.flatten(1).norm(dim=1) == 0
+    assert zeros.any()
+
+    class Zeros:
+        def shares(self, norms_N: Tensor, *_: int) -> tuple[Tensor, ...]:
+            return ((norms_N == 0).nonzero().squeeze(1),)
+
+    norms_N = representation.target.flatten(1).norm(dim=1)
+    sizes_N = representation.learned_per_kernel()
+    step = Step(representation, None, representation.target, norms_N, sizes_N)
+    terms = Reconstruction(Zeros())(step)  # type: ignore[arg-type]
+    assert float(terms["recon"]) == 0
+    assert "explained_power" not in step.metrics

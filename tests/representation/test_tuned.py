@@ -3,14 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 import nernlit
 from nernlit.errors import CheckpointError, UsageError
+from nernlit.kernels import Uniform
 from nernlit.predictors import MLP, Table
 from nernlit.representation import Representation, load_representation
-from nernlit.training import DecoupledDistill, ReconOnly
+from nernlit.training import BaselineJoint, DecoupledDistill, ReconOnly
 from tests.fakes import digits_representation, quiet_trainer, tiny_original
 
 
@@ -48,6 +50,54 @@ def test_training_and_evaluation_use_the_trained_tensors(tmp_path: Path) -> None
     assert torch.allclose(representation(images), expected, atol=1e-5)
     representation.save(tmp_path / "net.nern")
     assert torch.allclose(nernlit.load(tmp_path / "net.nern")(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", ["fp32", "int8"])
+def test_a_file_with_folded_batch_norm_gives_its_network_to_a_new_representation(tmp_path: Path, kept: str) -> None:
+    representation = _fitted(_table("affine"))
+    representation.save(tmp_path / "net.nern", kept=kept, fold_batch_norm=True)  # type: ignore[arg-type]
+    again, _ = load_representation(tmp_path / "net.nern", _table("affine"))
+    images, expected = torch.rand(5, 1, 8, 8), nernlit.load(tmp_path / "net.nern")
+    # The kept tensors that are not trained are the original's, not rounded.
+    assert torch.allclose(again(images), expected(images), atol=1e-4 if kept == "fp32" else 0.1)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_trained_tensors_that_the_representation_does_not_train_are_refused(tmp_path: Path, folded: bool) -> None:
+    file = tmp_path / "net.nern"
+    _fitted(_table("all")).save(file, kept="bf16", fold_batch_norm=folded)
+    for which in ("none", "affine"):
+        with pytest.raises(CheckpointError, match=r"holds \d+ trained kept tensors \(.*pass the same --model\.repr"):
+            load_representation(file, _table(which))
+    load_representation(file, _table("all"))
+    _table("none").save(file, kept="int8", fold_batch_norm=folded)  # rounding is no training
+    load_representation(file, _table("none"))
+
+
+def test_a_file_with_its_original_has_the_files_kept_tensors(tmp_path: Path) -> None:
+    representation = _fitted(_table("affine"))
+    representation.save(tmp_path / "net.nern", fold_batch_norm=True)
+    save_file(representation.original.net.state_dict(), tmp_path / "original.safetensors")
+    again, _ = load_representation(tmp_path / "net.nern", original=tmp_path / "original.safetensors")
+    images = torch.rand(5, 1, 8, 8)
+    assert torch.allclose(again(images), representation(images), atol=1e-4)
+    assert torch.allclose(again.original(images), representation.original(images), atol=1e-6)
+    entries = again.original_entries()
+    assert entries.keys() == again.entries().keys()
+    assert torch.allclose(again.original(images, entries), representation.original(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("gradients", ["sampled", "all"])
+def test_baseline_joint_trains_them_too(gradients: str) -> None:
+    representation = _table("affine")
+    module = BaselineJoint(representation, _adam, gradients=gradients, sampling=Uniform(16), precision="fp32")  # type: ignore[arg-type]
+    images, labels = torch.rand(8, 1, 8, 8), torch.zeros(8).long()
+    with torch.no_grad():
+        for parameter in representation.predictor.parameters():
+            parameter.mul_(1.1)  # a table has no error at first
+    quiet_trainer(max_steps=3).fit(module, DataLoader([(images, labels)] * 3, batch_size=None))  # type: ignore[arg-type]
+    state = representation.original.net.state_dict()
+    assert all(not torch.equal(value, state[key]) for key, value in representation.tuned.named().items())
 
 
 def test_a_file_gives_its_trained_tensors_to_a_new_representation(tmp_path: Path) -> None:

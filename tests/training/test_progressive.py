@@ -99,13 +99,18 @@ def test_targets_of_smaller_kernels_hold_nothing_outside_them() -> None:
     assert torch.equal(module.round_target[mask], module.representation.kernels()[mask])
 
 
-def test_the_chain_ends_with_the_first_round_that_does_not_improve() -> None:
+def test_the_chain_ends_with_the_first_round_that_does_not_improve(capsys: pytest.CaptureFixture[str]) -> None:
     cli = run(["fit", *QUICK_PROGRESSIVE, "--model.min_delta=2.0"])  # more than any accuracy
     assert cli.trainer.global_step == 8
     records = json.loads((Path(cli.trainer.log_dir) / "rounds" / "rounds.json").read_text())
     assert [record["improved"] for record in records] == [True, False]
+    capsys.readouterr()
     resumed = run(["fit", *QUICK_PROGRESSIVE, "--model.min_delta=2.0", "--ckpt_path=last"])
     assert resumed.trainer.global_step == 8
+    assert "The chain has ended: round 2 gained no more than min_delta." in capsys.readouterr().out
+    smaller = run(["fit", *QUICK_PROGRESSIVE, "--model.min_delta=-2.0", "--ckpt_path=last"])
+    assert smaller.trainer.global_step == 12
+    assert [record.improved for record in smaller.model.ended] == [True, True, True]
 
 
 def test_every_round_leaves_a_network_and_a_checkpoint(tmp_path: Path) -> None:
@@ -246,8 +251,8 @@ def test_a_finished_chain_goes_on_with_more_rounds_on_the_command_line() -> None
     run(["fit", *QUICK_PROGRESSIVE])
     cli = run(["fit", *QUICK_PROGRESSIVE, "--model.rounds=4", "--trainer.max_epochs=8", "--ckpt_path=last"])
     assert [ended.round for ended in cli.model.ended] == [1, 2, 3, 4]
-    with pytest.raises(UsageError, match=r"stages end after the steps \[4, 8, 12, 16\]; .* they end after \[8, 16\]"):
-        run(["fit", *QUICK_PROGRESSIVE, "--model.rounds=2", "--trainer.max_epochs=8", "--ckpt_path=last"])
+    with pytest.raises(UsageError, match=r"--model\.rounds is 3, and the checkpoint has 4"):
+        run(["fit", *QUICK_PROGRESSIVE, "--ckpt_path=last"])
 
 
 def test_the_representation_can_be_trained_on_after_a_fit() -> None:
