@@ -177,7 +177,8 @@ def landscape_figure(
     finite = [cell.loss for line in grid for cell in line if math.isfinite(cell.loss)] or [1.0]
     lowest, highest = max(min(finite), 1e-12), max(*finite, 1e-12)
     losses = [[min(max(cell.loss, lowest), highest) for cell in line] for line in grid]
-    levels = torch.logspace(math.log10(lowest), math.log10(highest * (1 + 1e-6)), 25).tolist()
+    # In float64: in float32 levels of nearly equal losses would be equal.
+    levels = torch.logspace(math.log10(lowest), math.log10(highest * (1 + 1e-6)), 25, dtype=torch.float64).tolist()
     filled = axis.contourf(xs, ys, losses, levels=levels, norm=LogNorm(), cmap="viridis")
     figure.colorbar(filled, label=f"{split} loss", ticks=levels[::4], format="%.4g")
     for (name, (x, y)), shape in zip(marks.items(), itertools.cycle("o^sDv*"), strict=False):

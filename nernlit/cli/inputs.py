@@ -58,7 +58,12 @@ def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> t
         say(f"nernlit: {net}: taking {found}")
         net, path = str(found), found
     if path.exists():
-        options = _stated(path)
+        try:
+            options = _stated(path)
+        except CheckpointError:
+            if name is None:
+                raise
+            options = {}  # weights of another program; the original says if they are damaged
         if name is not None and options.get("name") != name:
             options = {"name": name}
         if "name" not in options:

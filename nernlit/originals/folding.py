@@ -70,8 +70,9 @@ class _Fold:
         conv: Name of the convolution.
         norm: Name of the BatchNorm layer.
         factor: What the BatchNorm layer multiplies by, without its own weight.
-        mean: What it subtracts, less the convolution's bias.
+        mean: What it subtracts.
         conv_weight: The convolution's weight.
+        conv_bias: Its bias, zeros if it has none.
         weight: The BatchNorm layer's own weight.
         bias: Its own bias.
     """
@@ -81,6 +82,7 @@ class _Fold:
     factor: Tensor
     mean: Tensor
     conv_weight: Tensor
+    conv_bias: Tensor
     weight: Tensor
     bias: Tensor
 
@@ -93,22 +95,24 @@ class _Fold:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         factor = (norm.running_var.double() + norm.eps).rsqrt().to(conv.weight.dtype)
-        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+        mean = norm.running_mean
+        conv_bias = torch.zeros_like(mean) if conv.bias is None else conv.bias
         weight = norm.weight if norm.affine else torch.ones_like(mean)
         bias = norm.bias if norm.affine else torch.zeros_like(mean)
-        return cls(conv_name, norm_name, factor, mean, conv.weight, weight, bias)
+        return cls(conv_name, norm_name, factor, mean, conv.weight, conv_bias, weight, bias)
 
     def apply(self, weights: dict[str, Tensor]) -> None:
         """Replace the entries of the convolution and of the BatchNorm layer by those of the folded convolution."""
-        conv_weight, norm_weight, norm_bias = f"{self.conv}.weight", f"{self.norm}.weight", f"{self.norm}.bias"
-        is_given = norm_weight in weights or norm_bias in weights
+        conv_weight, conv_bias = f"{self.conv}.weight", f"{self.conv}.bias"
+        norm_weight, norm_bias = f"{self.norm}.weight", f"{self.norm}.bias"
+        is_given = bool({conv_bias, norm_weight, norm_bias} & weights.keys())
         if conv_weight not in weights and not is_given:
             return
         factor = self.factor * weights.pop(norm_weight, self.weight)
         bias = weights.pop(norm_bias, self.bias)
         weights[conv_weight] = weights.get(conv_weight, self.conv_weight) * factor.view(-1, 1, 1, 1)
         if is_given:
-            weights[f"{self.conv}.bias"] = bias - self.mean * factor
+            weights[conv_bias] = bias + (weights.get(conv_bias, self.conv_bias) - self.mean) * factor
 
 
 def _factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

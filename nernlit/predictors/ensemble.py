@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from nernlit.errors import UsageError
 from nernlit.predictors.base import Predictor
+from nernlit.predictors.quantized import Quantized
 
 
 @final
@@ -55,10 +56,13 @@ class PredictorEnsemble(nn.Module):
                 for module in predictor.modules():
                     if callable(reset := getattr(module, "reset_parameters", None)):
                         reset()
+                if isinstance(predictor, Quantized):
+                    predictor.reset_parameters()  # its step sizes follow from the numbers drawn after the first call
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         """Kernels (T, N, K, K)."""
-        if addresses_N3.device.type == "cpu" or len(self.each) == 1:
+        alone = len(self.each) == 1 or isinstance(self.each[0], Quantized)  # rounding has no batched gradient
+        if addresses_N3.device.type == "cpu" or alone:
             return torch.stack([predictor(addresses_N3) for predictor in self.each])
         return self.batched(addresses_N3)
 

@@ -205,6 +205,7 @@ class Representation(WithConstants, WithPretrained):
 
     def _file(self, path: Path, state: Mapping[str, Tensor], kept: KeptForm, fold_batch_norm: bool) -> NernFile:
         """The .nern file of a reconstructed network's state dict."""
+        state = {key: value.detach().cpu() for key, value in state.items()}  # coding works on the CPU
         state = {**state, **without_statistics(self.original.net, state)} if fold_batch_norm else state
         header = {**description(self.original), "specification": self.specification()}
         names = names_of_weights(self.original.net)
@@ -290,10 +291,10 @@ class Representation(WithConstants, WithPretrained):
         return self.layout.num_weights if self.nonzero is None else int(self.nonzero.sum())
 
     def learned_per_kernel(self) -> Tensor:
-        """(N,) int16: the number of weights in each kernel that the predictor learns."""
+        """(N,) int32: the number of weights in each kernel that the predictor learns."""
         if self.nonzero is not None:
-            return self.nonzero.sum((1, 2), dtype=torch.int16)
-        return self.masks.sum((1, 2), dtype=torch.int16)[self.mask_numbers.long()]
+            return self.nonzero.sum((1, 2), dtype=torch.int32)
+        return self.masks.sum((1, 2), dtype=torch.int32)[self.mask_numbers.long()]
 
     @property
     def _all_full(self) -> bool:
@@ -338,7 +339,8 @@ class Representation(WithConstants, WithPretrained):
             kept: See `save`.
             fold_batch_norm: See `save`.
         """
-        state = self.original.net.state_dict()  # as large as the reconstructed network's
+        # Predicted weights take the same bytes whatever their values are; kept tensors may be coded.
+        state = {**self.original.net.state_dict(), **self.tuned.named()}
         file = self._file(Path("sizes.nern"), state, kept, fold_batch_norm)
         original_bytes = int(file.header["original_bytes"])
         predictor, weights = self.predictor, self.layout.num_weights

@@ -61,11 +61,11 @@ def compress(
     """
     require_at_least(1, steps=steps)
     require_positive(bits=bits)
-    pixels_BCHW = next(iter(_Batches(images, 1)))[0]
+    pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
     mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
     with torch.no_grad():
-        net = copy.deepcopy(net).eval()  # the original is frozen
+        net = copy.deepcopy(net).cpu().eval()  # the original is frozen
         logits = net(pixels_BCHW[:1])
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UsageError("the network does not return logits (B, C); wrap it in a module that does.")
@@ -177,6 +177,6 @@ def _pixels(batch: Any) -> Tensor:
     """
     pixels = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
     if isinstance(pixels, Tensor) and pixels.dim() == 4 and pixels.is_floating_point():
-        return pixels
+        return pixels.float()
     given = f"{tuple(pixels.shape)} {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
     raise DataError(f"a batch of images is {given}; expected floating-point pixels (B, C, H, W) in [0, 1].")

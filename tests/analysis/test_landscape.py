@@ -117,3 +117,8 @@ def test_where_logits_overflow_no_image_is_right_and_the_loss_is_infinite() -> N
     assert (measured.loss, measured.accuracy) == (math.inf, 0)
     grid = [[Evaluation(1.0, 0.5), measured], [measured, Evaluation(2.0, 0.5)]]
     landscape_figure([0, 1], [0, 1], grid, {"one": (0, 0)}, "test").savefig(io.BytesIO())
+
+
+def test_a_plane_of_equal_losses_is_drawn() -> None:
+    grid = [[Evaluation(1.0, 0.5)] * 2] * 2
+    landscape_figure([0, 1], [0, 1], grid, {"one": (0, 0)}, "test").savefig(io.BytesIO())

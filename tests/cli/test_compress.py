@@ -91,6 +91,9 @@ def test_a_file_of_weights_says_its_network_or_is_told(capsys: pytest.CaptureFix
     )
     main(["compress", "silent.safetensors", "--network", "digits_resnet8", "-o", "a.nern", *quick])
     main(["compress", "speaking.safetensors", "-o", "b.nern", *quick])
+    torch.save(state, "weights.ckpt")
+    main(["compress", "weights.ckpt", "--network", "digits_resnet8", "-o", "c.nern", *quick])
+    assert Path("c.nern").stat().st_size == pytest.approx(Path("a.nern").stat().st_size, rel=0.01)
     assert Path("a.nern").stat().st_size == pytest.approx(Path("b.nern").stat().st_size, rel=0.01)
 
 

@@ -66,6 +66,29 @@ def test_weights_and_biases_of_folded_norms_can_be_replaced(name: str, side: int
     _assert_equal_gradients(got, expected, entries.values())
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_biases_of_folded_convolutions_can_be_replaced(affine: bool) -> None:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(6, affine=affine) for _ in range(2)]
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    convs = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)
+    layers = convs[0], norms[0], nn.ReLU(), convs[1], norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    original = Original.of(nn.Sequential(*layers).eval(), 4, (0.5,) * 3, (0.2,) * 3).freeze().double()
+    images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    folded = Folded(original, images)
+    assert _norms(folded.net) == 0
+    for keys in (["0.bias"], ["0.bias", "3.bias", "0.weight"], [key for key, _ in original.net.named_parameters()]):
+        state = original.net.state_dict()
+        entries = {key: torch.randn_like(state[key]).requires_grad_() for key in keys}
+        expected, got = original(images, entries), folded(images, entries)
+        assert torch.allclose(got, expected, rtol=1e-9)
+        _assert_equal_gradients(got, expected, entries.values())
+
+
 def test_every_norm_of_a_resnet_goes_and_the_classifier_stays() -> None:
     original, images = _trained("cifar_resnet20", 32)
     before = original.fingerprint()

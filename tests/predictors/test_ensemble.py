@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nernlit.errors import UsageError
-from nernlit.predictors import MLP, Predictor, PredictorEnsemble
+from nernlit.predictors import MLP, Predictor, PredictorEnsemble, Quantized
 
 EXTENT = (4, 6, 5)
 LAYERS = [(6, 5)] * 4
@@ -74,3 +74,26 @@ def test_starting_anew_leaves_the_global_randomness_alone() -> None:
     torch.manual_seed(5)
     trials.reset(1, 2, 3)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_quantized_trials_have_step_sizes_of_their_own_numbers() -> None:
+    predictor = Quantized(MLP(8, num_frequencies=4), 4.0)
+    predictor.bind(LAYERS)
+    trials = PredictorEnsemble(predictor, 2)
+    for seeds in ((1, 2), (3, 4)):
+        trials.reset(*seeds)
+        for each in trials.each:
+            again = {name: value.clone() for name, value in each.named_parameters()}
+            each.reset_parameters()
+            for name, value in each.named_parameters():
+                assert torch.equal(again[name], value), name
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_quantized_trials_are_trained_on_an_accelerator() -> None:
+    predictor = Quantized(MLP(8, num_frequencies=4), 4.0)
+    predictor.bind(LAYERS)
+    device = torch.accelerator.current_accelerator()
+    trials = PredictorEnsemble(predictor, 2).to(device)
+    trials(_addresses().to(device)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in trials.parameters())

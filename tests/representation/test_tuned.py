@@ -146,3 +146,21 @@ def test_a_checkpoint_with_more_trained_tensors_is_refused(tmp_path: Path) -> No
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="more trained kept tensors; pass the same"):
         load_representation(tmp_path / "last.ckpt", _table("none"))
+
+
+@pytest.mark.parametrize("kept", ["fp32", "int8"])
+def test_sizes_are_those_of_the_file_with_the_trained_tensors(tmp_path: Path, kept: str) -> None:
+    representation = _table("all")
+    with torch.no_grad():
+        for value in representation.tuned.parameters():
+            value.fill_(0.5)
+    representation.save(tmp_path / "net.nern", kept=kept)  # type: ignore[arg-type]
+    assert representation.sizes(kept).file_bytes == (tmp_path / "net.nern").stat().st_size  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_files_of_an_accelerators_tensors_are_those_of_the_cpu(tmp_path: Path) -> None:
+    representation = _table("affine")
+    representation.save(tmp_path / "cpu.nern", "int8", fold_batch_norm=True)
+    representation.to(torch.accelerator.current_accelerator()).save(tmp_path / "there.nern", "int8", True)
+    assert (tmp_path / "cpu.nern").read_bytes() == (tmp_path / "there.nern").read_bytes()
