@@ -53,4 +53,7 @@ class WarmupCosine(LRScheduler):
             raise UsageError("WarmupCosine does not know the length of the run; pass total_steps.")
         share = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         weight = (1 + math.cos(math.pi * share)) / 2
-        return [self.min_lr + (float(rate) - self.min_lr) * weight for rate in self.base_lrs]
+        highest = max(float(rate) for rate in self.base_lrs) or 1.0
+        # The least rates of groups have the same ratios as their rates.
+        least = [self.min_lr * float(rate) / highest for rate in self.base_lrs]
+        return [low + (float(rate) - low) * weight for low, rate in zip(least, self.base_lrs, strict=True)]

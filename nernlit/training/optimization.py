@@ -34,6 +34,11 @@ def built_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
         raise UsageError(f"{options}.optimizer cannot be built: {reason}{advice}.") from error
     if isinstance(optimizer, SparseAdam):
         raise UsageError(f"{options}.optimizer SparseAdam needs sparse gradients, and these are dense; pass Adam.")
+    if len(ratios) > 1 and getattr(optimizer, "schedules_itself", False):
+        raise UsageError(
+            f"{options}.optimizer {type(optimizer).__name__} has one learning rate for all parameters, and "
+            "trained kept tensors (tune_kept) and step sizes (quantize) need rates of their own; pass another optimizer."
+        )
     for group in optimizer.param_groups:
         rate = float(group.get("lr", 1.0))
         if not 0 < rate < math.inf:

@@ -116,6 +116,7 @@ class Progressive(Scheme):
         self.trial_predictors = PredictorEnsemble(representation.predictor, trials)
         target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
         self.set_constant("round_target", target_NKK)
+        self._first_target = None if init_from is None else target_NKK
         self._measure_target()
         self._start_trials()
 
@@ -169,6 +170,12 @@ class Progressive(Scheme):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.trainer.ckpt_path is None and self.ended:  # an earlier fit of this module
+            self.ended = []
+            first_NKK = self.representation.target if self._first_target is None else self._first_target
+            self.set_constant("round_target", first_NKK.to(self.round_target.device, copy=True))
+            self._measure_target()
+            self._start_trials()
         # It is copied from the best trial and not trained itself; DDP would wait for its gradients.
         self.representation.predictor.requires_grad_(stage != "fit")
         if stage == "fit" and self.trainer.limit_val_batches == 0:

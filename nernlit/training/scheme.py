@@ -322,6 +322,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             what, original = "calibration_images", self.representation.original
             require_training_images(what, "leave it and tune_kept out", original, self._data)
         super().setup(stage)
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self.stage = 0  # an earlier fit of this module ended in its last one
         self.recovery = Recovery(self.recovery.on_divergence)  # of this run
         # Checkpoints and .nern files keep them.
         if classes := getattr(self._data, "classes", ()):

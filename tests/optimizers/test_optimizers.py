@@ -78,3 +78,15 @@ def test_ranger21_is_silent_and_plans_for_the_runs_length(capsys: pytest.Capture
     assert capsys.readouterr().out == ""
     assert optimizer.current_lr < 1e-3  # it has warmed down
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_least_rates_of_groups_have_the_ratios_of_their_rates() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.02, 0.0)]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    schedule = WarmupCosine(optimizer, warmup_steps=1, min_lr=0.1, total_steps=5)
+    for _ in range(5):
+        rates = schedule.get_last_lr()
+        assert rates == pytest.approx([rates[0], 0.02 * rates[0], 0.0])
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr() == pytest.approx([0.1, 0.002, 0.0])

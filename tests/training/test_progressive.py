@@ -255,6 +255,16 @@ def test_a_finished_chain_goes_on_with_more_rounds_on_the_command_line() -> None
         run(["fit", *QUICK_PROGRESSIVE, "--ckpt_path=last"])
 
 
+def test_a_second_fit_begins_with_round_1_of_the_original() -> None:
+    module = _progressive(rounds=2, trials=1, min_delta=None)
+    for _ in range(2):
+        _fit(module, 2)
+        assert [ended.round for ended in module.ended] == [1, 2]
+        first, second = module.ended
+        assert first.recon_rmse == pytest.approx(first.round_rmse)
+        assert second.recon_rmse != pytest.approx(second.round_rmse)
+
+
 def test_the_representation_can_be_trained_on_after_a_fit() -> None:
     module = _progressive(rounds=1, trials=2)
     _fit(module, 1)
