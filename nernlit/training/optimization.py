@@ -36,8 +36,8 @@ def built_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
         raise UsageError(f"{options}.optimizer SparseAdam needs sparse gradients, and these are dense; pass Adam.")
     if len(ratios) > 1 and getattr(optimizer, "schedules_itself", False):
         raise UsageError(
-            f"{options}.optimizer {type(optimizer).__name__} has one learning rate for all parameters, and "
-            "trained kept tensors (tune_kept) and step sizes (quantize) need rates of their own; pass another optimizer."
+            f"{options}.optimizer {type(optimizer).__name__} has one learning rate for all parameters. Trained kept "
+            "tensors (tune_kept) and step sizes (quantize) need rates of their own; pass another optimizer."
         )
     for group in optimizer.param_groups:
         rate = float(group.get("lr", 1.0))
