@@ -29,6 +29,7 @@ from nernlit.cli.search_study import (
     SPACE,
     dimension,
     earlier_figures,
+    first_number,
     is_unfinished,
     open_study,
     queue_again,
@@ -126,7 +127,9 @@ def _run(study: optuna.Study, trial: optuna.Trial, options: argparse.Namespace, 
     ]
     try:
         fit = ["fit", *fit_args, *own, *_as_options(trial.params)]
-        cli = continued_fit(fit, options.out, options.study, [Pruning(trial, monitor)])
+        # Not of the values alone: two processes may draw the same ones.
+        name = f"{options.study}-trial{first_number(study, trial)}"
+        cli = continued_fit(fit, options.out, name, [Pruning(trial, monitor)])
         (best,) = (each for each in cli.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint))
         if best.monitor != monitor or best.best_model_score is None:
             raise UsageError(f"--monitor {monitor}: the fit has no such figure; validate it, or pass another one.")
@@ -141,8 +144,9 @@ def _run(study: optuna.Study, trial: optuna.Trial, options: argparse.Namespace, 
         raise
     except Exception as error:
         study.tell(trial, state=TrialState.FAIL)
-        if isinstance(error, UsageError):  # of every trial, such as an option that does not exist
-            raise
+        others = (TrialState.COMPLETE, TrialState.PRUNED)
+        if isinstance(error, UsageError) and not study.get_trials(deepcopy=False, states=others):
+            raise  # probably of every trial, such as an option that does not exist
         print(f"{ERROR}trial {trial.number}: {described(error)}", file=sys.stderr, flush=True)
     else:
         study.tell(trial, value)

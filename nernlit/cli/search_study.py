@@ -117,6 +117,14 @@ def queue_again(study: optuna.Study, trial: Trial | FrozenTrial) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
+def first_number(study: optuna.Study, trial: Trial) -> int:
+    """The number of the trial that this one is, or continues, perhaps after others."""
+    every, number = study.get_trials(deepcopy=False), trial.number
+    while (continued := every[number].user_attrs.get("continues")) is not None:
+        number = continued
+    return number
+
+
 def earlier_figures(study: optuna.Study, trial: Trial) -> dict[int, float]:
     """The validation figures of the interrupted trial that a trial continues."""
     continued = trial.user_attrs.get("continues")

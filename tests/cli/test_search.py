@@ -127,6 +127,25 @@ def test_a_trial_that_fails_is_reported_and_the_others_go_on(
         search.main([*LINE[1:], "--study", "other", "--trials", "1"])
 
 
+def test_trials_of_equal_values_have_folders_of_their_own_and_values_that_cannot_be_are_one_trials_error(
+    fits: Callable[[Fit], list[dict[str, str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(options: dict[str, str], callback: search.Pruning) -> float:
+        if len(ran) == 2:
+            raise UsageError("these values do not fit each other")
+        return 0.5
+
+    ran = fits(fit)
+    main(["search", "-c", QUICK[1], "--space", "model.loss=choice(rmse)", "--out", "found", "--trials", "3"])
+    trials = _study().trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert "nernlit: error: trial 1: these values do not fit each other\n" in capsys.readouterr().err
+    assert [Path(trial.user_attrs["folder"]).name for trial in (trials[0], trials[2])] == [
+        "search-trial0",
+        "search-trial2",
+    ]
+
+
 @pytest.mark.parametrize(
     "how",
     [
