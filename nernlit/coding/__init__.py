@@ -1,7 +1,7 @@
 """Coding: kernels out of a predictor, and the .nern file that holds all that is needed to compute them."""
 
 from nernlit.coding.checks import Checks
-from nernlit.coding.kept import KeptForm
+from nernlit.coding.kept import KeptForm, largest_change
 from nernlit.coding.nern import NernFile, is_nern, part_bytes, unreadable
 from nernlit.coding.prediction import bind, predicted_kernels, predicted_weights, require_kernel_size
 from nernlit.coding.zeros import with_zeros
@@ -12,6 +12,7 @@ __all__ = [
     "NernFile",
     "bind",
     "is_nern",
+    "largest_change",
     "part_bytes",
     "predicted_kernels",
     "predicted_weights",

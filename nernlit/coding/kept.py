@@ -81,7 +81,7 @@ class Kept:
             stored["kept.steps"] = torch.cat(steps)
         described = {"form": form, "constants": constants, "coded": coded}
         decoded = _decoded(described, stored)
-        changes = {key: _change(value, decoded[key]) for key, value in values.items()} if form != "fp32" else {}
+        changes = {key: largest_change(value, decoded[key]) for key, value in values.items()} if form != "fp32" else {}
         if wrong := [key for key, change in changes.items() if not math.isfinite(change)]:
             raise UsageError(f"kept={form!r} cannot store {wrong[0]!r}, whose numbers are too large; use bf16 or fp32.")
         return cls({**described, "error": float(f"{max(changes.values(), default=0):.1e}")}, stored, decoded)
@@ -163,9 +163,9 @@ def _constant(value: Tensor) -> int | float | None:
     return number if is_constant else None
 
 
-def _change(value: Tensor, decoded: Tensor) -> float:
+def largest_change(before: Tensor, after: Tensor) -> float:
     """The largest change of a number, relative to the largest number of its tensor; nan if one is not finite."""
-    if not value.is_floating_point() or not value.numel():
+    if not before.is_floating_point() or not before.numel():
         return 0.0
-    largest = float(value.double().abs().max())
-    return float((decoded.double() - value.double()).abs().max()) / largest if largest else 0.0
+    largest = before.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((after.double() - before.double()).abs().max() / largest)

@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
-from nernlit.coding import NernFile, is_nern
+from nernlit.coding import NernFile, is_nern, largest_change
 from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.originals import fitted_original, with_statistics
 from nernlit.predictors import Predictor
@@ -183,9 +182,7 @@ def _stored_state(file: NernFile, representation: Representation) -> dict[str, A
         expected = {**own, **with_statistics(original.net, own, {**own, **folded})}
         error = 1.01 * float(file.header["kept"]["error"]) + 1e-5  # of rounding
         trained = [
-            key
-            for key, value in kept.items()
-            if key not in keys and value.is_floating_point() and _change(expected[key], value) > error
+            key for key, value in kept.items() if key not in keys and largest_change(expected[key], value) > error
         ]
         if trained:
             raise CheckpointError(
@@ -204,13 +201,6 @@ def _is_folded(key: str, value: Tensor) -> bool:
     """Whether these are the statistics of a BatchNorm layer that has been folded into its weight and bias."""
     constant = dict(zip(_STATISTICS, (0, 1), strict=True)).get(key.rpartition(".")[2])
     return constant is not None and bool((value == constant).all())
-
-
-def _change(before: Tensor, after: Tensor) -> float:
-    """The largest change of an entry, relative to the largest entry."""
-    if not before.numel():
-        return 0.0
-    return float((after - before).abs().max() / before.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def _fitted_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

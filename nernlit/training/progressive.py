@@ -115,10 +115,8 @@ class Progressive(Scheme):
         self.ended: list[Round] = []
         self.trial_predictors = PredictorEnsemble(representation.predictor, trials)
         target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
-        self.set_constant("round_target", target_NKK)
         self._first_target = None if init_from is None else target_NKK
-        self._measure_target()
-        self._start_trials()
+        self._start_round(target_NKK)
 
     round_target: Tensor
 
@@ -173,9 +171,7 @@ class Progressive(Scheme):
         if stage == "fit" and self.trainer.ckpt_path is None and self.ended:  # an earlier fit of this module
             self.ended = []
             first_NKK = self.representation.target if self._first_target is None else self._first_target
-            self.set_constant("round_target", first_NKK.to(self.round_target.device, copy=True))
-            self._measure_target()
-            self._start_trials()
+            self._start_round(first_NKK.to(self.round_target.device, copy=True))
         # It is copied from the best trial and not trained itself; DDP would wait for its gradients.
         self.representation.predictor.requires_grad_(stage != "fit")
         if stage == "fit" and self.trainer.limit_val_batches == 0:
@@ -208,7 +204,10 @@ class Progressive(Scheme):
         return [number * self._round_steps for number in range(1, self.rounds)]
 
     def start_stage(self) -> None:
-        self.set_constant("round_target", self._reconstructed())
+        self._start_round(self._reconstructed())
+
+    def _start_round(self, target_NKK: Tensor) -> None:
+        self.set_constant("round_target", target_NKK)
         self._measure_target()
         self._start_trials()
 

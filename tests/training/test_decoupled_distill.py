@@ -130,17 +130,17 @@ def test_a_teacher_that_is_cached_answers_once_and_alike(
 
 
 @pytest.mark.parametrize(
-    ("data", "options", "message"),
+    ("data", "message"),
     [
-        ({"pad_crop": 1}, {}, r"data.pad_crop=1 changes the training images in each epoch; pass --data.pad_crop 0,"),
-        ({"resized_crop": 0.5}, {}, r"data.resized_crop=0.5 changes .*; pass --data.resized_crop null, or leave out"),
-        ({"mixup": 0.2}, {}, r"data.mixup=0.2 changes the training images"),
-        ({"flip": True}, {}, r"data.flip mirrors training images, .*; pass --model.teacher_flip true, or leave out"),
-        ({"train_on": "noise"}, {}, r"cache_teacher needs training images, and this fit is to use none"),
+        ({"pad_crop": 1}, r"data.pad_crop=1 changes the training images in each epoch; pass --data.pad_crop 0,"),
+        ({"resized_crop": 0.5}, r"data.resized_crop=0.5 changes .*; pass --data.resized_crop null, or leave out"),
+        ({"mixup": 0.2}, r"data.mixup=0.2 changes the training images"),
+        ({"flip": True}, r"data.flip mirrors training images, .*; pass --model.teacher_flip true, or leave out"),
+        ({"train_on": "noise"}, r"cache_teacher needs training images, and this fit is to use none"),
     ],
 )
-def test_a_teacher_is_cached_for_fixed_images_only(data: dict[str, Any], options: dict[str, Any], message: str) -> None:
-    module = _distilling(digits_representation(), cache_teacher=True, **options)
+def test_a_teacher_is_cached_for_fixed_images_only(data: dict[str, Any], message: str) -> None:
+    module = _distilling(digits_representation(), cache_teacher=True)
     with pytest.raises(UsageError, match=message):
         quiet_trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(**data))
 
