@@ -13,21 +13,20 @@ from nernlit.errors import UsageError
 _LEFT, _RIGHT = ".left", ".right"
 
 
-def pruned(state: Mapping[str, Tensor], keys: Collection[str], density: float) -> dict[str, Tensor]:
+def pruned(weights: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
     """Set the weights of smallest magnitude to zero, over all layers together.
 
     Args:
-        state: A state dict.
-        keys: Its weights.
+        weights: The weights of the layers by name.
         density: Share of the numbers of all weights that is kept, above 0 and up to 1.
 
     Raises:
         UsageError: If `density` is outside of this range.
     """
     _require_share("density", density)
-    magnitudes = torch.cat([state[key].abs().flatten() for key in keys])
+    magnitudes = torch.cat([value.abs().flatten() for value in weights.values()])
     least = magnitudes.kthvalue(len(magnitudes) - max(1, round(density * len(magnitudes))) + 1).values
-    return {key: value * (value.abs() >= least) if key in keys else value for key, value in state.items()}
+    return {key: value * (value.abs() >= least) for key, value in weights.items()}
 
 
 def factorized(state: Mapping[str, Tensor], keys: Collection[str], share: float) -> dict[str, Tensor]:

@@ -86,7 +86,9 @@ class Rivals:
             return quantized_table(self.original, setting, scale="filter")
         if method == "prune":
             smaller = copy.deepcopy(self.original)
-            smaller.net.load_state_dict(pruned(state, self._weights, setting))
+            own = smaller.net.state_dict()
+            for key, value in pruned({key: state[key] for key in self._weights}, setting).items():
+                own[key].copy_(value)  # also under the weight's other names
             # Which weights are kept takes bits too: the entropy of a coin with this probability.
             bits = setting * _PRUNED_BITS + entropy([setting, 1 - setting], base=2)
             return quantized_table(smaller, float(bits), scale="filter")

@@ -13,7 +13,7 @@ from nernlit.coding import KeptForm
 from nernlit.errors import DataError, UsageError, require_at_least, require_positive
 from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
-from nernlit.originals import Original
+from nernlit.originals import Original, require_plain_weights
 from nernlit.predictors import MOST_BITS, Quantize, Table
 from nernlit.predictors.scales import Scale
 from nernlit.representation import Representation, Sizes
@@ -55,12 +55,13 @@ def compress(
             image. Where mirror images have the same class, that is better than either.
 
     Raises:
-        UsageError: If an option is out of its range.
+        UsageError: If an option is out of its range, or the weights are not plain float32 parameters.
         DataError: If there are no batches, or they are no images.
         LayoutError: If the network has no convolution and no linear layer.
     """
     require_at_least(1, steps=steps)
     require_positive(bits=bits)
+    require_plain_weights(net, type(net).__name__)  # before it runs, which such a network may refuse less clearly
     pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
     mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
@@ -158,7 +159,11 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor]]):
         done = 0
         while done < self.count:
             before = done
-            for batch in self.images:
+            try:
+                batches = iter(self.images)
+            except TypeError as error:
+                raise DataError(f"images: {error}; expected batches of pixels: a list, or a DataLoader.") from error
+            for batch in batches:
                 if done == self.count:
                     return
                 pixels = _pixels(batch)

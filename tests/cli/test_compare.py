@@ -15,7 +15,9 @@ from nernlit.cli.main import main
 from nernlit.cli.rivals import SETTINGS, Rivals
 from nernlit.cli.runs import data_module
 from nernlit.originals import Original
+from nernlit.representation import Representation
 from tests.benchmarks import nncodec_files
+from tests.fakes import SharingCNN
 
 DATA = ["--data", "DigitsDataModule"]
 TINY = ["--threads=1", "--data.batch_size=500", "--epochs=1"]
@@ -43,6 +45,16 @@ def _correct(original: Original) -> Tensor:
     data.setup("test")
     pixels, labels = data.sources["test"][list(range(len(data.sources["test"])))]
     return original(pixels / 255).argmax(1) == labels
+
+
+def test_tied_weights_are_pruned_under_all_of_their_names() -> None:
+    original = Original.of(SharingCNN(), 10, (0.5,) * 3, (0.5,) * 3)
+    network = Rivals(original, {}).untrained("prune", 0.3)
+    assert isinstance(network, Representation)
+    weights = network.original.net.state_dict()
+    assert weights["a.weight"].equal(weights["tied.weight"])
+    layers = torch.cat([weights[key].flatten() for key in ("a.weight", "own.weight", "head.weight")])
+    assert float((layers != 0).double().mean()) == pytest.approx(0.3, abs=0.01)
 
 
 def test_the_table_has_the_bytes_and_the_accuracies_of_the_files(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,8 @@ class Headless(nn.Module):
         ("digits", [], {}, DataError, r"the images have no batch\."),
         ("digits", [torch.zeros(2, 8, 8)], {}, DataError, r"a batch of images is \(2, 8, 8\) torch.float32; expected"),
         ("digits", ["cat.jpg"], {}, DataError, r"a batch of images is str; expected floating-point pixels"),
+        ("digits", DigitsDataModule(), {}, DataError, r"'DigitsDataModule' object is not iterable; expected batches"),
+        ("half", None, {}, UsageError, r"is float16, but an original's weights are float32; call net.float\(\) first"),
         ("digits", None, {"bits": 0.0}, UsageError, r"bits=0.0; expected a finite number above 0"),
         ("digits", None, {"steps": 0}, UsageError, r"steps=0; expected at least 1"),
         ("digits", None, {"target_bytes": 1000}, UsageError, r"target_bytes=1,000: the file needs [\d,]+ bytes beside"),
@@ -61,9 +63,11 @@ class Headless(nn.Module):
     ],
 )
 def test_impossible_requests_are_refused(
-    net: str, images: list[object] | None, options: dict[str, int], error: type[Exception], message: str
+    net: str, images: object, options: dict[str, int], error: type[Exception], message: str
 ) -> None:
-    module = Headless() if net == "headless" else Original("digits_resnet8").net
+    module = {"headless": Headless, "half": lambda: Original("digits_resnet8").net.half()}.get(
+        net, lambda: Original("digits_resnet8").net
+    )()
     with pytest.raises(error, match=message):
         nernlit.compress(module, [torch.zeros(2, 1, 8, 8)] if images is None else images, **options)  # type: ignore[arg-type]
 
