@@ -171,7 +171,7 @@ def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
     order = _walks(representation)
 
     def gaussian(sigma: float) -> Mapping[str, torch.Tensor]:
-        table = smoothing.gaussian_smooth(representation.target, order, sigma, representation.weight_mask())
+        table = smoothing.gaussian_smooth(representation.target, order, sigma, representation.learned.weight_mask())
         return representation.layout.weights(table)
 
     # Computed one by one, where the progress is shown: for large networks each takes minutes and its own memory.

@@ -6,7 +6,6 @@ Shapes: N kernels, K x K size of the predicted kernels (at least the layout's), 
 """
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, final
@@ -22,7 +21,6 @@ from nernlit.coding import (
     predicted_weights,
     require_kernel_size,
     unreadable,
-    with_zeros,
 )
 from nernlit.errors import CheckpointError, LayoutError
 from nernlit.kernels import (
@@ -39,6 +37,7 @@ from nernlit.originals import Original, decoded_original, description, without_s
 from nernlit.predictors import Predictor, Quantize, Quantized
 from nernlit.representation.fitting import predictors_are_fitted
 from nernlit.representation.hub import WithPretrained
+from nernlit.representation.learned import LearnedEntries
 from nernlit.representation.sizes import Sizes
 from nernlit.representation.state import require_same
 from nernlit.representation.tuned import TUNED_RATE, Tuned, TuneKept, tuned
@@ -82,10 +81,7 @@ class Representation(WithConstants, WithPretrained):
     scale: Tensor
     addresses: Tensor
     target: Tensor
-    masks: Tensor
-    mask_numbers: Tensor
-    #: (N, K, K) booleans: the predicted weights that are not 0 in the original; None if the predictor learns zeros too.
-    nonzero: Tensor | None = None
+    learned: LearnedEntries
     #: Whether the predictor is as it was built: not that of a file, and not trained.
     is_new = True
 
@@ -110,6 +106,7 @@ class Representation(WithConstants, WithPretrained):
         address_N3 = addresses(layout, state, order)  # seconds for large networks: what cannot work is refused before
         bind(predictor, layout)
         self._set_up(original, predictor, layout, order, standardize, address_N3)
+        self._set_learned(self.target != 0 if keep_zeros else None)
         self.tuned = tuned(original.net, layout, tune_kept)
         # In float64: independent of the number of threads, and finite for large weights.
         power = self.target.double().square().sum()
@@ -118,14 +115,12 @@ class Representation(WithConstants, WithPretrained):
             raise LayoutError(
                 f"all weights of the predicted layers ({names}, ...) are 0; there is nothing to represent."
             )
-        if keep_zeros:
-            self.set_constant("nonzero", self.target != 0)
-            if self.num_learned == layout.num_weights:
-                raise LayoutError("keep_zeros=True, but no predicted weight is 0; leave it out.")
-        rms = (power / self.num_learned).sqrt().float()
+        if keep_zeros and self.learned.count == layout.num_weights:
+            raise LayoutError("keep_zeros=True, but no predicted weight is 0; leave it out.")
+        rms = (power / self.learned.count).sqrt().float()
         self.set_constant("scale", rms if standardize else torch.ones(()))
         if predictors_are_fitted():
-            mask = self.mask()
+            mask = self.learned.mask()
             self.fit_predictor(self.target.new_ones(()).expand_as(self.target) if mask is None else mask.float())
 
     def fit_predictor(self, error_weights_NKK: Tensor) -> None:
@@ -153,8 +148,8 @@ class Representation(WithConstants, WithPretrained):
             standardize = bool(file.specification["standardize"])
             self._set_up(original.freeze(), file.predictor, file.layout, file.order, standardize, file.addresses)
             self.set_constant("scale", file.scale)
-            if file.nonzero is not None:
-                self.set_constant("nonzero", file.layout.table(file.nonzero, file.predictor.block))
+            nonzero = file.nonzero
+            self._set_learned(None if nonzero is None else file.layout.table(nonzero, file.predictor.block))
             own = original.net.state_dict()
             # Rounded, trained, or with folded BatchNorm.
             kept = {key: value for key, value in file.kept.values.items() if value.is_floating_point()}
@@ -172,7 +167,7 @@ class Representation(WithConstants, WithPretrained):
         standardize: bool,
         address_N3: Tensor,
     ) -> None:
-        """Everything but the scale."""
+        """Everything but the scale and the learned entries."""
         super().__init__()
         self.tuned = Tuned({})
         self.set_constant("original", original)
@@ -181,10 +176,10 @@ class Representation(WithConstants, WithPretrained):
         self.order: OrderName = order
         self.standardize = standardize
         self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
-        masks_MKK, numbers_N = layout.masks(predictor.block)
-        self.set_constant("masks", masks_MKK)
-        self.set_constant("mask_numbers", numbers_N)
         self.set_constant("target", layout.table(original.net.state_dict(), predictor.block).float())
+
+    def _set_learned(self, nonzero_NKK: Tensor | None) -> None:
+        self.set_constant("learned", LearnedEntries(self.layout, self.predictor.block, nonzero_NKK))
 
     def save(self, path: str | Path, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> None:
         """Write a .nern file, from which the reconstructed network is computed without the original.
@@ -210,7 +205,9 @@ class Representation(WithConstants, WithPretrained):
         header = {**description(self.original), "specification": self.specification()}
         names = names_of_weights(self.original.net)
         parts = self.predictor, self.layout, self.addresses, self.scale
-        nonzero = None if self.nonzero is None else self.layout.weights(self.nonzero.cpu())
+        nonzero = self.learned.nonzero_weights()
+        if nonzero is not None:
+            nonzero = {key: value.cpu() for key, value in nonzero.items()}
         return NernFile.of(path, header, *parts, state, names, self.original.fingerprint(), kept, nonzero)
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
@@ -221,10 +218,7 @@ class Representation(WithConstants, WithPretrained):
             predictor: Used in place of the representation's own; of the same class and arguments.
         """
         rows = self.addresses if indices is None else self.addresses[indices]
-        kernels_NKK = predicted_kernels(predictor or self.predictor, rows, self.scale)
-        if self.nonzero is None:
-            return kernels_NKK
-        return kernels_NKK.where(self.nonzero if indices is None else self.nonzero[indices], 0)
+        return self.learned.with_zeros(predicted_kernels(predictor or self.predictor, rows, self.scale), indices)
 
     def weights(self, predictor: nn.Module | None = None) -> dict[str, Tensor]:
         """The predicted entries of the original's state dict, with gradients to the predictor.
@@ -249,9 +243,7 @@ class Representation(WithConstants, WithPretrained):
     def _weights(self, predictor: nn.Module, quiet: bool = False) -> dict[str, Tensor]:
         block = self.predictor.block
         weights = predicted_weights(predictor, block, self.layout, self.addresses, self.scale, quiet)
-        if self.nonzero is None:
-            return weights
-        return with_zeros(weights, self.layout.weights(self.nonzero))
+        return self.learned.weights_with_zeros(weights)
 
     def original_weights(self) -> dict[str, Tensor]:
         """The original's values of the weights that `weights` predicts."""
@@ -271,34 +263,6 @@ class Representation(WithConstants, WithPretrained):
         """Trained parameters whose learning rate is not the optimizer's, and the ratio of the two."""
         own = {self.predictor.get_parameter(n): ratio for n, ratio in self.predictor.learning_rates().items()}
         return own | dict.fromkeys(self.tuned.parameters(), TUNED_RATE)
-
-    def mask(self, indices: Tensor | None = None) -> Tensor | None:
-        """(N, K, K) booleans: the entries that are learned, those of weights and not kept zeros; None if all are."""
-        if self.nonzero is not None:
-            return self.nonzero if indices is None else self.nonzero[indices]
-        return self.weight_mask(indices)
-
-    def weight_mask(self, indices: Tensor | None = None) -> Tensor | None:
-        """(N, K, K) booleans: the entries that are weights, and not outside of a smaller kernel's crop; None if all."""
-        if self._all_full:
-            return None
-        numbers = self.mask_numbers if indices is None else self.mask_numbers[indices]
-        return self.masks[numbers.long()]
-
-    @property
-    def num_learned(self) -> int:
-        """Number of weights that the predictor learns: all predicted ones, without kept zeros."""
-        return self.layout.num_weights if self.nonzero is None else int(self.nonzero.sum())
-
-    def learned_per_kernel(self) -> Tensor:
-        """(N,) int32: the number of weights in each kernel that the predictor learns."""
-        if self.nonzero is not None:
-            return self.nonzero.sum((1, 2), dtype=torch.int32)
-        return self.masks.sum((1, 2), dtype=torch.int32)[self.mask_numbers.long()]
-
-    @property
-    def _all_full(self) -> bool:
-        return self.layout.num_weights == self.layout.num_kernels * math.prod(self.predictor.block)
 
     def forward(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (B, C) of the reconstructed CNN for pixels in [0, 1].
@@ -361,7 +325,7 @@ class Representation(WithConstants, WithPretrained):
             "order": self.order,
             "standardize": self.standardize,
             "predictor": self.predictor.specification(),
-            **({} if self.nonzero is None else {"keep_zeros": True}),
+            **({"keep_zeros": True} if self.learned.keeps_zeros else {}),
         }
 
     def _identity(self) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Reconstruction(Objective):
         num_weights = max(1, int(step.sizes[joint].sum()))
         rows = shares[step.rank].to(step.target.device)
         predicted_TSKK = step.kernels(rows)
-        scale, mask_SKK = step.representation.scale, step.representation.mask(rows)
+        scale, mask_SKK = step.representation.scale, step.representation.learned.mask(rows)
         target_SKK = step.target[rows] / scale
         # The mean over processes equals the mean over all sampled weights, even if the shares differ in size.
         share = num_weights / step.world_size
@@ -196,7 +196,7 @@ def whole_error(
     """
     layout, scale = representation.layout, representation.scale
     predicted, target = layout.vector(weights) / scale, layout.vector(representation.original_weights()) / scale
-    counted = representation.nonzero if error_weights is None else error_weights  # kept zeros have no error
+    counted = representation.learned.nonzero if error_weights is None else error_weights  # kept zeros have no error
     of_errors = None if counted is None else layout.vector(layout.weights(counted))
     measure = reconstruction_rmse if loss == "rmse" else reconstruction_mse
     return measure(predicted, target, of_errors)

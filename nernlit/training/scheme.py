@@ -97,7 +97,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.error_weights = ErrorWeights(sensitivity, representation, reconstructs)
         self.recovery = Recovery(on_divergence)
         self.seed = torch.initial_seed()
-        self.sizes_N = representation.learned_per_kernel().cpu()
+        self.sizes_N = representation.learned.per_kernel().cpu()
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
         #: The step and the stages' ends of the checkpoint that a fit is resumed from.
         self._resumed: tuple[int, list[float]] | None = None

@@ -181,7 +181,7 @@ def normalized(
     Raises:
         DataError: If they are not finite, or all 0.
     """
-    layout, mask = representation.layout, representation.mask()
+    layout, mask = representation.layout, representation.learned.mask()
     on_cpu = {key: value.cpu().double() for key, value in sensitivities.items()}
     table_NKK = layout.table(on_cpu, representation.predictor.block)
     total = float(table_NKK.sum())
@@ -193,8 +193,8 @@ def normalized(
     weights_NKK = (table_NKK / total).pow(exponent)
     if mask is not None:
         weights_NKK *= mask.cpu()  # 0^0 is 1
-    weights_NKK /= weights_NKK.sum() / representation.num_learned
+    weights_NKK /= weights_NKK.sum() / representation.learned.count
     if cap is not None:
         weights_NKK.clamp_(max=cap)
-        weights_NKK /= weights_NKK.sum() / representation.num_learned
+        weights_NKK /= weights_NKK.sum() / representation.learned.count
     return weights_NKK.float()

@@ -24,7 +24,7 @@ def test_errors_of_the_layers_add_up_to_the_error_of_the_whole() -> None:
     errors = layer_errors(representation)
     assert [error.name for error in errors] == ["stem", "depthwise", "pointwise", "wide"]
     squares = sum(e.rmse**2 * layer.weights for e, layer in zip(errors, representation.layout.layers, strict=True))
-    mask = representation.mask()
+    mask = representation.learned.mask()
     difference = (representation.kernels() - representation.target)[mask].detach()
     assert squares == pytest.approx(float(difference.square().sum()), rel=1e-5)
 

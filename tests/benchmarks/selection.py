@@ -98,7 +98,7 @@ def fitted(original: Original, target: Weights, options: argparse.Namespace, see
         with torch.autocast(options.device, torch.bfloat16):
             predicted = whole.kernels(rows)
         optimizer.zero_grad()
-        reconstruction_mse(predicted / whole.scale, target_NKK[rows], whole.mask(rows)).backward()
+        reconstruction_mse(predicted / whole.scale, target_NKK[rows], whole.learned.mask(rows)).backward()
         optimizer.step()
         schedule.step()
         if step in at:

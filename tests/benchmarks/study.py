@@ -182,7 +182,7 @@ def fit(
     smallest = 2 / (1 + setting.batch_growth)
     largest = round(setting.batch_size * smallest * setting.batch_growth)
     sampling: Sampling = {"uniform": Uniform, "magnitude": MagnitudeMix}[setting.sampling](largest)
-    norms, mask = whole.target.flatten(1).norm(dim=1), whole.mask()
+    norms, mask = whole.target.flatten(1).norm(dim=1), whole.learned.mask()
     units = _layer_scales(whole) if setting.scale_layers else torch.ones(len(norms), 1, 1)
     errors_NKK = _error_weights(original, setting.sensitivity, images)
     seconds, curve = 0.0, []
@@ -192,7 +192,7 @@ def fit(
         rows = sampling.indices(norms, seed, step)[:batch]
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
             predicted = whole.kernels(rows) * units[rows]
-        part = whole.mask(rows)
+        part = whole.learned.mask(rows)
         weights, count = part, None if part is None else float(part.sum())
         if errors_NKK is not None:
             powers_NKK = errors_NKK ** (1 - step / steps) * (errors_NKK > 0) if setting.anneal else errors_NKK

@@ -332,9 +332,11 @@ def test_a_file_is_exported_and_reported_with_its_own_kept_tensors(tuned: str) -
 def test_kept_zeros_are_weights_when_a_network_is_smoothed() -> None:
     representation = Representation(_pruned(0.3), MLP(8, kernel_size=5), order="none", keep_zeros=True)
     target, order = representation.target, _walks(representation)
-    smoothed = smoothing.gaussian_smooth(target, order, 0.2, representation.weight_mask())
+    smoothed = smoothing.gaussian_smooth(target, order, 0.2, representation.learned.weight_mask())
     assert torch.allclose(smoothed, target, atol=1e-3)  # hardly any smoothing: they are not filled from their neighbors
-    assert not torch.allclose(smoothing.gaussian_smooth(target, order, 0.2, representation.mask()), target, atol=1e-3)
+    assert not torch.allclose(
+        smoothing.gaussian_smooth(target, order, 0.2, representation.learned.mask()), target, atol=1e-3
+    )
 
 
 def test_an_analysis_of_a_file_with_its_original_is_that_of_the_fit(fits: list[str], nern: str) -> None:

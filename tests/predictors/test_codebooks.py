@@ -112,7 +112,7 @@ def test_with_a_price_more_codewords_take_no_more_bytes() -> None:
 def test_entries_outside_of_smaller_kernels_do_not_count() -> None:
     representation = _tiny()
     predictor = _predictor(representation)
-    mask = representation.mask()
+    mask = representation.learned.mask()
     assert mask is not None
     noise = torch.where(mask, 0, 100 * torch.randn_like(representation.target))
     other = copy.deepcopy(predictor)

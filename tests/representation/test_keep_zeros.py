@@ -74,7 +74,7 @@ def test_zeros_stay_zero_and_nothing_else_changes(predictor: Any, order: Any) ->
 def test_weights_in_units_of_those_that_are_learned() -> None:
     representation = _represented()
     values = torch.cat([value[value != 0] for value in representation.original_weights().values()]).double()
-    assert representation.num_learned == len(values) == int(representation.learned_per_kernel().sum())
+    assert representation.learned.count == len(values) == int(representation.learned.per_kernel().sum())
     assert representation.scale.item() == pytest.approx(values.square().mean().sqrt().item())
 
 
@@ -90,7 +90,9 @@ def test_the_error_is_that_of_weights_which_are_not_zero() -> None:
         representation.kernels(rows) / representation.scale,
         representation.target / representation.scale,
     )
-    assert reconstruction_mse(predicted, target, representation.mask(rows)).item() == pytest.approx(expected.item())
+    assert reconstruction_mse(predicted, target, representation.learned.mask(rows)).item() == pytest.approx(
+        expected.item()
+    )
 
 
 def test_a_predictor_that_is_fitted_ignores_zeros() -> None:
@@ -114,8 +116,8 @@ def test_sensitivities_have_mean_one_over_learned_weights() -> None:
     representation = _represented()
     ones = {key: torch.ones_like(value) for key, value in representation.original_weights().items()}
     weights = normalized(representation, ones, 0.5, None)
-    assert torch.equal(weights != 0, representation.nonzero)  # type: ignore[arg-type]
-    assert weights.sum().item() == pytest.approx(representation.num_learned)
+    assert torch.equal(weights != 0, representation.learned.nonzero)  # type: ignore[arg-type]
+    assert weights.sum().item() == pytest.approx(representation.learned.count)
 
 
 def test_a_file_holds_the_positions(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_file_holds_the_positions(tmp_path: Path) -> None:
     representation.save(path)
     loaded = nernlit.load(path, net=TinyCNN())
     assert loaded.specification() == representation.specification()
-    assert torch.equal(loaded.nonzero, representation.nonzero)  # type: ignore[arg-type]
+    assert torch.equal(loaded.learned.nonzero, representation.learned.nonzero)  # type: ignore[arg-type]
     expected = representation.reconstructed()
     assert all(torch.equal(value, expected[key]) for key, value in loaded.reconstructed().items())
     assert torch.equal(loaded(IMAGES), representation(IMAGES))
@@ -232,7 +234,7 @@ def test_a_step_on_kernels_of_zeros_has_no_explained_power() -> None:
             return ((norms_N == 0).nonzero().squeeze(1),)
 
     norms_N = representation.target.flatten(1).norm(dim=1)
-    sizes_N = representation.learned_per_kernel()
+    sizes_N = representation.learned.per_kernel()
     step = Step(representation, None, representation.target, norms_N, sizes_N)
     terms = Reconstruction(Zeros())(step)  # type: ignore[arg-type]
     assert float(terms["recon"]) == 0

@@ -34,7 +34,7 @@ def test_one_dimensional_kernels_are_predicted_without_padding(tmp_path: Path, n
     original, predictor = Original.of(_signals()), _predictors((1, 9))[number]
     representation = Representation(original, predictor, order=order)  # type: ignore[arg-type]
     assert representation.kernels().shape == (8 + 12, 1, 9)
-    assert representation.mask() is None
+    assert representation.learned.mask() is None
     assert [energy.name for energy in layer_energies(representation)] == ["0", "2"]
     assert [error.name for error in layer_errors(representation)] == ["0", "2"]
     representation.save(tmp_path / "signals.nern")

@@ -66,7 +66,7 @@ def test_kernels_of_some_rows_are_rows_of_all_kernels() -> None:
     representation = tiny_representation()
     rows = torch.tensor([3, 60, 0])
     assert torch.allclose(representation.kernels(rows), representation.kernels()[rows], atol=1e-7)
-    mask = representation.mask(rows)
+    mask = representation.learned.mask(rows)
     assert mask is not None
     assert mask.flatten(1).sum(1).tolist() == [25, 3, 25]
 

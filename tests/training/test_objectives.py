@@ -13,7 +13,7 @@ from tests.fakes import digits_representation, tiny_representation
 def _step(representation: Representation, batch: object = None, **options: object) -> Step:
     target = representation.target
     norms = target.flatten(1).norm(dim=1)
-    sizes = representation.masks.sum((1, 2))[representation.mask_numbers.long()]
+    sizes = representation.learned.per_kernel()
     return Step(representation, batch, target, norms, sizes, **options)  # type: ignore[arg-type]
 
 

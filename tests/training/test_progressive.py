@@ -93,7 +93,7 @@ def test_a_round_fits_what_the_best_trial_of_the_round_before_reconstructed() ->
 def test_targets_of_smaller_kernels_hold_nothing_outside_them() -> None:
     module = Progressive(tiny_representation(), optimizer=_adam)
     module.start_stage()
-    mask = module.representation.mask()
+    mask = module.representation.learned.mask()
     assert mask is not None
     assert (module.round_target[~mask] == 0).all()
     assert torch.equal(module.round_target[mask], module.representation.kernels()[mask])

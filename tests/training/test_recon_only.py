@@ -40,7 +40,7 @@ def test_a_step_predicts_only_the_kernels_that_it_sampled() -> None:
 def test_the_loss_is_the_error_in_units_of_the_scale(loss: str) -> None:
     representation = tiny_representation()
     module = ReconOnly(representation, _adam, sampling=AllKernels(), loss=loss)  # type: ignore[arg-type]
-    mask = representation.mask()
+    mask = representation.learned.mask()
     errors = ((representation.kernels() - representation.target) / representation.scale)[mask]
     expected = errors.square().mean().detach()
     trainer = quiet_trainer(max_steps=1)

@@ -71,7 +71,7 @@ def test_weights_have_mean_1_and_are_powers_of_the_sensitivities() -> None:
     representation = tiny_representation()
     sensitivities = _random_sensitivities(representation)
     table = normalized(representation, sensitivities, 0.5, None)
-    mask = representation.mask()
+    mask = representation.learned.mask()
     assert mask is not None
     assert not table[~mask].any()
     assert float(table[mask].mean()) == pytest.approx(1, rel=1e-6)
@@ -117,7 +117,7 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
 
 def _step(representation: Representation, **options: object) -> Step:
     target = representation.target
-    sizes = representation.masks.sum((1, 2))[representation.mask_numbers.long()]
+    sizes = representation.learned.per_kernel()
     return Step(representation, None, target, target.flatten(1).norm(dim=1), sizes, **options)  # type: ignore[arg-type]
 
 

@@ -22,7 +22,8 @@ def _constants(representation: Representation) -> dict[str, torch.Tensor]:
     """All that a fit must leave as it was."""
     predictor = representation.predictor
     encoded = {name: getattr(predictor, f"encoded_{name}") for name in ("layer", "filter", "channel")}
-    own = {name: getattr(representation, name) for name in ("scale", "addresses", "target", "masks", "mask_numbers")}
+    own = {name: getattr(representation, name) for name in ("scale", "addresses", "target")}
+    own |= {name: getattr(representation.learned, name) for name in ("masks", "mask_numbers")}
     network = {f"net.{key}": value for key, value in representation.original.net.state_dict().items()}
     return {name: value.clone() for name, value in (encoded | own | network).items()}
 
