@@ -26,6 +26,7 @@ from nernlit.kernels import Sampling, mixed_seed
 from nernlit.losses import reconstruction_rmse
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, load_representation
+from nernlit.training.measurements import Networks
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
 from nernlit.training.plan import Plan
 from nernlit.training.recovery import OnDivergence
@@ -258,7 +259,7 @@ class Progressive(Scheme):
         kept = [suffix for suffix in suffixes if suffix not in lost]
         return kept if any(suffix.startswith("_trial_") for suffix in kept) else super().measured(suffixes, unusable)
 
-    def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
+    def predicted_networks(self) -> Networks:
         if self.trainer.state.fn != "fit":
             return super().predicted_networks()
         trials = enumerate(self.trial_predictors.each)
@@ -268,8 +269,8 @@ class Progressive(Scheme):
         if self.trainer.state.fn != "fit":
             super().log_results(stage, results)
             return
-        layout = self.representation.layout
-        networks = [layout.vector(weights) for weights in self._networks.values()]
+        layout, measured = self.representation.layout, self.measurements.networks
+        networks = [layout.vector(weights) for weights in measured.values()]
         target = layout.vector(layout.weights(self.round_target))
         original = layout.vector(self.representation.original_weights())
         accs = {
@@ -279,7 +280,7 @@ class Progressive(Scheme):
         usable = accs or [trial for trial, rmse in enumerate(rmses) if math.isfinite(rmse)]  # no images, no accuracies
         leader = max(usable, key=lambda trial: (accs.get(trial, 0.0), -rmses[trial]))
         self.representation.predictor.load_state_dict(self.trial_predictors.each[leader].state_dict())
-        self._networks[""] = self._networks[f"_trial_{leader}"]
+        measured[""] = measured[f"_trial_{leader}"]
         everything = dict(results)
         if accs:
             everything |= {name: results[f"{name}_trial_{leader}"] for name in ("acc", "acc_top5")}

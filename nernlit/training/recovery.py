@@ -1,11 +1,12 @@
 """Going on after a divergence: from the last good state, with half the learning rate."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, Protocol, final, get_args
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
 
@@ -18,6 +19,23 @@ MOST_RESTARTS = 5
 
 #: What changes in training beside the optimizer: entries of any kind that can be copied and saved.
 State = dict[str, Any]
+
+
+class Recoverable(Protocol):
+    """A Lightning module whose training can go on from an earlier state."""
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of the current fit; its first optimizer is that of the current stage."""
+
+    def trained_state(self) -> State:
+        """What training changes within a stage, except the optimizer; no copy."""
+
+    def load_trained_state(self, state: State) -> None:
+        """Return to such a state."""
+
+    def refuse_divergence(self) -> None:
+        """Raise a `DivergenceError` if a loss so far, or a weight now, is not finite."""
 
 
 @final
@@ -56,35 +74,40 @@ class Recovery:
         return 0.5**self.restarts
 
     @torch.inference_mode(False)  # validations have it on, and what is copied in it could not be trained
-    def keep(self, step: int, state: State, optimizer: Optimizer) -> None:
-        """Keep a copy of a good state.
+    def keep(self, module: Recoverable) -> None:
+        """With `restart`: keep a copy of the module's state, which is good.
 
         Raises:
             UsageError: If the optimizer does not take its learning rate from its parameter groups, or uses its state
                 before it computes the loss.
         """
+        if not self.restarts_fits:
+            return
+        optimizer = module.trainer.optimizers[0]
         if getattr(optimizer, "schedules_itself", False) or isinstance(optimizer, LBFGS):
             raise UsageError(
                 f"on_divergence=restart does not work with the optimizer {type(optimizer).__name__}; pass "
                 "--model.on_divergence stop, or another optimizer."
             )
-        self.step, self._state = step, copy.deepcopy({**state, "optimizer": optimizer.state_dict()})
+        self.step = module.trainer.global_step
+        self._state = copy.deepcopy({**module.trained_state(), "optimizer": optimizer.state_dict()})
+
+    def keep_if_good(self, module: Recoverable) -> None:
+        """With `restart`: keep a copy of the module's state, or return to the last one if the fit has diverged."""
+        if not self.restarts_fits or self.step == module.trainer.global_step:
+            return
+        try:
+            module.refuse_divergence()
+        except DivergenceError as error:
+            self.restart(error, module)
+        self.keep(module)
 
     @torch.inference_mode(False)
-    def restart(
-        self, error: DivergenceError, load: Callable[[State], None], optimizer: Optimizer, loggers: Any, step: int
-    ) -> None:
+    def restart(self, error: DivergenceError, module: Recoverable) -> None:
         """Return to the kept state.
 
-        Args:
-            error: What the divergence was found by.
-            load: Takes over a state as `keep` got it.
-            optimizer: Of the current stage.
-            loggers: Get the number of restarts.
-            step: The current step.
-
         Raises:
-            DivergenceError: If the fit is to stop, or has been restarted too often.
+            DivergenceError: The given one, if the fit is to stop; another if it has been restarted too often.
         """
         if not self.restarts_fits or self.step is None:
             raise error
@@ -93,14 +116,14 @@ class Recovery:
             raise DivergenceError(f"{found}, after {MOST_RESTARTS} restarts; {ADVICE}.") from error
         self.restarts += 1
         state = copy.deepcopy(self._state)  # an optimizer changes the tensors that it loads
-        _load_optimizer(optimizer, state.pop("optimizer"), 0.5 if self._lowers else 1.0)
-        load(state)
+        _load_optimizer(module.trainer.optimizers[0], state.pop("optimizer"), 0.5 if self._lowers else 1.0)
+        module.load_trained_state(state)
         rank_zero_warn(
             f"{found}; going on with the state after {self.step} steps and {self.factor:g} of the learning rate "
             f"(restart {self.restarts} of at most {MOST_RESTARTS})."
         )
-        for logger in loggers:
-            logger.log_metrics({"restarts": self.restarts}, step)
+        for logger in module.trainer.loggers:
+            logger.log_metrics({"restarts": self.restarts}, module.trainer.global_step)
 
     @contextmanager
     def lowered(self, optimizer: Optimizer) -> Iterator[None]:

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from nernlit.errors import DivergenceError, UsageError, require_at_least
-from nernlit.losses import explained_power, reconstruction_rmse
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, calibrate, without_fitting
 from nernlit.training.classifier import ClassifierModule
-from nernlit.training.divergence import all_finite
 from nernlit.training.error_weights import ErrorWeights, changes_fit
+from nernlit.training.measurements import Measurements, Networks
 from nernlit.training.objectives import Step
 from nernlit.training.optimization import refuse_averaging, relative_rate
 from nernlit.training.rate import Rate, RateTerm
@@ -203,12 +201,12 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         stage = bisect_right(self.stage_starts(), self.trainer.global_step)
         if stage != self.stage:
-            self._keep_good_state()  # of the stage that is over, which may just have diverged
+            self.recovery.keep_if_good(self)  # of the stage that is over, which may just have diverged
             self.stage = stage
             self.start_stage()
             self.trainer.strategy.setup_optimizers(self.trainer)
             self.representation.predictor.start_stage()
-            self._keep()
+            self.recovery.keep(self)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         with self.recovery.lowered(self.trainer.optimizers[0]):
@@ -255,36 +253,18 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             try:
                 return super().checked_terms(batch)
             except DivergenceError as error:
-                self._restart(error)
+                self.recovery.restart(error, self)
 
     def on_train_start(self) -> None:
         if self.recovery.step is None:  # otherwise the checkpoint had the last good state
-            self._keep()
+            self.recovery.keep(self)
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._keep_good_state()
+            self.recovery.keep_if_good(self)
 
     def on_train_epoch_end(self) -> None:
-        self._keep_good_state()
-
-    def _keep_good_state(self) -> None:
-        """With `on_divergence=restart`: keep the current state, or return to the last good one if the fit diverged."""
-        if not self.recovery.restarts_fits or self.recovery.step == self.trainer.global_step:
-            return
-        try:
-            self.refuse_divergence()
-        except DivergenceError as error:
-            self._restart(error)
-        self._keep()
-
-    def _keep(self) -> None:
-        if self.recovery.restarts_fits:
-            self.recovery.keep(self.trainer.global_step, self.trained_state(), self.trainer.optimizers[0])
-
-    def _restart(self, error: DivergenceError) -> None:
-        optimizer, step = self.trainer.optimizers[0], self.trainer.global_step
-        self.recovery.restart(error, self.load_trained_state, optimizer, self.loggers, step)
+        self.recovery.keep_if_good(self)
 
     def trained_state(self) -> dict[str, Any]:
         """What training changes within a stage, except the optimizer; no copy."""
@@ -314,43 +294,58 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return any(stage.objective.needs_images for stage in self.stages)
 
     def setup(self, stage: str) -> None:
-        # A checkpoint holds them.
-        weigh = stage == "fit" and self.trainer.ckpt_path is None and self.error_weights.are_missing
-        if weigh:
-            self.error_weights.option.require_images(self.representation.original, self._data)
-        if stage == "fit" and self.calibration_images:
-            what, original = "calibration_images", self.representation.original
-            require_training_images(what, "leave it and tune_kept out", original, self._data)
+        starts = stage == "fit" and self.trainer.ckpt_path is None
+        weighs = starts and self.error_weights.are_missing  # a checkpoint has them
+        if stage == "fit":
+            self._require_images(weighs)
         super().setup(stage)
-        if stage == "fit" and self.trainer.ckpt_path is None:
+        if starts:
             self.stage = 0  # an earlier fit of this module ended in its last one
         self.recovery = Recovery(self.recovery.on_divergence)  # of this run
         # Checkpoints and .nern files keep them.
         if classes := getattr(self._data, "classes", ()):
             self.representation.original.class_names = tuple(classes)
         # Of this run: the next one may have other images.
-        self._original_results: dict[str, dict[str, Tensor]] = {}
+        self.measurements = Measurements(self.representation)
         for part in self.stages:
             part.objective.reset()
         # Every process must draw from the same numbers, or their shares of a batch would overlap.
-        strategy = self.trainer.strategy
-        self.seed = strategy.broadcast(self.seed)
-        if stage == "fit" and self.representation.is_new and self.trainer.world_size > 1:
-            # Orders and codes are computed by each process, whose machines may round differently.
-            self.load_state_dict(strategy.broadcast(self.state_dict()))
-            self.representation.is_new = True  # as before: what was loaded comes from no earlier fit
-            if self.rate is not None:
-                self.rate.load_state_dict(strategy.broadcast(self.rate.state_dict()))
-        if weigh:
-            parts = self.representation, self._data, strategy.root_device, Processes.of(self.trainer)
-            weights_NKK = self.error_weights.compute(*parts, strategy.broadcast)
-            if changes_fit(self.representation):
-                self.representation.fit_predictor(weights_NKK)
-                self.on_predictor_fitted()
-        if stage == "fit" and self.representation.predictor.changes_after_steps:
-            refuse_averaging(self.trainer, "codewords whose codes change (the predictor's move); pass move: 0")
-        if stage == "fit" and self.trains_on_images and getattr(self._data, "train_on", None) == "none":
+        self.seed = self.trainer.strategy.broadcast(self.seed)
+        if stage == "fit":
+            self._share_new_predictor()
+        if weighs:
+            self._weigh_errors()
+
+    def _require_images(self, weighs: bool) -> None:
+        """Refuse a fit without the images that its options need; `weighs`: it computes sensitivities."""
+        original = self.representation.original
+        if weighs:
+            self.error_weights.option.require_images(original, self._data)
+        if self.calibration_images:
+            require_training_images("calibration_images", "leave it and tune_kept out", original, self._data)
+        if self.trains_on_images and getattr(self._data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
+        if self.representation.predictor.changes_after_steps:
+            refuse_averaging(self.trainer, "codewords whose codes change (the predictor's move); pass move: 0")
+
+    def _share_new_predictor(self) -> None:
+        """Give all processes the first one's order, codes and predictor: machines may round differently."""
+        if self.trainer.world_size == 1 or not self.representation.is_new:
+            return
+        broadcast = self.trainer.strategy.broadcast
+        self.load_state_dict(broadcast(self.state_dict()))
+        self.representation.is_new = True  # as before: what was loaded comes from no earlier fit
+        if self.rate is not None:
+            self.rate.load_state_dict(broadcast(self.rate.state_dict()))
+
+    def _weigh_errors(self) -> None:
+        """Compute the sensitivities, and fit the predictor to the original again if they change it."""
+        strategy = self.trainer.strategy
+        parts = self.representation, self._data, strategy.root_device, Processes.of(self.trainer)
+        weights_NKK = self.error_weights.compute(*parts, strategy.broadcast)
+        if changes_fit(self.representation):
+            self.representation.fit_predictor(weights_NKK)
+            self.on_predictor_fitted()
 
     def on_predictor_fitted(self) -> None:
         """Called when a fit starts by fitting the predictor to the original again."""
@@ -422,32 +417,17 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     # Evaluations.
 
-    def predicted_networks(self) -> dict[str, dict[str, Tensor]]:
+    def predicted_networks(self) -> Networks:
         """The networks that an evaluation measures: suffix of the metrics' names -> predicted weights."""
         return {"": self.representation.weights()}
 
     def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
-        self._networks = self.predicted_networks()
-        measured: dict[str, Callable[[Tensor], Tensor]] = {
-            suffix: partial(self.representation, weights=weights) for suffix, weights in self._networks.items()
-        }
-        if stage not in self._original_results:
-            measured["_original"] = self.representation.original
-        return measured
+        return self.measurements.start(stage, self.predicted_networks())
 
     def finite_weights(self) -> dict[str, Tensor]:
-        return {suffix: all_finite(weights.values()) for suffix, weights in self._networks.items()}
+        return self.measurements.finite_weights()
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
-        everything = dict(results)
-        of_original = {name: value for name, value in results.items() if name.endswith("_original")}
-        # The sanity check before training uses a few images only, so its results are not kept.
-        if of_original and not self.trainer.sanity_checking:
-            self._original_results[stage] = of_original
-        everything |= self._original_results.get(stage, {})
-        layout = self.representation.layout
-        pair = layout.vector(self._networks[""]), layout.vector(self.representation.original_weights())
-        everything["recon_rmse"] = reconstruction_rmse(*pair)
-        everything["explained_power"] = explained_power(*pair)
-        del self._networks  # as large as the network
+        # The sanity check before training uses a few images only.
+        everything = self.measurements.finish(stage, results, keep=not self.trainer.sanity_checking)
         super().log_results(stage, everything)

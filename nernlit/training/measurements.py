@@ -1,0 +1,74 @@
+"""What an evaluation of a scheme measures beside accuracies: the error of the predicted weights."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import final
+
+from torch import Tensor
+
+from nernlit.losses import explained_power, reconstruction_rmse
+from nernlit.representation import Representation
+from nernlit.training.divergence import all_finite
+
+#: Suffix of the metrics' names -> predicted weights: state-dict key -> weight.
+Networks = dict[str, dict[str, Tensor]]
+_ORIGINAL = "_original"
+
+
+@final
+class Measurements:
+    """The networks of a representation that the evaluations of a run measure, and the original's results.
+
+    The original does not change, so it is measured in the first evaluation of each kind only.
+
+    Args:
+        representation: The representation.
+
+    Attributes:
+        networks: The networks of the current evaluation; the one without a suffix is the representation's.
+    """
+
+    def __init__(self, representation: Representation) -> None:
+        self.networks: Networks = {}
+        self._representation = representation
+        self._original_results: dict[str, dict[str, Tensor]] = {}
+
+    def start(self, stage: str, networks: Networks) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Start an evaluation: suffix -> classifier of pixels (B, C, H, W) in [0, 1].
+
+        Args:
+            stage: `val` or `test`.
+            networks: The networks.
+        """
+        self.networks = networks
+        classifiers: dict[str, Callable[[Tensor], Tensor]] = {
+            suffix: partial(self._representation, weights=weights) for suffix, weights in networks.items()
+        }
+        if stage not in self._original_results:
+            classifiers[_ORIGINAL] = self._representation.original
+        return classifiers
+
+    def finite_weights(self) -> dict[str, Tensor]:
+        """Suffix -> whether the weights of this network are finite."""
+        return {suffix: all_finite(weights.values()) for suffix, weights in self.networks.items()}
+
+    def finish(self, stage: str, results: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+        """End an evaluation: its results with the original's and the errors of the network without a suffix.
+
+        Args:
+            stage: `val` or `test`.
+            results: Name of a metric -> value.
+            keep: Whether the original's results are those of all images.
+        """
+        of_original = {name: value for name, value in results.items() if name.endswith(_ORIGINAL)}
+        if of_original and keep:
+            self._original_results[stage] = of_original
+        layout = self._representation.layout
+        pair = layout.vector(self.networks[""]), layout.vector(self._representation.original_weights())
+        self.networks = {}  # as large as the network
+        return {
+            **results,
+            **self._original_results.get(stage, {}),
+            "recon_rmse": reconstruction_rmse(*pair),
+            "explained_power": explained_power(*pair),
+        }
