@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from multiprocessing import Process
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,15 @@ def _commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield f"export, resnet50, {name}", ["export", f"{folder}/{name}", "-o", f"{folder}/{name}.nern"]
 
 
+def _needing(fit: str, rows: Sequence[tuple[str, str, list[str]]]) -> set[str]:
+    """The rows that read the run of a fit: all after it, up to the next fit. Other rows are needed by none."""
+    names = [name for name, _, _ in rows]
+    if not fit.startswith("fit"):
+        return set()
+    after = names[names.index(fit) + 1 :]
+    return set(takewhile(lambda name: not name.startswith("fit"), after))
+
+
 def _shown(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
@@ -246,7 +256,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_300_000, help="training images")
     parser.add_argument("--tested", type=int, default=50_000, help="images of the validation folder")
-    parser.add_argument("--only", default="", help="rows whose name this regular expression matches")
+    parser.add_argument(
+        "--only", default="", help="rows whose name this regular expression matches, and the fits they need"
+    )
     parser.add_argument("--tmpdir", help="where the files are written")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -266,8 +278,9 @@ def main() -> None:
         print(f"{options.images:,} and {options.tested:,} image files in {took}\n\n| part | figures |\n|---|---|")
         rows = [(name, name, [str(folder / "images")]) for name in PARTS]
         rows += [(name, "command", args) for name, args in _commands(folder)]
+        chosen = {name for name, _, _ in rows if re.search(options.only, name)}
         for name, part, args in rows:
-            if re.search(options.only, name):
+            if name in chosen or chosen & _needing(name, rows):
                 figures = _own_process(folder, part, args)
                 print(
                     f"| {name} | {', '.join(f'{key} {_shown(value)}' for key, value in figures.items())} |", flush=True
