@@ -24,7 +24,7 @@ demo: $(BIN)/.installed  ## fit the digits CNN at two widths and with two scheme
 		$(CURDIR)/$(BIN)/nernlit test digits.nern --data DigitsDataModule; code=$$?; rm -r $$folder; exit $$code
 	$(BIN)/nernlit compress digits_resnet8 -o runs/demo/small.nern --data DigitsDataModule --out_runs runs/demo
 
-test: $(BIN)/.installed  ## install what is missing and pass the tests
+test: $(BIN)/.installed  ## install missing packages and run the tests
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(BIN)/.installed  ## the tests that take minutes
@@ -50,7 +50,7 @@ fuzz: $(BIN)/.installed  ## fuzz every reader of files for a minute (Linux)
 scale: $(BIN)/.installed  ## list, load, test and analyze 1.3 million generated image files, and fit a ResNet50 with all weights (Linux)
 	$(BIN)/python -W ignore -m tests.benchmarks.scale
 
-scaling: $(BIN)/.installed  ## time the steps of one and of two processes, beside two that exchange nothing (an idle machine with two cores)
+scaling: $(BIN)/.installed  ## time training steps with one process, two DDP processes and two independent processes (idle machine, two cores)
 	$(BIN)/python -W ignore -m tests.benchmarks.scaling
 
 package:  ## build sdist and wheel, install the wheel into an empty environment and run a fit there
@@ -71,28 +71,28 @@ audit: $(BIN)/.installed  ## look up the installed packages among known vulnerab
 	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip freeze --exclude-editable > .venv-audit/installed.txt
-	@# Strict: a package that cannot be looked up is a failure, and not clean.
+	@# --strict: fail if a package cannot be looked up, instead of skipping it.
 	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement .venv-audit/installed.txt
 
 site: $(BIN)/.installed  ## build the documentation site into build/site, with every link and reference checked
 	$(BIN)/pip install --quiet --disable-pip-version-check '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-coverage: $(BIN)/.installed  ## pass the tests and print which lines and branches they do not reach
+coverage: $(BIN)/.installed  ## run the tests and list the lines and branches that they do not cover
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term-missing
 
-lint: $(BIN)/.installed  ## format, lint, types
+lint: $(BIN)/.installed  ## check formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 check: lint test  ## everything that a change must pass
 
-format: $(BIN)/.installed  ## bring the code into shape
+format: $(BIN)/.installed  ## format the code and apply automatic lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# glibc keeps freed memory: see docs/performance.md.
+# These settings keep freed memory in the process: see docs/performance.md.
 bench: $(BIN)/.installed  ## time the parts on this machine
 	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1099511627776 $(BIN)/python -m tests.benchmarks.bench
 

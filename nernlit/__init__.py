@@ -100,7 +100,7 @@ _HOME = {name: part for part, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `import nernlit` alone does not wait for PyTorch."""
+    """Import on first access (PEP 562), so that `import nernlit` alone does not import PyTorch."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,6 +1,6 @@
-"""The console entry: kept thin, because classes defined here would be `__main__.X` and unusable from YAML.
+"""Command-line entry point. Do not define classes here: YAML cannot name a class of `__main__`.
 
-The overview needs neither PyTorch nor Lightning, whose import takes seconds.
+`nernlit --help` imports neither PyTorch nor Lightning, which take seconds to import.
 """
 
 import os
@@ -16,20 +16,20 @@ Store a trained CNN as a small coordinate network.
 
 commands:
   configs     list the shipped configurations, one for every cell of the paper's tables, or copy one
-  fit         train what the configuration describes; --ckpt_path last goes on with the newest run
+  fit         train as configured; --ckpt_path last resumes the newest run
   validate    measure a checkpoint on the validation images
   test        measure a checkpoint, or a .nern file, on the test images
   predict     write a checkpoint's reconstructed CNN as safetensors
-  compress    from a trained network and images to a small .nern file, and its accuracy
+  compress    compress a trained network into a small .nern file and measure its accuracy
   compare     compress a network by several methods: one table and one figure of accuracy and bytes
-  export      write a fit as a .nern file, which needs neither the original nor its data, or as ONNX
-  inspect     what a .nern file holds, and what each part costs in bytes
+  export      write a trained run as a self-contained .nern file, or as ONNX
+  inspect     show the contents of a .nern file and the size of each part in bytes
   reconstruct write a .nern file's network as safetensors
   sweep       fit configurations at several widths and seeds, test each, tabulate and compare
-  search      look for the options of a fit that give the best validation figure (needs optuna)
+  search      search for the options with the best validation metric (needs optuna)
   analyze     spectrum, layers, interpolate, landscape, rounds or smooth: a table and a figure of a finished fit
   report      one HTML page about a finished fit, or several side by side
-  doctor      versions, devices, speed and caches of this installation, and what is wrong with it
+  doctor      check the installation: versions, devices, speed, caches
 
   -c CONFIG   shipped configurations by name, or YAML files; several are merged in order
   --trust     import any module that a configuration or a checkpoint names, which runs its code
@@ -50,7 +50,9 @@ def main() -> None:
         raise SystemExit(0 if sys.argv[1:] else 2)
     SIGNALS.listen(ends_process=True)
     try:
-        if sys.argv[1:] == ["doctor"]:  # it reports that a library cannot be imported
+        if sys.argv[1:] == [
+            "doctor"
+        ]:  # before the imports below, so that doctor can report a library that cannot be imported
             from nernlit.cli.doctor import main as examine
 
             return examine([])

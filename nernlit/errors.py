@@ -42,7 +42,7 @@ def require_at_least(least: float, **options: float) -> None:
     """Check that options are finite and not below `least`.
 
     Raises:
-        UsageError: If an option is; the message names it.
+        UsageError: If an option is not finite or is below `minimum`; the message names it.
     """
     for name, value in options.items():
         if not least <= value < math.inf:

@@ -1,4 +1,4 @@
-"""A file system that fails: the n-th call that changes files fails, as in SQLite's tests, or ends the process."""
+"""Fault injection for file writes: the n-th call that changes files fails, or ends the process (see SQLite's tests)."""
 
 import builtins
 import errno

@@ -1,4 +1,4 @@
-"""A table of bad inputs: the files of each, the command that reads them, and the message that it must give."""
+"""A table of invalid inputs: the files of each, the command that reads them, and the message that it must give."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""What the documentation names exists."""
+"""Files, commands and names that the documentation mentions exist."""
 
 import ast
 import re

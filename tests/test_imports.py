@@ -1,4 +1,4 @@
-"""Who may import whom: the order of the package's parts, checked on the source."""
+"""Allowed imports between subpackages, checked on the source code."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What must hold for all inputs: layouts, orders, codes and coded integers give back what was put in."""
+"""Property-based tests: layouts, orders, codes and coded integers are restored exactly."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`data: null`: weights are fitted and measured without any image."""
+"""`data: null`: fitting and evaluation without images."""
 
 import json
 from pathlib import Path

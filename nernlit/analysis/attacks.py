@@ -50,7 +50,7 @@ class Attack:
         """The attacked images (B, C, H, W); works inside `inference_mode` if `classify` uses no inference tensors.
 
         Each step adds step * sign(gradient of the cross-entropy), then clips to the eps-ball and to [0, 1]. The sign is
-        exact even if the softmax is saturated. Pixels with a gradient of zero, as behind a dead ReLU, do not change.
+        exact even if the softmax is saturated. Pixels with a gradient of zero, as before a dead ReLU, do not change.
         """
         if not self.eps_255:
             return images_BCHW
@@ -137,7 +137,7 @@ def eps_that_keeps(
         keeps: Share of the clean accuracy, between 0 and 1.
         steps: Steps of the attack.
         highest_255: Upper end of the search, in units of 1/255.
-        tolerance_255: Accuracy of the result, in units of 1/255.
+        tolerance_255: Largest error of the result, in units of 1/255.
 
     Raises:
         UsageError: If `keeps` is not between 0 and 1, no clean image is classified correctly, or the classifier keeps

@@ -89,7 +89,7 @@ class ReestimatedBatchNorm:
         if point is not self._measured_at:
             for norm in self._norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # torch then averages over all batches
+                norm.momentum = None  # None: a cumulative average over all batches
                 norm.train()
             for images, _ in self.batches:
                 self._run(images, point)

@@ -1,6 +1,6 @@
 """A null model of a predictor's gain: noise with the size and the spectrum of a reconstruction's error, no predictor.
 
-If the original plus such noise gains as much accuracy as a reconstruction, the gain is no merit of the predictor.
+If the original plus such noise gains as much accuracy as a reconstruction, the gain is not due to the predictor.
 Shapes: O filters, I channels, kh x kw kernels; a weight is reshaped to (O, I * kh * kw), which has r singular values.
 """
 

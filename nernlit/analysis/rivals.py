@@ -1,4 +1,4 @@
-"""Compression of a network's weights without training, for comparison: pruning, and truncated singular values.
+"""Baselines of `nernlit compare` without training: magnitude pruning and truncated SVD.
 
 Shapes: a weight is a matrix of its first dimension O by all others n, r is its number of singular values.
 """

@@ -61,7 +61,7 @@ def gaussian_smooth(table_NKK: Tensor, order: Sequence[Tensor], sigma: float, ma
         table_NKK: Kernels (N, K, K).
         order: For each layer, its rows of the table in order.
         sigma: Standard deviation of the Gaussian, in positions of the order; 0 changes nothing.
-        mask_NKK: The entries that are weights; None for all. The others are zero, and no neighbors.
+        mask_NKK: The entries that are weights; None for all. The others are zero and are not counted as neighbors.
 
     Raises:
         UsageError: If `sigma` is negative.

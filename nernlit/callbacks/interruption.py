@@ -26,7 +26,8 @@ class Interruption(Checkpoint):
     In a SLURM job, the signal that announces its end (SIGUSR1, or the `requeue_signal` of Lightning's
     `SLURMEnvironment`) has the same effect, and the first process puts the job back into the queue.
 
-    It is a `Checkpoint` because Lightning calls those last: the state of the other callbacks belongs to the same step.
+    It derives from `Checkpoint` because Lightning calls checkpoint callbacks last: the states of all other callbacks
+    then belong to the same step.
     """
 
     def __init__(self) -> None:
@@ -146,7 +147,7 @@ class Interruption(Checkpoint):
         file = self._file(trainer)
         if file is None or not file.is_file():
             return f"interrupted at step {trainer.global_step}; no checkpoint was written"
-        return f"interrupted at step {trainer.global_step}; go on with --ckpt_path last"
+        return f"interrupted at step {trainer.global_step}; continue with --ckpt_path last"
 
 
 def _requeue_signals(trainer: L.Trainer) -> list[int]:

@@ -11,7 +11,7 @@ class LearningRate(L.Callback):
     """Log the learning rate of each step as `lr`, and of further parameter groups as `lr_group_1`, `lr_group_2`, ...
 
     Lightning's `LearningRateMonitor` uses the optimizer's class in the name, so that different optimizers cannot be
-    compared in one chart. After restarts of a fit that diverged, they are the lowered ones.
+    compared in one chart. After a restart (`on_divergence: restart`) the reduced rates are logged.
     """
 
     @rank_zero_only

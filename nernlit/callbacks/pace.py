@@ -1,4 +1,4 @@
-"""Speed, remaining time and round of a fit."""
+"""Speed and remaining time of a fit, for the progress line and the log."""
 
 import time
 from typing import final

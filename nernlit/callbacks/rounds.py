@@ -34,8 +34,8 @@ class RoundCheckpoint(Checkpoint):
             trainer.should_stop = True
             if trainer.is_global_zero:
                 print(
-                    f"The chain has ended: round {pl_module.round} gained no more than min_delta. To continue it, pass "
-                    "a smaller --model.min_delta, or null.",
+                    f"The fit ended after round {pl_module.round}, whose gain was not above min_delta. To continue, "
+                    "pass a smaller --model.min_delta, or null.",
                     flush=True,
                 )
 

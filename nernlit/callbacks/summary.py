@@ -27,7 +27,7 @@ class Summary(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         at_end = trainer.current_epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if at_end and not self._has_trained and trainer.is_global_zero:
-            print(f"The fit was complete already, after {trainer.global_step:,} steps.", flush=True)
+            print(f"The fit is already complete after {trainer.global_step:,} steps.", flush=True)
         self._finish(trainer, pl_module, "val")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,7 +55,7 @@ class Summary(L.Callback):
         }
         if not shown:
             return
-        print_table({"val": "validation", "test": "test"}[stage], ("figure", "value"), _rows(shown, metrics, stage))
+        print_table({"val": "validation", "test": "test"}[stage], ("metric", "value"), _rows(shown, metrics, stage))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 if trainer.state.fn == "fit" and pl_module.hparams:

@@ -42,7 +42,7 @@ from nernlit.errors import UsageError
 from nernlit.representation import Representation
 from nernlit.utilities.progress import counted, progress
 
-Runs = Mapping[str, Run]  # by names that tell them apart
+Runs = Mapping[str, Run]  # unique name -> run
 Rows = list[dict[str, Any]]
 Outcome = tuple[Rows, Figure | None]
 
@@ -109,8 +109,8 @@ def landscape(runs: Runs, options: argparse.Namespace) -> Outcome:
     originals = {name: each.original.fingerprint() for name, each in representations.items()}
     if len(set(originals.values())) > 1:
         raise UsageError(
-            f"{' and '.join(originals)} represent different originals: no plane holds one original and both runs; "
-            "look at them one by one."
+            f"{' and '.join(originals)} represent different originals, so no plane contains the original of both; "
+            "analyze them one by one."
         )
     representation = next(iter(representations.values()))
     original = {key: value for each in representations.values() for key, value in each.original_entries().items()}
@@ -161,7 +161,7 @@ def rounds(runs: Runs, options: argparse.Namespace) -> Outcome:
 
 
 def smooth(runs: Runs, options: argparse.Namespace) -> Outcome:
-    """Accuracy of the original after smoothing its weights without a predictor, beside the reconstructed network's."""
+    """Accuracy of the original with smoothed weights, without a predictor, compared with the reconstructed network."""
     _require_originals(runs, options)
     (run,) = runs.values()
     representation, batches = run.representation(), _batches(run, options)

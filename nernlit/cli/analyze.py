@@ -80,12 +80,12 @@ def main(args: Sequence[str]) -> None:
     changed = [name for name in _OPTIONS if getattr(options, name) != parser.get_default(name)]
     for name in changed:
         if name not in uses:
-            raise UsageError(f"`analyze {options.kind}` has no use for --{name}; leave it out.")
+            raise UsageError(f"`analyze {options.kind}` has no option --{name}; leave it out.")
     if options.device is not None and not uses:
         raise UsageError(f"`analyze {options.kind}` classifies no images; leave out --device.")
     options.device = chosen_device(options.device)
     if data and not uses:
-        raise UsageError(f"`analyze {options.kind}` looks at no data; leave out {' '.join(data)}.")
+        raise UsageError(f"`analyze {options.kind}` does not use data; leave out {' '.join(data)}.")
     if options.low >= options.high:
         raise UsageError(f"--low {options.low:g} --high {options.high:g}: expected the low end first.")
     opened = [Run.open(path, options.select, options.original) for path in options.runs]
@@ -139,7 +139,7 @@ def _refuse_other(file: Path, asked: Mapping[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_same = False
     if not is_same:
-        raise UsageError(f"{file} is of another analysis; move it away, or pass another folder as --out.")
+        raise UsageError(f"{file} belongs to another analysis; move it, or pass another folder as --out.")
 
 
 def _is_finite(value: Any) -> bool:

@@ -57,7 +57,7 @@ def take_options(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
+    """An argparse type: an integer of at least 1."""
     return _at_least(text, 1)
 
 

@@ -1,9 +1,9 @@
-"""Claims on folders: of all processes, on one machine or on several, at most one works in a folder at a time.
+"""Lock files for folders: at most one process, on any machine, works in a folder at a time.
 
 A claim on `runs/a` is a file `runs/claim.a.1`, which only one process can create. It says which process holds it. If
 that process has ended without removing its claim, another one takes over by creating `claim.a.2`, which again only one
 can do, and so on; the highest number counts. The files with lower numbers stay until the work is done: if a number
-became free again, a process that looked at it earlier could hold the next one, and another process this one.
+were reused, two processes could hold a claim at once: one that saw the old file, and one that created the new file.
 """
 
 import contextlib

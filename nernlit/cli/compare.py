@@ -32,9 +32,9 @@ def compare(args: Sequence[str]) -> None:
 
     Each method writes files, and the accuracy on the test images is that of the networks in the files. Without
     training: `fp16`, `svd` (truncated singular values, in fp16), `prune` (the smallest weights become 0), `round`
-    (whole multiples of a step size per filter). Trained on the network's own answers to the images: `round_distill`
-    (as `round`), `table` (what `nernlit compress` does: the size of the file is in the loss), `codebooks` (sums of
-    codewords). The numbers in .nern files are entropy-coded. The same command continues an interrupted one.
+    (integer multiples of one step size per filter). Trained by distillation from the network itself: `round_distill`
+    (as `round`), `table` (as `nernlit compress`: the size of the file is in the loss), `codebooks` (sums of codewords).
+    Integers in .nern files are entropy-coded. To continue after an interruption, run the same command again.
 
     `--others` adds files of other programs, with the same test: a CSV with the columns `method`, `setting` (a number),
     `file` (the compressed file) and `weights` (the weights that the other program decoded from it).
@@ -148,7 +148,7 @@ class _Comparison:
         """Copy the file of another program, and measure it.
 
         Raises:
-            CheckpointError: If the weights that were decoded from it are none of the network.
+            CheckpointError: If the weights that were decoded from it do not fit the network.
         """
         file = self.out / f"{other.stem}{other.file.suffix}"
         network = self.rivals.with_weights(other.weights)

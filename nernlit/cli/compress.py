@@ -1,4 +1,4 @@
-"""`nernlit compress`: from a trained network and images to a small file, and its accuracy read back from the file."""
+"""`nernlit compress`: compress a trained network into a small file, and measure the accuracy of the stored network."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,9 +31,9 @@ _FIRST_BITS, _SMALLER, _LARGER, _LEAST_BITS, _MOST_BITS = 2.0, 0.8, 1.5, 0.3, 8.
 def compress(args: Sequence[str]) -> None:
     """`nernlit compress NET -o FILE --data CLASS --data.root DIR`: store a trained network as a small .nern file.
 
-    The weights are rounded to learned step sizes, and trained on the network's own answers to the images, with the size
-    of the file in the loss. The same command continues an interrupted one. Example, for a folder with
-    `train/<class>/<image>` and `test/`:
+    The weights are quantized with learned step sizes and trained by distillation from the network itself; the size of
+    the file is a term of the loss. To continue after an interruption, run the same command again. Example, for a folder
+    with `train/<class>/<image>` and `test/`:
 
         nernlit compress resnet18.safetensors --network resnet18 -o small.nern \\
             --data FolderDataModule --data.root DIR --data.image_size 224
@@ -52,7 +52,7 @@ def compress(args: Sequence[str]) -> None:
     size.add_argument(
         "--target_drop",
         type=positive,
-        help="write the smallest file that loses at most so many points of validation accuracy; takes several fits",
+        help="write the smallest file that loses at most this many points of validation accuracy; runs several fits",
     )
     parser.add_argument("--epochs", type=count, help=f"passes over the training images ({_EPOCHS} by default)")
     parser.add_argument("--out_runs", type=Path, default=Path("runs"), help="folder of the fit")
@@ -130,8 +130,8 @@ class _Fits:
 def _search(fits: _Fits, drop: float) -> None:
     """Write the smallest file that loses at most so many points of validation accuracy.
 
-    From the first size, sizes become smaller, each fit going on from the one before it, until one loses more. If the
-    first one does already, sizes become larger until one does not.
+    Starting at the first size, each fit makes the file smaller and continues from the previous fit, until one loses
+    more. If already the first one does, the sizes become larger until one does not.
 
     Raises:
         UsageError: If the largest one still does.
@@ -159,8 +159,8 @@ def _search(fits: _Fits, drop: float) -> None:
         bits *= factor
     if before is None:
         raise UsageError(
-            f"--target_drop {drop}: at {bits / factor:.1f} bits per weight {lost:.2f} points are lost still; allow "
-            "more, or train longer (--epochs)."
+            f"--target_drop {drop}: even {bits / factor:.1f} bits per weight lose {lost:.2f} points; allow "
+            "a larger drop, or train longer (--epochs)."
         )
 
 

@@ -11,7 +11,7 @@ from nernlit.errors import UsageError
 
 #: Names of sections whose options are added by `--schedule NAME`.
 SCHEDULES = ("fast", "paper")
-#: Name of the section with options that hold together with another file.
+#: Name of the section with options that apply only in combination with another file.
 WITH = "with"
 #: Keys of a file that are no options of a command.
 _FILE_KEYS = ("base", "schedule", WITH, *SCHEDULES)

@@ -94,8 +94,8 @@ def expand_bases(args: Sequence[str]) -> list[str]:
     NAME`, or `schedule: NAME` in a file, a file and its bases are followed by their sections of that name.
 
     Raises:
-        UsageError: If a file is missing or no valid configuration, builds on itself, or no file has a section for the
-            schedule, or two files have different schemes.
+        UsageError: If a file is missing or invalid, a file is its own base, no file has a section for the schedule, or
+            two files have different schemes.
     """
     given, schedule, rest = _split(args)
     groups: list[list[Path]] = []

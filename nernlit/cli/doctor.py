@@ -41,10 +41,10 @@ def main(args: Sequence[str]) -> None:
     for note in examination.notes:
         _say(f"note: {note}")
     for problem in examination.problems:
-        _say(f"wrong: {problem}")
+        _say(f"problem: {problem}")
     if examination.problems:
         raise SystemExit(1)
-    _say("nothing is wrong")
+    _say("no problems found")
 
 
 #: Extra -> what needs it.
@@ -82,7 +82,7 @@ class _Examination:
                 found = "missing" if installed is None else f"{installed}, which is not supported"
                 self.problems.append(f"{need.name} is {found}: pip install '{wanted}'")
         if not _needs("nernlit"):
-            self.problems.append("nernlit is not installed, only found: pip install . in its folder")
+            self.problems.append("nernlit is importable but not installed: run `pip install .` in its folder")
         if _installed("lightning-sdk"):
             self.notes.append("`lightning` is the program of lightning-sdk; use `nernlit`")
 
@@ -133,8 +133,7 @@ class _Examination:
             existing = next(path for path in (folder, *folder.parents) if path.exists())
             if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
                 self.problems.append(
-                    f"{folder} cannot be written, so that each command makes its content again: set {variable} to "
-                    "another folder"
+                    f"{folder} is not writable, so each command recreates its content: set {variable} to another folder"
                 )
 
     def _imported(self, name: str) -> ModuleType | None:

@@ -15,8 +15,9 @@ _NONE = re.compile(r"(?:^|(?<=[=\[])|(?<=[:,] ))None(?=[,\]}]|$)")
 class ExactParser(LightningArgumentParser):
     """A parser without abbreviated options. The options of nested classes have parsers of this class too.
 
-    jsonargparse passes the value of such an option to them as `str(value)`, in which null is `None`, and reads that as
-    a text. Here it is null, so that `--model.representation.quantize null` works.
+    Workaround: jsonargparse passes values to nested parsers as `str(value)`, which turns null into the text `None`.
+        This
+    class turns it back, so that `--model.representation.quantize null` works.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -44,7 +44,7 @@ def export(args: Sequence[str]) -> None:
     parser.add_argument(
         "--kept",
         choices=get_args(KeptForm),
-        help="for .nern: how the tensors that are not predicted are stored; fp32, that is exactly, by default",
+        help="for .nern: how the tensors that are not predicted are stored (default: fp32, exact)",
     )
     parser.add_argument(
         "--fold_batch_norm",
@@ -69,7 +69,7 @@ def export(args: Sequence[str]) -> None:
         write_onnx(run.representation(), options.out, options.image_size, options.integers)
         Console().print(
             f"wrote {options.out} ({options.out.stat().st_size:,} bytes)\n"
-            "its images: pixels in [0, 1], which the model normalizes itself",
+            "input: pixels in [0, 1]; the model normalizes them",
             soft_wrap=True,
             highlight=False,
         )
@@ -79,7 +79,7 @@ def export(args: Sequence[str]) -> None:
 
 
 def inspect(args: Sequence[str]) -> None:
-    """`nernlit inspect FILE`: what a .nern file holds, and what each part costs in bytes."""
+    """`nernlit inspect FILE`: show the contents of a .nern file and the size of each part in bytes."""
     parser = CommandParser("inspect", inspect.__doc__)
     parser.add_argument("file", metavar="FILE", type=Path)
     options = parser.parse_args(args)
@@ -126,7 +126,7 @@ def test(args: Sequence[str]) -> None:
     data = parser.instantiate(given).data
     if not data.has_images:
         raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
-    # What an evaluation needs is all in the module that trains originals.
+    # OriginalModule has everything that an evaluation needs; its optimizer is not used.
     module = OriginalModule(load(given.file).original, torch.optim.SGD)
     trainer = L.Trainer(
         devices=1,
@@ -140,7 +140,7 @@ def test(args: Sequence[str]) -> None:
 
 
 def print_sizes(file: Path) -> None:
-    """What each part of a file costs, and how large the file is beside the original's weights."""
+    """Print the bytes of each part of a file, and the ratio of the file to the original's weights."""
     plain: dict[str, Any] = {"soft_wrap": True, "highlight": False}
     contents = read_container(file)
     total, original = file.stat().st_size, int(contents.header["original_bytes"])

@@ -16,7 +16,7 @@ _OWN_OPTIONS = ("--ckpt_path", f"{_LOGGER}.save_dir", f"{_LOGGER}.name", "--trai
 
 
 def epoch_options(epochs: int) -> list[str]:
-    """The options of a fit of so many epochs, with about five validations."""
+    """The options of a fit of `epochs` epochs with about five validations."""
     return [f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={max(1, epochs // 5)}"]
 
 
@@ -36,7 +36,9 @@ def continued_fit(options: Sequence[str], folder: Path, name: str, callbacks: Se
     """
     for option in options:
         if (flag := option.partition("=")[0]) in _OWN_OPTIONS:
-            raise UsageError(f"{flag}: this command names the folder of its fits itself; leave it out.")
+            raise UsageError(
+                f"{flag} cannot be set here, because this command chooses the folders of its fits; leave it out."
+            )
     key = repr([*options, config_fingerprint(options)])
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     last = ["--ckpt_path=last"] if any((folder / name).glob("version_*/checkpoints/last.ckpt")) else []

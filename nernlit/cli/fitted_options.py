@@ -96,10 +96,11 @@ def place_weights(path: Path, arguments: Any, given: Mapping[str, Any], command:
             continue
         if not Path(fitted).exists():
             raise CheckpointError(
-                f"{path} was fitted with {fitted}, which is gone; pass --model.{part}.checkpoint FILE, where it is now."
+                f"{path} was fitted with {fitted}, which does not exist any more; "
+                f"pass its new path: --model.{part}.checkpoint FILE."
             )
         if isinstance(source, str) and Path(source).suffix and not Path(source).exists():
-            say(f"nernlit: --model.{part}.checkpoint {source}: no such file; taking {fitted}, as the checkpoint has it")
+            say(f"nernlit: --model.{part}.checkpoint {source}: no such file; using {fitted} from the checkpoint")
 
 
 def _place_source(path: Path, arguments: Any, source: Any) -> None:

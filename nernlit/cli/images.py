@@ -37,7 +37,7 @@ class Batches:
 
 @final
 class OnDevice(nn.Module):
-    """A network on a device. Pixels and weights may be anywhere, and its logits are on the CPU.
+    """A copy of a network on a device. Inputs and weights may be on any device; the logits are on the CPU.
 
     Args:
         original: The network; it stays where it is.

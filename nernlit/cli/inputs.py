@@ -31,7 +31,7 @@ def require_images(data_options: Sequence[str]) -> None:
     """
     if not any(option.startswith("--data=") for option in data_options):
         raise UsageError(
-            "images are needed: --data FolderDataModule --data.root DIR for a folder with train/<class>/<image>, or "
+            "no dataset is given: pass --data FolderDataModule --data.root DIR for a folder train/<class>/<image>, or "
             "the DataModule of a dataset, such as CIFAR10DataModule."
         )
 
@@ -67,7 +67,9 @@ def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> t
         if name is not None and options.get("name") != name:
             options = {"name": name}
         if "name" not in options:
-            raise UsageError(f"{net} does not say which network its weights are of; pass --network NAME (timm's name).")
+            raise UsageError(
+                f"{net} does not contain the name of its network; pass --network NAME (a timm model name)."
+            )
         options["checkpoint"] = net
     elif name is not None or path.suffix in (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".nern"):
         raise UsageError(f"no file at {net}; expected a file of weights, or the name of a timm model.")
@@ -101,8 +103,9 @@ def _stated(path: Path) -> dict[str, str]:
         options = read_checkpoint(path)["hyper_parameters"]
         if "representation" in options:
             raise UsageError(
-                f"{path} is of a fit that stores a network in a predictor; pass the .nern file that "
-                f"`nernlit export {path} -o FILE.nern` writes, or the network that was stored."
+                f"{path} is a checkpoint of a predictor, not of a network. "
+                f"Export it (`nernlit export {path} -o FILE.nern`) "
+                f"and pass that file, or pass the original network."
             )
         original = options.get("original")
         known = inspect.signature(Original).parameters.keys() - {"checkpoint", "pretrained"}

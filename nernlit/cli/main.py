@@ -139,7 +139,7 @@ def report_failed_thread(failure: threading.ExceptHookArgs) -> None:
 def _unknown_command(command: str) -> str:
     close = closest(command, _COMMANDS)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"there is no command {command!r}{hint}; the command comes first, one of {', '.join(_COMMANDS)}."
+    return f"unknown command {command!r}{hint}; the first argument is one of {', '.join(_COMMANDS)}."
 
 
 def _import_from_working_directory() -> None:
@@ -162,11 +162,11 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
         return "the name of a file or of a run holds a NUL character; leave it out."
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
-        return (
-            f"this locale has no file name {error.object!r}; set PYTHONUTF8=1, or use a UTF-8 locale (LC_ALL=C.UTF-8)."
-        )
+        name = error.object
+        return f"the file name {name!r} cannot be encoded in this locale; set PYTHONUTF8=1 or LC_ALL=C.UTF-8."
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:  # without a file name, such as TensorBoard's
-        return f"a file of the run cannot be written: {error.strerror}; free space and go on with --ckpt_path last."
+        why = error.strerror
+        return f"a file of the run cannot be written: {why}; free some space and continue with --ckpt_path last."
     return None

@@ -41,8 +41,8 @@ def read_other_files(table: Path) -> list[OtherFile]:
         table: The table. Paths in it are relative to its folder.
 
     Raises:
-        UsageError: If it is no such table, lists no file, a missing one or one twice, or a method has the name of one
-            of nernlit's.
+        UsageError: If the table is invalid or empty, lists a file that is missing or listed twice, or uses the name of
+            one of nernlit's methods.
     """
     columns = "a CSV with the columns method, setting (a number), file and weights"
     if not table.is_file():

@@ -13,7 +13,7 @@ from nernlit.utilities.trust import is_installed, is_refused, refusal, refused_n
 
 _TYPES = {
     "PositiveInt": "a whole number above 0",
-    "int": "a whole number",
+    "int": "an integer",
     "float": "a number",
     "bool": "true or false",
     "str": "a text",
@@ -84,7 +84,7 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         expected = " or ".join([*([f"one of {', '.join(allowed)}"] if allowed else []), *types])
         return f"{option} {value}: expected {expected}{' or a class path' if asks_for_class and types else ''}."
     if asks_for_class and keys:
-        return f"{option} {value}: this option takes no such value (see --help)."
+        return f"{option} {value}: invalid value for this option (see --help)."
     return _condensed(text)
 
 
@@ -112,7 +112,7 @@ def _option_names(owner: Any) -> list[str]:
 def _unrecognized(argument: str, prefix: str, classes: Sequence[str], options: Sequence[str]) -> str:
     flag = argument.partition("=")[0]
     if not flag.startswith("-"):
-        return f"{argument!r} is no option; options are given as --name value (see --help)."
+        return f"{argument!r} is not an option; options are given as --name value (see --help)."
     name = flag.lstrip("-")
     if not prefix:
         known = list(dict.fromkeys(options))

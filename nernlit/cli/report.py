@@ -1,6 +1,6 @@
-"""`nernlit report RUN...`: one HTML page about one fit or .nern file, or several side by side.
+"""`nernlit report RUN...`: write an HTML report about one or several fits or .nern files.
 
-The page needs no other files and no internet. Accuracies and sizes are measured anew, on the test images of the run's
+The page needs no other files and no internet. Accuracies and sizes are measured again, on the test images of the run's
 data; curves come from what the run logged for TensorBoard. A .nern file names no data and does not hold the original:
 pass `--data CLASS` with its options, and `--original FILE` to compare with the original.
 """
@@ -143,7 +143,7 @@ def page(runs: Sequence[Run], data: Sequence[str] = (), device: torch.device | N
             parts.append(picture(energies, f"low-frequency energy of {m.name}"))
         else:
             parts.append(
-                "<p class=note>Compared with no original: pass its weights (<code>--original FILE</code>).</p>"
+                "<p class=note>No comparison with the original: pass its weights (<code>--original FILE</code>).</p>"
             )
         title = "specification" if m.run.is_file else "configuration"
         described = yaml.safe_dump(m.representation.specification() if m.run.is_file else m.run.config)

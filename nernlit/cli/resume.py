@@ -73,9 +73,9 @@ def _whole(path: Path) -> Path:
     except CheckpointError as error:
         found = newest_whole_checkpoint(path.parent)
         if found is None:
-            raise CheckpointError(f"{error} No other checkpoint in {path.parent} is whole.") from error
+            raise CheckpointError(f"{error} All other checkpoints in {path.parent} are damaged too.") from error
         other, content = found
-        say(f"nernlit: warning: {error}\nnernlit: going on with {other}, of step {content.get('global_step')}.")
+        say(f"nernlit: warning: {error}\nnernlit: continuing with {other} (step {content.get('global_step')}).")
         return other
     return path
 
@@ -101,7 +101,7 @@ def require_usable(path: Path, scheme: str, command: str) -> dict[str, Any]:
         )
     if command == "fit" and not {"optimizer_states", "loops"} <= content.keys():
         raise CheckpointError(
-            f"{path} holds weights and no optimizer state, so that a fit cannot go on from it; pass a last.ckpt, or "
+            f"{path} has no optimizer state, so a fit cannot be resumed from it; pass a last.ckpt, or "
             f"start a new fit from it (--model.init_from {path})."
         )
     return content

@@ -89,7 +89,7 @@ class Rivals:
             own = smaller.net.state_dict()
             for key, value in pruned({key: state[key] for key in self._weights}, setting).items():
                 own[key].copy_(value)  # also under the weight's other names
-            # Which weights are kept takes bits too: the entropy of a coin with this probability.
+            # The positions of the kept weights take bits too: the binary entropy of the density.
             bits = setting * _PRUNED_BITS + entropy([setting, 1 - setting], base=2)
             return quantized_table(smaller, float(bits), scale="filter")
         if method == "svd":
@@ -149,7 +149,7 @@ class Rivals:
 
 
 def _code_price(bits: float, size: float) -> float:
-    """The price of a bit at which it saves as much error as it costs, for so many bits per weight of kernels.
+    """The rate weight (`Codebooks.price`) at which a bit saves as much squared error as it costs, at `bits` per weight.
 
     At high rates the error is 4^-bits of the weights' power (Cover and Thomas, Elements of Information Theory, theorem
     10.3.2), so a bit more in a kernel of `size` weights saves 2 log(2) / size of it.

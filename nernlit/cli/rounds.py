@@ -44,7 +44,7 @@ def read_rounds(folder: Path) -> list[EndedRound]:
     """
     record = rounds_record(folder)
     if not record.is_file():
-        raise UsageError(f"{folder} has no rounds/rounds.json: it is no run of Progressive.")
+        raise UsageError(f"{folder} has no rounds/rounds.json, so it is not a Progressive run.")
     damaged = f"{record} is damaged: expected a list of rounds 1, 2, ... with a finite `recon_rmse` each"
     try:
         content = json.loads(record.read_text(encoding="utf-8"))

@@ -31,7 +31,7 @@ def distinct_names(runs: Sequence["Run"]) -> list[str]:
     paths = [(*run.folder.resolve().parts, run.checkpoint.name if run.is_file else run.checkpoint.stem) for run in runs]
     for number, path in enumerate(paths):
         if path in paths[:number]:
-            raise UsageError(f"{runs[number].checkpoint} is given twice; name every run once.")
+            raise UsageError(f"{runs[number].checkpoint} is given twice; pass each run once.")
     names, depth = [run.name for run in runs], 3
     while len(set(names)) < len(names):
         names = ["/".join(path[-depth:]) for path in paths]
@@ -99,7 +99,7 @@ class Run:
             hint = f" (there is {', '.join(sorted(others))})" if others else ""
             what = f"it is {describe_file(path)}" if path.is_file() else f"no checkpoints/{name} in it"
             raise UsageError(
-                f"{path} is no run: {what}{'' if path.is_file() else f' or in a version_* below{hint}'}; "
+                f"{path} is not a run: {what}{'' if path.is_file() else f' or in a version_* below{hint}'}; "
                 "pass a folder that `nernlit fit` wrote (runs/<name>/version_N), a .ckpt or a .nern file."
             )
         folder = path if path in runs else max(runs, key=version_of)

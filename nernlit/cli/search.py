@@ -1,8 +1,8 @@
-"""`nernlit search`: look for the options of a fit that give the best validation figure, with optuna.
+"""`nernlit search`: hyperparameter search with optuna for the best validation metric.
 
-Each trial is a fit, and a fit whose validation figures are below the median of earlier ones is ended early. The trials
-lie in a storage, which any number of processes can share; the same command continues a study. A trial that was
-interrupted goes on from its last checkpoint. Test images are not used.
+Each trial is a fit; a fit that is worse than the median of earlier trials is stopped early (pruned). Trials are kept in
+a storage that several processes can share. The same command continues a study, and an interrupted trial continues from
+its last checkpoint. Test images are not used.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main(args: Sequence[str]) -> None:
     space = dict(options.space)
     for flag in (arg.partition("=")[0] for arg in fit_args):
         if flag in _OWN_OPTIONS or flag.removeprefix("--") in space:
-            raise UsageError(f"{flag}: the search sets it itself; leave it out.")
+            raise UsageError(f"{flag}: this option is set by the search; leave it out.")
     if not re.fullmatch(r"\w[\w.-]*", options.study):
         raise UsageError(f"--study {options.study}: expected letters, digits, '_', '-' and '.': it names folders.")
     require_writable(options.out, "--out")
@@ -132,7 +132,9 @@ def _run(study: optuna.Study, trial: optuna.Trial, options: argparse.Namespace, 
         cli = continued_fit(fit, options.out, name, [Pruning(trial, monitor)])
         (best,) = (each for each in cli.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint))
         if best.monitor != monitor or best.best_model_score is None:
-            raise UsageError(f"--monitor {monitor}: the fit has no such figure; validate it, or pass another one.")
+            raise UsageError(
+                f"--monitor {monitor}: the fit logs no such metric; enable validation, or pass another metric."
+            )
         trial.set_user_attr("folder", str(cli.trainer.log_dir))
         value = float(best.best_model_score)
     except optuna.TrialPruned as pruned:
@@ -167,7 +169,7 @@ def _show(study: optuna.Study, monitor: str, fit_args: Sequence[str]) -> None:
     """Print the best trials, and the command that repeats the best one."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not finished:
-        raise NernlitError("no trial has ended with a figure.")
+        raise NernlitError("no trial has finished with a value of the metric.")
     finished.sort(key=lambda trial: trial.values[0], reverse=_MONITORS[monitor] == "max")
     rows = [[_shown(trial.params), str(trial.number), f"{trial.values[0]:.5g}"] for trial in finished[:_SHOWN_TRIALS]]
     print_table(f"best of {len(study.trials)} trials", ["options", "trial", monitor], rows)

@@ -102,7 +102,9 @@ def self_contained(name: str) -> str:
     """
     shipped = shipped_configs()
     if name in base_files():
-        raise UsageError(f"{name!r} is a part of configurations; build on it in a file of your own: `base: [{name}]`.")
+        raise UsageError(
+            f"{name!r} is a base file and cannot be run alone; use it in a configuration of your own: `base: [{name}]`."
+        )
     if name not in shipped:
         close = closest(name, shipped)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""

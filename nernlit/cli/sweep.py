@@ -31,7 +31,7 @@ from nernlit.storage.files import write_figure
 #: Options of `fit` that a sweep sets, and what to pass instead.
 _OWN_OPTIONS = {
     "--seed_everything": "pass --seeds",
-    "--ckpt_path": "its fits start anew, or from their own checkpoints",
+    "--ckpt_path": "each fit resumes from its own checkpoint if there is one",
     "--trainer.logger.init_args.save_dir": "pass --out",
     "--trainer.logger.save_dir": "pass --out",
     "--trainer.logger.init_args.name": "its fits are named after their configurations",
@@ -79,7 +79,7 @@ def main(args: Sequence[str]) -> None:
         first, shards = options.shard
         fits = fits[first - 1 :: shards]
         if not fits:
-            print(f"--shard {first}/{shards}: there are fewer fits than shares, and none is in this one")
+            print(f"--shard {first}/{shards}: there are fewer fits than shards; this shard has none")
     waiting = [fit for fit in fits if not is_finished(sweep.folder(fit))]  # reads every configuration
     read_rows(sweep.table)  # another file of that name is not replaced
     results = read_results(sweep.out)
@@ -104,7 +104,7 @@ def main(args: Sequence[str]) -> None:
         print(f"TensorBoard: tensorboard --logdir {sweep.out}")
     if outcome.elsewhere:
         names = "; ".join(fit.name for fit in outcome.elsewhere)
-        print(f"{len(outcome.elsewhere)} of {len(fits)} fits are being run by other processes: {names}")
+        print(f"{len(outcome.elsewhere)} of {len(fits)} fits are running in other processes: {names}")
     if outcome.failed:
         kept = f"{sweep.table} holds the others; " if finished else ""
         raise NernlitError(
@@ -146,7 +146,7 @@ def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool, options: Seq
             # Several processes would each see a share of the test images, and all write the same table.
             raise UsageError(f"{given}: a sweep's fits run on one device; leave it out.")
         if flag in _OWN_OPTIONS:
-            raise UsageError(f"{given}: a sweep sets it itself; {_OWN_OPTIONS[flag]}.")
+            raise UsageError(f"{given}: this option is set by the sweep; {_OWN_OPTIONS[flag]}.")
         meant = [option for option in options if option.startswith(flag)]
         if meant and flag.startswith("--"):
             raise UsageError(f"there is no option {flag}; did you mean {', '.join(meant)}?")

@@ -56,7 +56,9 @@ def measure(cli: NernlitCLI, select: str) -> Row:
     if not cli.datamodule.has_images:
         raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
     if not isinstance(module, Scheme):
-        raise UsageError(f"{type(module).__name__} trains no representation; a sweep compares those that do.")
+        raise UsageError(
+            f"{type(module).__name__} does not train a representation; `nernlit sweep` needs a scheme that does."
+        )
     timer = fit_timer(trainer)
     seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
     steps = trainer.global_step

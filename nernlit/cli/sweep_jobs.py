@@ -1,4 +1,4 @@
-"""Running the fits of a sweep side by side on this machine, each in a process of its own."""
+"""Running the fits of a sweep in parallel child processes on this machine."""
 
 import os
 import signal

@@ -44,10 +44,10 @@ def _read(file: Path) -> Row:
         raise UsageError(f"{file} cannot be read: {error}; {_ADVICE}") from error
     names = [name for name in COLUMNS if name != "folder"]
     if not isinstance(content, dict) or content.keys() != set(names):
-        raise UsageError(f"{file} is no result of a fit of this version of nernlit; {_ADVICE}")
+        raise UsageError(f"{file} is not a result file of this version of nernlit; {_ADVICE}")
     for name in names:
         if type(value := content[name]) not in (str, int, float) or not holds(COLUMNS[name], str(value)):
-            raise UsageError(f"{file}: {name} is {str(value)[:100]!r}, which it cannot be; {_ADVICE}")
+            raise UsageError(f"{file}: {name} is {str(value)[:100]!r}, which is invalid; {_ADVICE}")
     return {name: content.get(name, str(file.parent)) for name in COLUMNS}
 
 

@@ -91,7 +91,7 @@ def read_rows(
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
             if set(reader.fieldnames or ()) != set(columns):
-                raise UsageError(f"{path} is no table of this version of nernlit; {advice}")
+                raise UsageError(f"{path} is not a table of this version of nernlit; {advice}")
             rows: list[Row] = []
             for row in reader:
                 place = f"{path}, line {reader.line_num}"

@@ -78,7 +78,7 @@ class NernlitCLI(LightningCLI):
             "--schedule",
             choices=SCHEDULES,
             default=SUPPRESS,
-            help="Optimizers and lengths of shipped configurations: ours, or the paper's (sections `paper:`).",
+            help="Optimizers and numbers of steps of shipped configurations: nernlit's (fast), or the paper's.",
         )
         parser.add_argument(
             "--threads",
@@ -221,7 +221,7 @@ class NernlitCLI(LightningCLI):
         except DataError as error:
             if self.model.needs_images(subcommand):
                 raise
-            raise DataError(f"{error} Or do without images, and without accuracies: --data null.") from error
+            raise DataError(f"{error} To run without images and without accuracies, pass --data null.") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -33,7 +33,7 @@ def node_value(node: yaml.Node, source: Path | str) -> Any:
     try:
         return yaml.safe_load(yaml.serialize(node))
     except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{source} is no configuration: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{source} is not a valid configuration: {' '.join(str(error).split())}") from error
 
 
 def read_node(path: Path) -> yaml.MappingNode:

@@ -1,4 +1,4 @@
-"""Coding: kernels out of a predictor, and the .nern file that holds all that is needed to compute them."""
+"""The .nern file format, and the computation of weights from a predictor."""
 
 from nernlit.coding.checks import Checks
 from nernlit.coding.kept import KeptForm, largest_change

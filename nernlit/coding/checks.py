@@ -1,4 +1,4 @@
-"""What a .nern file says of the network that it was written from, to notice if it decodes to another one.
+"""Checks in a .nern file that detect if it decodes to other weights than it was written from.
 
 Shapes: L predicted layers.
 """
@@ -50,7 +50,8 @@ class Checks:
         for layer, norm in zip(layout.layers, norms_L.tolist(), strict=True):
             if not math.isfinite(norm):
                 raise UsageError(
-                    f"the predicted weights of {layer.key!r} are not finite; use a checkpoint of a better step."
+                    f"the predicted weights of {layer.key!r} are not finite; "
+                    "use an earlier checkpoint, from before the fit diverged."
                 )
         return cls(original, fingerprint(state), norms_L)
 

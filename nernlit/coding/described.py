@@ -26,13 +26,13 @@ def described_layout(specification: Mapping[str, Any]) -> Layout:
     """
     layers = [(key, tuple(shape)) for key, shape in specification["layers"].items()]
     if any(not 2 <= len(shape) <= 5 or any(type(size) is not int or size < 1 for size in shape) for _, shape in layers):
-        raise LayoutError("the shapes of its layers are not two to five positive whole numbers each.")
+        raise LayoutError("a layer shape is not a list of two to five positive integers.")
     aliases = {key: tuple(names) for key, names in specification.get("aliases", {}).items()}
     return Layout(layers, aliases, specification["pointwise"], specification["tile"])
 
 
 def require_memory(numbers: int, path: Path, max_gib: float) -> None:
-    """Refuse to decode more than so many GiB of numbers of 4 bytes.
+    """Refuse to decode if `numbers` values of 4 bytes need more than `max_gib` GiB.
 
     Raises:
         FileFormatError: With the memory that is needed.
@@ -93,7 +93,7 @@ def described_predictor(
         predictor = bound()
         shapes = predictor.stored_shapes()
     if shapes.keys() != state.keys() or any(s is not None and s != state[name].shape for name, s in shapes.items()):
-        raise LayoutError("its predictor's tensors are not those of its predictor's description.")
+        raise LayoutError("the tensors of the predictor do not match its description in the header.")
     require_memory(sum(value.numel() for value in predictor.parameters()), path, max_gib)
     predictor = bound()
     predictor.load_stored(state)

@@ -1,7 +1,7 @@
 """The tensors of a network that are not predicted (BatchNorm, biases, the classifier), as a .nern file stores them.
 
-Tensors whose numbers are all equal stand in the header, integers are entropy-coded, and other numbers take one of the
-forms of `KeptForm`.
+Constant tensors are stored in the header, integer tensors are entropy-coded, and floating-point tensors are stored as
+`KeptForm` says.
 """
 
 import math
@@ -92,7 +92,7 @@ class Kept:
 
         Raises:
             FileFormatError: If the integers are damaged.
-            LayoutError: If the form is unknown, or a shape is none.
+            LayoutError: If the form is unknown, or a shape is invalid.
         """
         if described["form"] not in get_args(KeptForm):
             raise LayoutError(f"its kept tensors have an unknown form, {described['form']!r}.")
@@ -113,7 +113,7 @@ def _decoded(described: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict
     form, coded = described["form"], described["coded"]
     values = {}
     for key, (kind, shape, constant) in described["constants"].items():
-        # All numbers are one number in memory, so that a shape alone takes none.
+        # `expand` stores one element, so that a huge shape in a forged header allocates no memory.
         values[key] = torch.full((), constant, dtype=_REAL[kind]).expand(shape)
     if coded:
         shapes = [shape for _, shape in coded.values()]

@@ -97,7 +97,7 @@ class NernFile:
         Args:
             path: The file.
             predictor_classes: Predictors of your own that the file may name, beside this package's.
-            max_gib: Most memory that decoding may need, in GiB; 8 by default. A small file can describe much.
+            max_gib: Limit of the memory for decoding, in GiB; 8 by default. A small file can describe a large network.
 
         Raises:
             FileFormatError: If the file is missing, damaged, of another version, describes what cannot be built, or
@@ -125,7 +125,7 @@ class NernFile:
             addresses_N3 = decode_order(layout, tensors["order"], order)
             kept, checks = Kept.read(header["kept"], tensors), Checks.of_tensors(tensors)
             if specification.get("keep_zeros", False) is not ("zeros" in tensors):
-                raise LayoutError("its header and its tensors differ in whether zeros are kept.")
+                raise LayoutError("the header and the tensors disagree about keep_zeros.")
             nonzero = decode_zeros(layout, tensors["zeros"]) if "zeros" in tensors else None
             return cls(path, header, predictor, layout, addresses_N3, scale, kept, checks, nonzero)
 
@@ -180,7 +180,7 @@ class NernFile:
         """The network's state dict, with predicted weights as float32.
 
         Raises:
-            FileFormatError: If what the predictor gives is not what the file was written from.
+            FileFormatError: If the decoded weights differ from those that the file was written from.
         """
         with unreadable(self.path):
             block = self.predictor.block
@@ -196,7 +196,7 @@ class NernFile:
             ]
             state = dict(named)
             if len(state) < len(named):
-                raise LayoutError("it has two tensors of one name.")
+                raise LayoutError("two tensors have the same name.")
         return state
 
     def write(self) -> None:

@@ -113,7 +113,7 @@ def _resolved(predictor: nn.Module) -> Callable[[Tensor], Tensor]:
 def _in_chunks(
     predictor: Callable[[Tensor], Tensor], addresses_N3: Tensor, scale: Tensor, crop: tuple[slice, slice]
 ) -> Tensor:
-    """With gradients, a chunk's activations are computed again in the backward pass: memory holds one chunk's."""
+    """Predict in chunks; with gradients, activation checkpointing keeps the activations of one chunk at a time."""
     chunks = addresses_N3.split(_CHUNK)
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(_at_once, predictor, chunk, scale, crop, use_reentrant=False) for chunk in chunks])

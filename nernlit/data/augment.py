@@ -78,7 +78,7 @@ class Augmentation:
             raise UsageError(f"mixup={self.mixup}; expected the largest share of another image, between 0 and 0.5.")
 
     def changing(self) -> dict[str, Any]:
-        """The options in use that give an image another content in each epoch; mirroring gives only two."""
+        """The options in use that change an image in each epoch. `flip` is not listed: it has two results only."""
         options = {"pad_crop": self.pad_crop, "resized_crop": self.resized_crop, "mixup": self.mixup}
         return {name: value for name, value in options.items() if value}
 
@@ -109,7 +109,7 @@ def pad_crop_flip(images_BCHW: Tensor, pad: int, flip: bool, draws: Draws) -> Te
     Args:
         images_BCHW: Any dtype.
         pad: Pixels added on every side; 0 for no shift.
-        flip: Whether to mirror left and right.
+        flip: Whether to mirror images horizontally.
         draws: Random numbers of this batch.
 
     >>> images = torch.arange(4.0).view(1, 1, 2, 2)

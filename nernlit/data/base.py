@@ -38,8 +38,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         steps_per_epoch: Steps per epoch with `noise` and `none`, 250 by default. With `images` an epoch is a pass over
             them, and a fit refuses this option.
         noise_range: `noise` is U(-r, r) in pixels normalized with this dataset's statistics; NeRN draws from U(-2, 2).
-        pad_crop: Pixels of zero padding before a random crop of training images; 0 for none. None for what is usual for
-            this dataset (`usual_augmentation`).
+        pad_crop: Pixels of zero padding before a random crop of training images; 0 for none. None for the
+            default of this dataset (`usual_augmentation`).
         flip: Whether to mirror each training image with probability 1/2. None for what is usual for this dataset.
         resized_crop: Smallest area of a random crop of a training image, as a share of the image; the crop is resized
             to the image's size. None for no such crop; 0.08 is usual for ImageNet.
@@ -222,7 +222,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._in_channels(self._find({"test"} if split == "test" else {"train", "val"})[split])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        if self.train_on == "images" or self.steps_per_epoch is None:  # it is only None with images
+        if (
+            self.train_on == "images" or self.steps_per_epoch is None
+        ):  # steps_per_epoch is None only with train_on="images"
             return self.loader(self.sources["train"], self.batch_size, training=True, numbered=self.numbered)
         return step_loader(self.steps_per_epoch)
 

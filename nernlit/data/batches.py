@@ -20,8 +20,8 @@ class BatchSampler(DistributedSampler[list[int]]):
     processes make the same number of steps. The processes' batches of a step, one after the other, are the batch that
     one process would have. Evaluation yields every index exactly once over all processes.
 
-    It is a `DistributedSampler` so that Lightning does not replace it by its own, which repeats images to give every
-    process the same number.
+    It derives from `DistributedSampler` so that Lightning does not replace it. Lightning's sampler repeats images to
+    give every process the same number.
 
     Args:
         size: Number of items in the dataset.

@@ -74,7 +74,7 @@ def conditions_of(eval_sets: Sequence[EvalSet], clean: ImageSource, num_classes:
     names = [(condition.eval_set, condition.name) for condition in found]
     for test_set_name, name in names:
         if names.count((test_set_name, name)) > 1:
-            raise UsageError(f"eval_sets: {test_set_name} {name} is there twice; every condition may be there once.")
+            raise UsageError(f"eval_sets: {test_set_name} {name} occurs twice; each condition may occur only once.")
     return found
 
 
@@ -82,7 +82,7 @@ def require_known(name: str, corruptions: Sequence[str], known: Collection[str],
     """Check that corruptions and severities are given and known.
 
     Raises:
-        UsageError: If there is one.
+        UsageError: If a list is empty or has an unknown entry.
     """
     unknown = [str(x) for x in corruptions if x not in known]
     unknown += [str(x) for x in severities if x not in SEVERITIES]
@@ -112,12 +112,12 @@ class CorruptedImages(ImageSource):
 
 @final
 class Corrupted(EvalSet):
-    """The dataset's own test images with corruptions of ours. This is not CIFAR-C: it needs no download.
+    """The dataset's own test images with this package's corruptions. It differs from CIFAR-C and needs no download.
 
     Args:
         corruptions: Names out of `nernlit.data.corruptions.CORRUPTIONS`; None takes all.
-        severities: Out of 1 to 5.
-        seed: Of the noise.
+        severities: Severities, each from 1 to 5.
+        seed: Seed of the noise.
     """
 
     name = "corrupted"

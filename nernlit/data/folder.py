@@ -46,8 +46,9 @@ class _TreeDataModule(ImageDataModule, ABC):
 class FolderDataModule(_TreeDataModule):
     """`<root>/train/<class>/<image>` with `test/`, `val/` or both beside it.
 
-    With both, `val` selects and `test` reports. With one of them, that one reports and a seeded share of `train`
-    selects. Labels number the class folders in the order of their sorted names, which the first set-up prints.
+    With both, checkpoints are selected on `val` and `test` is the test set. With one of them, it is the test set, and a
+    seeded share of `train` is used for validation. Labels number the class folders in the order of their sorted names,
+    which the first set-up prints.
 
     Args:
         root: Folder that holds the splits.
@@ -74,7 +75,7 @@ class FolderDataModule(_TreeDataModule):
 class ImageNetDataModule(_TreeDataModule):
     """ImageNet-1k as image folders: `<root>/train/<WordNet id>/` and `<root>/val/<WordNet id>/`.
 
-    The published validation images report; a seeded hundredth of the training images selects.
+    The published validation images are the test set; a seeded hundredth of the training images is used for validation.
 
     Args:
         root: Folder that holds both.

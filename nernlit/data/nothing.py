@@ -11,7 +11,7 @@ from nernlit.errors import DataError
 
 @final
 class NoImages(ImageDataModule):
-    """Training steps without images, for Recon-only; evaluations measure the weights and no accuracy.
+    """Training steps without images, for Recon-only and Progressive; evaluations measure the weights, not accuracies.
 
     Args:
         steps_per_epoch: Training steps per epoch.

@@ -21,7 +21,7 @@ from nernlit.errors import DataError
 class _CifarC(EvalSet, ABC):
     """Hendrycks and Dietterich (arXiv 1903.12261): `<root>/<corruption>.npy` and `labels.npy`.
 
-    Severity s of 1 to 5 is images (s - 1) * 10,000 .. s * 10,000 of a file of 50,000.
+    Each file has 50,000 images; those of severity s are (s - 1) * 10,000 .. s * 10,000 - 1.
     """
 
     folder: str
@@ -90,7 +90,7 @@ class _CifarC(EvalSet, ABC):
             if odd:
                 wrong = f"has other labels at severity {', '.join(odd)} than at severity 1; expected the same ones"
             elif not np.array_equal(counts, clean_counts):
-                wrong = "has other labels than the clean test images; both are to be the published ones"
+                wrong = "does not have the labels of the clean test images; expected the published files for both"
         if wrong:
             raise DataError(f"{self.root}/labels.npy {wrong}. {self._remedy}")
         return labels.astype(np.int64)

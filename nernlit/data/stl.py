@@ -61,7 +61,7 @@ class STL10DataModule(ImageDataModule):
                 f"{span}; expected {_IMAGE_BYTES:,} bytes per label and labels from 1 to 10; "
                 f"unpack {datasets.STL10.filename} again."
             )
-        # Stored column by column.
+        # The file stores images in column-major order.
         images = torch.from_numpy(pixels).view(-1, 3, _SIDE, _SIDE).transpose(2, 3).contiguous()
         return TensorImages(images, torch.from_numpy(labels).long() - 1)
 

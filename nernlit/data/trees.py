@@ -104,7 +104,7 @@ def tree_images(
         kinds = abbreviated(
             [f"{left_out[suffix]:,} {suffix}" for suffix in sorted(left_out, key=lambda s: (-left_out[s], s))]
         )
-        rank_zero_warn(f"{folder}: files left out because they are no images: {kinds}.")
+        rank_zero_warn(f"{folder}: ignored files that are not images: {kinds}.")
     if empty := [name for name, count in counts.items() if not count]:
         message = f"{folder}: no image in {abbreviated(empty)} ({len(empty)} of {len(labels)} classes)"
         if not paths or not empty_classes:

@@ -52,7 +52,7 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
         if not bool(weight.isfinite().all()):
             raise LayoutError(
                 f"{int((~weight.isfinite()).sum())} of the {weight.numel()} values of the original's {layer.key!r} are "
-                "not finite; expected finite numbers. Pass weights of a training that did not diverge."
+                "not finite; expected finite numbers. Pass the weights of a training run that did not diverge."
             )
     weights = [layer.blocks(weight) for layer, weight in zip(layout.layers, weights, strict=True)]
     if order == "none" or layout.num_kernels < _CACHED_FROM:
@@ -69,7 +69,7 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
 
 
 def are_addresses(layout: Layout, table_N3: Tensor) -> bool:
-    """Whether a table gives every kernel of a layer a different address within the layer's filters and channels.
+    """Whether `table_N3` holds valid addresses: those of each layer are a permutation of its (filter, channel) grid.
 
     >>> layout = Layout([("w", (1, 2, 1, 1))])
     >>> [are_addresses(layout, torch.tensor([[0, 0, a], [0, 0, b]])) for a, b in ((1, 0), (1, 1), (1, 2))]

@@ -72,7 +72,7 @@ class Layer:
         return slice(self.start, self.start + self.kernels)
 
     def crop(self, block: tuple[int, int]) -> tuple[slice, slice]:
-        """The rows and columns of a larger block that hold this layer's: its center, rounded up and left."""
+        """The rows and columns of a larger block that hold one of this layer: its center, rounded up and left."""
         height, width = self.block
         top, left = (block[0] - height) // 2, (block[1] - width) // 2
         return slice(top, top + height), slice(left, left + width)
@@ -99,7 +99,7 @@ class Layer:
         """The entries of larger blocks (Kh, Kw) that are weights.
 
         Returns:
-            The different masks (M, Kh, Kw), booleans, and the number of each block's mask (F * C,), int64.
+            The distinct masks (M, Kh, Kw), bool, and the index of each block's mask (F * C,), int64.
         """
         rows, columns = self.grid
         masks = torch.zeros(4, *block, dtype=torch.bool)
@@ -108,7 +108,7 @@ class Layer:
         if self.tile is None:
             return masks[:1], torch.zeros(rows * columns, dtype=torch.int64)
         top, left = (part.start for part in self.crop(block))
-        # Tiles in the last row have number 1 or 3, in the last column 2 or 3.
+        # Mask index: 0 inner tile, 1 last row, 2 last column, 3 bottom right corner.
         masks[1::2, self.shape[0] - (rows - 1) * self.tile[0] + top :] = False
         masks[2:, :, math.prod(self.shape[1:]) - (columns - 1) * self.tile[1] + left :] = False
         last_row = torch.arange(rows) == rows - 1

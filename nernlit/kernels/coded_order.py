@@ -1,7 +1,7 @@
-"""Coded orders, for files: log2(M!) bits for each permutation of M items, the fewest possible.
+"""Entropy-coded orders, for .nern files: log2(M!) bits per permutation of M items, the minimum.
 
-A permutation is written as the swaps that make it of 0, 1, ..., M - 1 (Fisher and Yates): step i swaps item i with one
-of the M - i items from i on. The distances are equally probable, and a range coder writes them without gaps.
+A permutation is stored as the swaps of the Fisher-Yates shuffle that creates it from 0, 1, ..., M - 1: step i swaps
+item i with one of the M - i items from i on. All distances are equally likely; a range coder stores them.
 
 Shapes: N kernels, C permutations of M items each, P bytes.
 """

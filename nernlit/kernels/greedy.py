@@ -131,7 +131,8 @@ def _walk(
                 branch = stack[top]
                 if count[branch] == 0:
                     continue
-                # 2xy - penalty = |x|^2 + (|y|^2 - penalty) - |x - y|^2; |x - y| is at least the distance to the box.
+                # Upper bound of the score in the box: 2xy - penalty = |x|^2 + (|y|^2 - penalty) - |x - y|^2, and
+                # |x - y| is at least the distance from x to the box. `spare` is the bound minus the best score so far.
                 spare = power + reach[branch] - best + _SLACK
                 for d in range(features):
                     outside = max(low[branch, d] - point[d], point[d] - high[branch, d], 0.0)

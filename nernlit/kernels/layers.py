@@ -132,7 +132,7 @@ def chosen(found: Mapping[str, Candidate], layers: LayerPreset | LayerFilter) ->
         first = ", ".join(weight.names[0] for weight in list(found.values())[:5])
         raise LayoutError(
             f"layers={layers!r} selects none of the network's {len(found)} {several} (first: {first}). "
-            "Widen --model.representation.layers."
+            "Select more layers with --model.representation.layers."
         )
     return taken
 

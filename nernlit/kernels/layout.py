@@ -1,6 +1,6 @@
-"""The layout: weights <-> one table of kernels <-> state-dict entries.
+"""The layout: conversion between the predicted weights of a state dict and one table of kernels.
 
-Shapes: N kernels in total, K x K size of a row (height Kh and width Kw, which may differ), S of the kernels.
+Shapes: N kernels in total, K x K the size of a row (height Kh and width Kw may differ), S selected kernels.
 
 Each row of the table is one 2-D block of a weight (see `blocks`), which is called a kernel, as it is one for
 convolutions. Rows are sorted by layer, then filter, then channel. A kernel smaller than K x K is the center crop of its
@@ -36,8 +36,7 @@ class Layout:
         block: Height and width (Kh, Kw) in which the blocks of all layers fit.
 
     Raises:
-        LayoutError: If there is no layer, `pointwise` is neither of these, or `tile` is not one or two numbers
-            of at least 1.
+        LayoutError: If `layers` is empty, `pointwise` is unknown, or `tile` is not one or two integers of at least 1.
 
     >>> layout = Layout([("conv.weight", (4, 2, 3, 3))])
     >>> layout.num_kernels, layout.num_weights, layout.block
@@ -61,7 +60,7 @@ class Layout:
         try:
             self.tile = sides(tile)
         except ValueError as error:
-            raise LayoutError(f"tiles have a side of {tile}; {error}.") from error
+            raise LayoutError(f"tile={tile}; {error}.") from error
         start, placed = 0, []
         for key, shape in layers:
             is_pointwise = math.prod(shape[2:]) == 1

@@ -1,7 +1,7 @@
-"""Packed orders, for checkpoints: addresses as bits of fixed positions, and back.
+"""Bit-packed orders, for checkpoints.
 
-A permutation of M items is stored as M numbers of ceil(log2 M) bits, most significant bit first. Permutations are
-stored without gaps; the last byte is padded with zeros. Files hold fewer bits; see `coded_order`.
+A permutation of M items is stored as M integers of ceil(log2 M) bits, most significant bit first. Permutations follow
+each other without padding; the last byte is padded with zeros. .nern files use a shorter code; see `coded_order`.
 
 Shapes: N kernels, M items of a permutation, P bytes.
 """

@@ -60,7 +60,7 @@ class Sampling(ABC):
 
 @final
 class Uniform(Sampling):
-    """Passes over all kernels without replacement, each in a new random order; a pass may end within a batch."""
+    """Epochs over all kernels without replacement, each in a new random order; an epoch may end within a batch."""
 
     def __init__(self, batch_size: int = 4096) -> None:
         super().__init__(batch_size)

@@ -58,7 +58,7 @@ def require_replaceable(net: nn.Module, keys: Sequence[str]) -> None:
     for key in keys:
         if key not in names:
             raise LayoutError(
-                f"the layer {layer_name(key)!r} has no weight in the state dict but computes it from other tensors "
+                f"the weight of {layer_name(key)!r} is not in the state dict: it is computed from other tensors "
                 "(weight_norm, spectral_norm, pruning); make it permanent first, for example with "
                 "torch.nn.utils.parametrize.remove_parametrizations, or exclude the layer "
                 "(--model.representation.layers)."

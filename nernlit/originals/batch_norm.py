@@ -1,4 +1,4 @@
-"""BatchNorm layers without statistics, for fewer bytes.
+"""Moving the running statistics of BatchNorm layers into their weights and biases, so that files are smaller.
 
 Shapes: C channels.
 """

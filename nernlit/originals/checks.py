@@ -24,7 +24,7 @@ _WRAPPERS = {
 
 
 def require_plain_weights(net: nn.Module, name: str) -> None:
-    """Check that a network's weights are plain float32 parameters, which its state dict holds as they are used.
+    """Check that all weights are plain float32 parameters that the forward pass uses as they are in the state dict.
 
     Raises:
         UsageError: If they are not; the message names the module and the call that converts it.
@@ -69,7 +69,7 @@ def _computed_tensors(net: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def require_classifier(what: str, name: str, num_classes: int) -> None:
-    """Refuse what runs a network on images, for a network that is no image classifier.
+    """Refuse to run a network on images if it is not an image classifier.
 
     Raises:
         UsageError: If the number of classes is 0.

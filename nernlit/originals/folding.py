@@ -17,7 +17,7 @@ from nernlit.originals.trace import Trace
 
 @final
 class Folded:
-    """A copy of a frozen classifier whose BatchNorm layers are folded into the convolutions; its logits are the same.
+    """A copy of a frozen classifier with its BatchNorm layers folded into the convolutions; the logits do not change.
 
     BatchNorm takes a fifth of the time of a ResNet's training step. Gradients flow to the weights of a call as in the
     classifier itself. The copy is not a submodule of any module: it is in no checkpoint, and later changes of the
@@ -28,7 +28,7 @@ class Folded:
 
     Args:
         classifier: A classifier in evaluation mode.
-        images_BCHW: A batch with the shape of the images to come; only its shape is used, for the trace.
+        images_BCHW: A batch with the shape of later inputs; only its shape is used, for the trace.
         read: Names of modules whose outputs (or, with the suffix `:input`, inputs) are collected and therefore must not
             change; see `FeatureTaps.taps`.
     """

@@ -42,13 +42,13 @@ class Original(nn.Module):
 
     mean: Tensor
     std: Tensor
-    #: Number of logits; 0 if the network is no image classifier, which has no channels, mean and std either.
+    #: Number of logits; 0 if the network is not an image classifier. `in_chans` is then 0, `mean` and `std` are empty.
     num_classes: int
     #: The options from which the network can be created again; None for a network from memory.
     architecture: dict[str, Any] | None = None
     #: Names of the classes in the order of the logits; empty if they are not known.
     class_names: tuple[str, ...] = ()
-    #: For weights that were decoded from a .nern file: their fingerprint -> the fingerprint stated in the file.
+    #: For weights decoded from a .nern file: fingerprint of the decoded weights -> fingerprint in the file's header.
     _stated_fingerprints: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
@@ -109,8 +109,8 @@ class Original(nn.Module):
     ) -> Self:
         """An original from a network in memory; its weights are assumed to be trained.
 
-        Without `num_classes`, `mean` and `std` it may be any network. It is never run then: its weights can be fitted
-        by Recon-only, analyzed and stored.
+        Without `num_classes`, `mean` and `std` any network is accepted. It is then never run; its weights can be fitted
+        by Recon-only or Progressive, analyzed and stored.
 
         Args:
             net: Maps normalized images (B, C, H, W) to logits (B, num_classes). Its weights are float32.
@@ -135,7 +135,7 @@ class Original(nn.Module):
         else:
             raise UsageError(
                 f"num_classes={num_classes}, mean={mean}, std={std}, in_chans={in_chans} for {name!r}; an image "
-                "classifier needs the first three, and a network that is none takes none of the four."
+                "classifier needs num_classes, mean and std; for any other network, pass none of the four."
             )
         return self
 

@@ -1,10 +1,10 @@
-"""Sensitivities: estimates of how much a network's answers change with the squared error of each of its weights.
+"""Sensitivities: estimates of how much the network's outputs change per squared error of each weight.
 
-Each function returns state-dict key -> values of the weight's shape, at least 0, in units of its own.
+Each function returns state-dict key -> non-negative values of the weight's shape. Their units differ.
 
 The Fisher information of a convolution's weight is the mean square of a sum over all positions at which its kernel is
-applied. If the derivatives at different positions are independent, that is the number of positions times the mean
-square at one. So the cheaper estimates are proportional to the number of positions.
+applied. If the derivatives at different positions are independent with mean 0, it is the number of positions times the
+mean square at one position. So the cheaper estimates are proportional to the number of positions.
 
 Shapes: B images, C input channels of a layer, F filters (output channels), G groups.
 """
@@ -58,7 +58,7 @@ def fisher_information(
         for images_BCHW in batches:
             for image_CHW in images_BCHW:
                 logits_1C = original(image_CHW[None], weights)
-                # The numbers of the images of all processes are drawn, so that each image has its own.
+                # Each process draws the random numbers of all processes, so that every image gets a different one.
                 drawn = torch.rand(processes.world_size, generator=generator, dtype=torch.float64)[processes.rank]
                 label_1 = _label(logits_1C.detach(), drawn)
                 loss = cross_entropy(logits_1C, label_1)

@@ -70,7 +70,9 @@ def decoded_original(file: NernFile, net: nn.Module | None = None) -> Original:
         names = names_of_weights(original.net)
         for layer in file.layout.layers:
             if names[layer.key] != (layer.key, *layer.aliases):
-                raise FileFormatError(f"{file.path} does not fit {original.name}: {layer.key} has other names there.")
+                raise FileFormatError(
+                    f"{file.path} does not fit {original.name}: {layer.key} has other names in this network."
+                )
         original.set_source(file)
     return original
 

@@ -55,7 +55,7 @@ def timm_model(
                 f"the pretrained weights of {name!r} could not be loaded: {reason} "
                 "Without an internet connection, pass checkpoint=FILE instead of pretrained=true."
             ) from error
-        raise UsageError(f"timm cannot create {name!r} with {options or 'its own options'}: {reason}") from error
+        raise UsageError(f"timm cannot create {name!r} with {options or 'its default options'}: {reason}") from error
 
 
 def require_counts(name: str, num_classes: int | None, in_chans: int | None) -> None:
@@ -66,17 +66,17 @@ def require_counts(name: str, num_classes: int | None, in_chans: int | None) -> 
     """
     for what, count, least in (("num_classes", num_classes, 2), ("in_chans", in_chans, 1)):
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
-            raise UsageError(f"{what}={count!r} for {name!r}; expected a whole number of at least {least}.")
+            raise UsageError(f"{what}={count!r} for {name!r}; expected an integer of at least {least}.")
 
 
 def require_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse what is no argument of a timm model's architecture; a file's header must not load files or run code.
+    """Refuse arguments that do not describe the architecture: a header of a .nern file must not load files or run code.
 
     Raises:
         UsageError: With the argument and its value.
     """
     if not isinstance(arguments, Mapping):
-        raise UsageError(f"arguments={arguments!r} of {name!r}; expected argument -> value.")
+        raise UsageError(f"arguments={arguments!r} of {name!r}; expected a mapping from argument names to values.")
     for key, value in arguments.items():
         if key in _NO_ARGUMENTS or key.startswith("pretrained"):
             raise UsageError(

@@ -1,13 +1,13 @@
 """Additive quantization: a block is the sum of one codeword of each codebook (as in arXiv 2111.10320).
 
-Residual k-means finds the first codebooks: each fits what the codebooks before it leave. Sweeps then improve them
-together: a beam search looks for better codes of each block, and in turn each codebook makes a k-means step on what all
-the others leave (iterated conditional modes). No step of a sweep increases the weighted squared error.
+Residual k-means initializes the codebooks: each is fitted to the residual of the previous ones. Sweeps then improve all
+of them: a beam search looks for better codes of each block, and each codebook in turn takes a k-means step on the
+residual of all others (iterated conditional modes). No step of a sweep increases the weighted squared error.
 
 The codebooks of a large network are found on a sample of its blocks; then a beam search finds the codes of all blocks.
 
-Codes may have a price (entropy-constrained vector quantization): what is minimized is then the squared error plus the
-price of each code, which is higher the rarer the code is, because an entropy code of rare codes is longer.
+Optionally the rate is part of the cost (entropy-constrained vector quantization): the squared error plus a multiple of
+the bits of each code. Rare codes take more bits in an entropy code.
 
 Shapes: N blocks, S blocks of the sample, D numbers of a block, M codebooks, C codewords of each, B beam width,
 X choices.
@@ -26,9 +26,9 @@ _REPORTED = 2**16
 
 
 def prices(codes_N: Tensor, codewords: int, bit_price: float) -> Tensor:
-    """The price of each code of a codebook, (C,) fp32: `bit_price` times its bits in an entropy code of these codes.
+    """The cost of each code of a codebook, (C,) fp32: `cost_per_bit` times its code length, estimated from `codes_N`.
 
-    Half an occurrence is added to each count, so that unused codes have a price too.
+    Counts are smoothed by 0.5, so that unused codes have a finite cost.
 
     >>> prices(torch.tensor([0, 0, 0, 1]), codewords=2, bit_price=1.0)
     tensor([0.5146, 1.7370])
@@ -38,7 +38,7 @@ def prices(codes_N: Tensor, codewords: int, bit_price: float) -> Tensor:
 
 
 def nearest(blocks_ND: Tensor, weights_ND: Tensor, codewords_CD: Tensor, prices_C: Tensor | float = 0.0) -> Tensor:
-    """The codeword with the least sum of weighted squared error and price for each block, (N,) int64.
+    """The index of the codeword with the smallest weighted squared error plus cost for each block, (N,) int64.
 
     >>> nearest(torch.tensor([[0.9, 9.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 9.0], [1.0, 0.0]]))
     tensor([1])
@@ -58,7 +58,7 @@ def _errors(
     """The weighted squared error of each block with each codeword plus the prices, (N, C), by one matrix product.
 
     Args:
-        paid_N1: The price of the codes that were chosen before, from other codebooks.
+        paid_N1: The cost of the codes that were already chosen in previous codebooks.
     """
     # sum w (x - c)^2 = sum w x^2 - 2 sum w x c + sum w c^2
     weighted_ND = weights_ND * blocks_ND
@@ -80,7 +80,7 @@ def _smallest(values_NX: Tensor, count: int) -> Tensor:
     size = next(size for size in (16, 8, 4, 2, 1) if choices % size == 0 and (size == 1 or size**2 * count <= choices))
     if size == 1:
         return torch.from_numpy(np.argpartition(values_NX.numpy(), count - 1, axis=1)[:, :count])
-    # The smallest values are in the groups with the smallest minima.
+    # The `count` smallest values of a row are in the `count` groups with the smallest minima.
     groups_NX = _smallest(values_NX.unflatten(1, (size, -1)).amin(1), count)
     members_NX = (groups_NX[:, None] + torch.arange(0, choices, choices // size)[:, None]).flatten(1)
     return members_NX.gather(1, _smallest(values_NX.gather(1, members_NX), count))
@@ -149,7 +149,7 @@ def _searched(
 def sweep(
     blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, codes_MN: Tensor, bit_price: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Codebooks and codes after a k-means step of each codebook on what the others leave."""
+    """Codebooks (M, C, D) and codes (M, N) after one k-means step of each codebook on the residual of all others."""
     codewords_MCD, codes_MN = codewords_MCD.clone(), codes_MN.clone()
     left_ND = blocks_ND - decoded(codewords_MCD, codes_MN)
     for book in range(len(codewords_MCD)):

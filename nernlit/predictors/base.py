@@ -113,20 +113,20 @@ class Predictor(WithConstants, ABC):
 
     @property
     def code_bits(self) -> int:
-        """Bits of stored integers that are no parameters."""
+        """Bits of the stored integers that are not parameters."""
         return 0
 
     def stored_code_bits(self, stored: Mapping[str, Tensor]) -> int:
-        """`code_bits`, where the result of `stored()` is at hand, which may take long to compute."""
+        """Like `code_bits`, but takes the result of `stored()`, which is expensive to compute."""
         return self.code_bits
 
     @property
     def is_fitted(self) -> bool:
-        """Whether `fit` makes the predictor reconstruct the original, so that reconstruction need not be trained."""
+        """Whether the predictor already approximates the original after `fit`, so that phase 1 can be skipped."""
         return False
 
     def learning_rates(self) -> dict[str, float]:
-        """Names of parameters whose learning rate is not the optimizer's, and the ratio of the two."""
+        """Learning-rate multipliers: parameter name -> its learning rate / the optimizer's. Others have 1."""
         return {}
 
     def rounded_parts(self) -> dict[str, list[Part]]:
@@ -143,9 +143,9 @@ class Predictor(WithConstants, ABC):
         }
 
     def used_numbers(self) -> dict[str, Tensor]:
-        """Of parameters of `rounded_parts` with unused numbers: name -> booleans that are true for the others.
+        """Masks of quantized parameters that have unused entries: name -> bool tensor of the parameter's shape.
 
-        The booleans have the parameter's shape, and `rounded_parts` has only the numbers for which they are true.
+        True marks the used entries; `rounded_parts` describes only these.
         """
         return {}
 
@@ -159,7 +159,7 @@ class Predictor(WithConstants, ABC):
         return {name: value[used[name]] if name in used else value for name, value in self.state_dict().items()}
 
     def stored_shapes(self) -> dict[str, torch.Size | None]:
-        """The names and shapes of `stored()`, None for coded bytes of any number. Works on torch's meta device."""
+        """The names and shapes of `stored()`; None for bytes of variable length. Works on the meta device."""
         used, parts = self.used_numbers(), self.rounded_parts()
         return {
             name: torch.Size([sum(map(math.prod, parts[name]))]) if name in used else value.shape

@@ -23,7 +23,7 @@ from nernlit.storage.entropy import Part
 from nernlit.utilities.progress import progress
 from nernlit.utilities.sides import Size
 
-#: Where a state dict has the codes.
+#: State-dict key of the packed codes (`nn.Module.get_extra_state`).
 _PACKED = "_extra_state"
 
 
@@ -33,8 +33,8 @@ class Codebooks(Predictor):
 
     A new representation computes codes, codewords and scales from the original's kernels. Training changes codewords
     and scales, and with `move` also codes. A kernel needs `codebooks * bits` bits, which are no parameters:
-    `num_params` and `Sizes.cr_paper` do not count them, `Sizes.code_bits` and `Sizes.cr_file` do. A .nern file has an
-    entropy code of them, in fewer bits where some are more frequent. `Progressive` starts its trials with random
+    `num_params` and `Sizes.cr_paper` do not count them, `Sizes.code_bits` and `Sizes.cr_file` do. A .nern file stores
+    them entropy-coded. `Progressive` starts its trials with random
     codewords, because they have to differ, and keeps all codes.
 
     Args:
@@ -50,10 +50,10 @@ class Codebooks(Predictor):
         sample: Number of kernels, chosen at random, that the codebooks of larger networks are found on; at least C.
         seed: Seed of k-means.
         move: Largest share of the kernels whose codes change in a training step; 0 keeps all codes. See `CodeMoves`.
-        move_rate: Length of a step of a kernel's drift at the highest learning rate, in units of its scale.
-            Too long is worse than too short: noise then moves codes.
-        price: What a bit of a code adds to the squared error when codes are chosen, as a share of the kernels' mean
-            power: more frequent codes take fewer bits in a .nern file. Give the codebooks more codewords with it. For b
+        move_rate: Step size of the accumulated update of a kernel at the highest learning rate, in units of its scale.
+            Too large is worse than too small: noise then changes codes.
+        price: Weight of the code length (bits) in the cost that chooses codes, relative to the kernels' mean power.
+            It favors frequent codes, which take fewer bits in a .nern file. Use more codewords with it. For b
             bits per weight, 2 log(2) / D * 4^-b is about right.
 
     >>> codebooks = Codebooks(codebooks=2, bits=6)
@@ -137,7 +137,7 @@ class Codebooks(Predictor):
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
         blocks_ND, weights_ND = blocks_NKK.flatten(1), weights_NKK.flatten(1)
         if (weights_ND == weights_ND[:, :1]).all():
-            weights_ND = weights_ND[:, :1]  # needs no table
+            weights_ND = weights_ND[:, :1]  # (N, 1) saves memory: all entries of a kernel have the same weight
         else:
             blocks_ND = blocks_ND.where(weights_ND > 0, 0)
         if self.scale != "none":

@@ -1,7 +1,7 @@
-"""Codes of b bits as bytes: packed for checkpoints, without gaps, and coded for files, in as many bits as they need.
+"""Serialization of codes: bit-packed for checkpoints, entropy-coded for .nern files.
 
-Packed codes have their most significant bit first; the last byte is padded with zeros. Coded ones have an entropy code
-for each codebook in each layer.
+Packed codes take `bits` bits each, most significant bit first; the last byte is padded with zeros. The entropy coder
+uses one distribution per codebook and layer.
 
 Shapes: L layers, N kernels, M codes of each, P bytes.
 """
@@ -68,7 +68,7 @@ def decode_codes(coded_P: Tensor, kernels_L: Sequence[int], codebooks: int, bits
     """
     codes = decode(coded_P, _groups(kernels_L, codebooks))
     if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < 2**bits:
-        raise LayoutError(f"a code of its predictor is not a number of {bits} bits.")
+        raise LayoutError(f"a code of the predictor is outside 0..{2**bits - 1} ({bits} bits).")
     by_layer = codes.split([codebooks * kernels for kernels in kernels_L])
     return torch.cat([part.view(codebooks, -1).T for part in by_layer]).int()
 

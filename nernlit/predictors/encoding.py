@@ -39,7 +39,7 @@ class FourierEncoding:
     def table(self, count: int) -> Tensor:
         """The encodings of 0 .. count-1, (count, width) float32: (sin, cos) of each frequency in turn.
 
-        Computed in float64: at index 511 the largest phase is 1,605 radians, of which float32 keeps four decimals.
+        Computed in float64: at index 511 the largest phase is 1,605 radians, which float32 resolves to about 1e-4 only.
         """
         frequencies = math.pi * self.base ** torch.arange(self.num_frequencies, dtype=torch.float64)
         phases = torch.arange(count, dtype=torch.float64)[:, None] * frequencies

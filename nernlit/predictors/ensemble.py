@@ -17,8 +17,8 @@ class PredictorEnsemble(nn.Module):
     """Predictors that differ only in their parameters; Progressive trains one per trial.
 
     Each has its own parameters, so an optimizer updates a trial exactly as if it were trained alone. On an accelerator
-    the parameters are stacked, and every matrix product has a leading trial dimension. On a CPU, which one trial keeps
-    busy, stacking would only add copies, so the predictors run one after another.
+    the parameters are stacked, and every matrix product has a leading trial dimension. On a CPU one
+    trial uses all cores, and stacking would only add copies, so the predictors run one after another.
 
     Args:
         predictor: A predictor after `bind`; it is copied.
@@ -57,11 +57,13 @@ class PredictorEnsemble(nn.Module):
                     if callable(reset := getattr(module, "reset_parameters", None)):
                         reset()
                 if isinstance(predictor, Quantized):
-                    predictor.reset_parameters()  # its step sizes follow from the numbers drawn after the first call
+                    predictor.reset_parameters()  # again: step sizes depend on the parameters
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         """Kernels (T, N, K, K)."""
-        alone = len(self.each) == 1 or isinstance(self.each[0], Quantized)  # rounding has no batched gradient
+        alone = len(self.each) == 1 or isinstance(
+            self.each[0], Quantized
+        )  # torch.vmap does not support the custom gradient of quantization
         if addresses_N3.device.type == "cpu" or alone:
             return torch.stack([predictor(addresses_N3) for predictor in self.each])
         return self.batched(addresses_N3)

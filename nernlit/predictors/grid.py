@@ -1,6 +1,6 @@
-"""Grids of step sizes, and the bits of rounded numbers: what quantization computes, as pure functions.
+"""Rounding with straight-through gradients, and the entropy of quantized values.
 
-A group of numbers shares a step size and a probability model; groups are consecutive.
+The values of a group share a step size and a probability model; groups are consecutive.
 
 Shapes: n numbers in G groups.
 """
@@ -42,7 +42,7 @@ def spread(values_G: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """`repeat_interleave`, whose own backward pass adds numbers one by one."""
+    """`repeat_interleave` with a faster backward pass: torch's adds gradients one by one."""
 
     @staticmethod
     def forward(ctx: Any, values_G: Tensor, sizes_G: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class _Sine(nn.Module):
 
 
 class _SineLinear(nn.Linear):
-    """A linear layer before or behind sines, with SIREN's initialization (Sitzmann et al., arXiv 2006.09661)."""
+    """A linear layer of a SIREN, with its initialization (Sitzmann et al., arXiv 2006.09661)."""
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -49,8 +49,8 @@ class MLP(Predictor):
     Args:
         hidden: Hidden width H.
         depth: Number of linear layers, at least 2.
-        activation: Activation between the layers. `sine` is a SIREN: sines, and SIREN's initialization with omega = 1;
-            the encoding has the frequencies.
+        activation: Activation between the layers. `sine` is a SIREN with its initialization and omega = 1; no larger
+            omega is needed, because the encoding supplies the frequencies.
         kernel_size: Size of the predicted kernels: the side K of a square, or (height, width).
         num_frequencies: Frequencies of the encoding; 0 for no encoding, with `embedding`.
         base: Ratio of neighboring frequencies of the encoding.
@@ -58,8 +58,8 @@ class MLP(Predictor):
             output.
         heads: Whether the last layer is that of the whole network, or each stage has one of its own. A stage starts at
             each layer with more filters than all layers before it.
-        embedding: Length V of learned vectors of the layer, the filter and the channel, which join the encoding: the
-            first layer has 3(E + V) inputs. 0 for none.
+        embedding: Length V of learned embeddings of the layer, filter and channel index, concatenated to the encoding:
+            the first layer has 3(E + V) inputs. 0 for none.
         embedding_share: Whether filter f has the same vector in all layers (`network`), or another one in each
             (`layer`); likewise channels.
         rank: Rank R of the first layer, whose matrix is then the product of two matrices, (H, R) and (R, 3(E + V)).

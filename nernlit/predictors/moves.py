@@ -1,10 +1,11 @@
-"""Changes of codes during training: a code moves once its block's gradients have added up to more than its error.
+"""Updates of the discrete codes during training, from accumulated gradients.
 
 An optimizer cannot change integers, and replacing all codes by those nearest to some trained weights changes too much
 at once. Here each block has a drift: the sum of its normalized negative gradients since its codes last changed, which
 is where plain gradient descent would have taken it. A step looks for codes nearer to block plus drift, and changes the
-blocks that gain most, at most a given share of all. What the new codes do not reach stays as their drift, as in error
-feedback. (PV-tuning, arXiv 2405.14852, changes few blocks at a time for the same reason; it has no drift.)
+blocks that gain most, at most a given share of all. The remaining difference is kept as the new drift, as in
+error feedback (gradient compression). (PV-tuning, arXiv 2405.14852, changes few blocks at a time for the same reason;
+it has no drift.)
 
 Shapes: R blocks of the representation, N of them predicted, D numbers of a block, M codebooks, C codewords of each, S
 sets of codebooks.

@@ -46,11 +46,11 @@ _SAMPLE = 2**17
 
 @final
 class Quantized(Predictor):
-    """A predictor whose parameters are whole multiples of step sizes; training learns both.
+    """A predictor with quantized parameters: integers times learned step sizes (LSQ, arXiv 1902.08153).
 
-    The forward pass rounds, and gradients pass the rounding unchanged (straight-through; learned step sizes as in LSQ,
-    arXiv 1902.08153). Parameters without parts (`Predictor.rounded_parts`), such as biases and scales, are rounded to
-    half precision. The .nern file holds the whole numbers in an entropy code, and the step sizes.
+    The forward pass rounds; the backward pass uses the straight-through estimator. Parameters without parts
+    (`Predictor.rounded_parts`), such as biases and scales, are rounded to half precision. The .nern file holds the
+    whole numbers in an entropy code, and the step sizes.
 
     A step size is learned as its ratio to the root mean square of its group. So it follows parameters that grow, and a
     predictor can be quantized from its random start on.
@@ -59,8 +59,8 @@ class Quantized(Predictor):
 
     Args:
         predictor: The predictor.
-        bits: Bits per number at the start: step sizes are in one proportion to the standard deviations of their groups,
-            chosen so that the numbers' entropy is this. Training may change it. Above 0, at most 12.
+        bits: Entropy per value at the start. All step sizes are the same multiple of the root mean square of their
+            group; the multiple is chosen to reach this entropy. Training may change it. Above 0, at most 12.
         per: Which numbers have the same step size: those of a part of a parameter (`tensor`), such as a layer, or
             those of a row of a part (`row`), such as a filter; see `Predictor.rounded_parts`.
         step_rate: Learning rate of the step sizes' logarithms, as a share of the optimizer's; 0 keeps the ratios. An
@@ -74,7 +74,7 @@ class Quantized(Predictor):
         if per not in get_args(Per):
             raise UsageError(f"quantize.per={per!r}; expected one of {', '.join(get_args(Per))}.")
         if isinstance(predictor, Quantized):
-            raise UsageError("the predictor of Quantized is Quantized already; pass the predictor inside.")
+            raise UsageError("the predictor is already a Quantized; pass its inner predictor (`.predictor`).")
         require_at_least(0, **{"quantize.step_rate": step_rate})
         self.predictor, self.bits, self.per, self.step_rate = predictor, bits, per, step_rate
 
@@ -219,7 +219,7 @@ class Quantized(Predictor):
         }
 
     def rate(self) -> tuple[Tensor, Tensor]:
-        """Bits of all rounded numbers, twice: estimated with gradients, and their entropy.
+        """Total bits of the quantized values: a differentiable estimate, and their entropy. Both are scalars.
 
         Both use how often each whole number occurs in its group now. The file's code takes fewer bits: it also uses
         what related numbers have in common.
@@ -247,7 +247,7 @@ class Quantized(Predictor):
     def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
         steps_G = tensors["steps"].float()
         if not bool(((steps_G > 0) & steps_G.isfinite()).all()):
-            raise LayoutError("a step size of its predictor is not a number above 0.")
+            raise LayoutError("a step size of the predictor is not a finite number above 0.")
         numbers_n = decode_weights(tensors["integers"], self.all_parts) * spread(steps_G.cpu(), self.all_sizes)
         inner = {
             n.removeprefix("predictor."): value.float() if value.dtype == torch.float16 else value
@@ -282,7 +282,7 @@ def _multiple_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> float:
     sizes_G = torch.tensor(sizes, device=values_n.device)
     sampled = [min(size, _SAMPLE) for size in sizes]
     units_s = _sample(values_n, sizes) / spread(_rms(values_n, sizes), sampled)
-    low, high = -10.0, 5.0  # of the logarithm of the multiple, to base 2
+    low, high = -10.0, 5.0  # log2 of the ratio
     for _ in range(20):
         middle = (low + high) / 2
         counts = Counts((units_s / 2**middle).round().clamp(-LIMIT, LIMIT), sampled)

@@ -45,7 +45,7 @@ class Scales(WithConstants):
 
     @torch.no_grad()
     def fit(self, blocks_ND: Tensor, addresses_N3: Tensor, weights_ND: Tensor) -> None:
-        """Set each scale to the root mean square of its kernels' entries, to 1 if all are 0.
+        """Set each scale to the weighted root mean square of the entries of its kernels, or to 1 if they are all 0.
 
         Args:
             blocks_ND: The kernels.

@@ -1,4 +1,4 @@
-"""A predictor without compression: a free kernel per address.
+"""A predictor without compression: each kernel is a parameter of its own.
 
 Shapes: N addresses, R kernels of the representation, K x K their size.
 """
@@ -69,7 +69,7 @@ class Table(Predictor):
         return {"entries": used_RKK}
 
     def _crops(self) -> list[list[tuple[slice, int]]]:
-        """Of each layer, the rows and columns that are used, each with the side of a kernel."""
+        """Per layer, the used rows and columns, each as (slice, kernel side)."""
         whole = [tuple(slice(0, side) for side in self.block)] * len(self.layers)
         return [list(zip(crop, self.block, strict=True)) for crop in self.crops or whole]
 

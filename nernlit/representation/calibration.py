@@ -1,4 +1,4 @@
-"""Calibration: kept tensors that bring the reconstructed network's activations close to the original's.
+"""Calibration: fit the kept tensors so that the reconstructed network's activations match the original's.
 
 The errors of predicted weights change the mean and the scale of each channel of activations. The scales and shifts of
 normalization layers and the biases of other layers are not predicted, and stored anyway. Least squares between the
@@ -68,7 +68,7 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
 
     def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if isinstance(module, nn.Linear) and inputs[0].dim() > 2:
-            return  # of tokens, whose errors differ: their mean made a Vision Transformer worse
+            return  # applied to tokens, whose errors differ; fitting their mean made a Vision Transformer worse
         calls.append(name)
         features = sites[name].features(module, inputs[0])
         targets = sites[name].outputs(module, features)
@@ -165,7 +165,7 @@ class _Bias(_Site):
 
 @final
 class _Linear(_Site):
-    """Weights and bias of a linear layer: ridge regression of what the current ones leave."""
+    """Weights and bias of a linear layer: ridge regression of the residual of the current ones."""
 
     def features(self, module: Any, inputs: Tensor) -> Tensor:
         return inputs.flatten(0, -2)
@@ -236,7 +236,7 @@ def _by_channel(activations: Tensor) -> Tensor:
 
 
 def _rows(count: int, width: int, seed: int) -> Tensor:
-    """The samples that are compared: all of them, or as many random ones as are kept of a layer."""
+    """Row indices (int64) of the samples to fit: all, or a random subset of at most `_SAMPLED_VALUES / width` rows."""
     kept = max(1, _SAMPLED_VALUES // width)
     if count <= kept:
         return torch.arange(count)

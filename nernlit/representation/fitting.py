@@ -1,4 +1,4 @@
-"""Whether a new representation fits its predictor to the original: not if a file's predictor will replace it."""
+"""Whether new representations fit their predictor to the original; not if a file's predictor replaces it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""`save_pretrained` and `from_pretrained`, as models on the Hugging Face Hub have them."""
+"""`save_pretrained` and `from_pretrained` of the Hugging Face Hub, for .nern files."""
 
 import json
 from abc import ABC, abstractmethod
@@ -40,7 +40,7 @@ class WithPretrained(
         file = save_directory / _FILE
         self.save(file)
         header = read_container(file).header
-        # No name of a constructor's argument: `from_pretrained` would pass its value on.
+        # Keys must differ from constructor arguments: `from_pretrained` passes such values to the constructor.
         config = {key: header[key] for key in ("network", "network_class", "num_classes", "in_chans", "specification")}
         write_atomically(save_directory / CONFIG_NAME, json.dumps(config, indent=2).encode())
 

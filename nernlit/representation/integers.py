@@ -45,7 +45,7 @@ def integer_weights(representation: Representation) -> dict[str, IntegerWeight]:
     at_steps = copy.deepcopy(predictor.predictor)
     for name, value in {**predictor.rounded_parameters(), **predictor.step_sizes()}.items():
         at_steps.get_parameter(name).copy_(value)
-    # Of kept zeros too: the step sizes of a row must be equal.
+    # Without setting kept zeros to 0: the step sizes of all weights of a row are compared.
     parts = representation.predictor.block, representation.layout, representation.addresses, representation.scale
     steps, weights = predicted_weights(at_steps, *parts), representation.weights()
     return {key: _integer_weight(key, weight.cpu(), steps[key].cpu()) for key, weight in weights.items()}

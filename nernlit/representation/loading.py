@@ -34,8 +34,8 @@ def load(
 
     For a .nern file, the original of the representation is the reconstructed network, because the file contains no
     other. Nothing that a .nern file names is imported or executed: networks are timm's, predictors this package's. A
-    checkpoint names its predictor's class, which is imported from this package and the working directory only; import
-    that of another package before.
+    checkpoint names its predictor's class, which is imported only from this package and the working directory; import
+    classes of other packages before you call this.
 
     Args:
         path: A .nern file, or a checkpoint (.ckpt) of a fit.
@@ -53,7 +53,9 @@ def load(
     if is_nern(path):
         return Representation.of_file(NernFile.read(path, predictor_classes, max_gib), net)
     if net is not None or predictor_classes or max_gib is not None:
-        raise UsageError(f"net, predictor_classes and max_gib are for .nern files, and {path} is none; leave them out.")
+        raise UsageError(
+            f"{path} is not a .nern file; net, predictor_classes and max_gib are options for .nern files only."
+        )
     return load_representation(path)[0].eval()
 
 
@@ -176,7 +178,7 @@ def _stored_state(file: NernFile, representation: Representation) -> dict[str, A
     predictor = {f"predictor.{name}": value for name, value in file.predictor.state_dict().items()}
     original, keys, kept = representation.original, representation.tuned.keys, file.kept.values
     values: Mapping[str, Tensor] = {}
-    if file.checks.original == original.fingerprint():  # otherwise it is refused soon
+    if file.checks.original == original.fingerprint():  # otherwise `load_state_dict` refuses the file
         own = original.net.state_dict()
         folded = {key: value for key, value in kept.items() if _is_folded(key, value)}
         expected = {**own, **with_statistics(original.net, own, {**own, **folded})}
@@ -243,6 +245,6 @@ def _with_original(path: str | Path, described: dict[str, Any], original: str | 
 def _require_present(path: str | Path, file: Path) -> None:
     if not file.exists():
         raise CheckpointError(
-            f"{path} was fitted with {file}, which is gone; say where it is now: --original FILE of "
-            "`export`, `analyze` and `report`, or beside --model.init_from the whole --model.representation."
+            f"{path} was fitted with {file}, which does not exist any more. Pass its new path: "
+            "--original FILE (export, analyze, report), or, with --model.init_from, a complete --model.representation."
         )

@@ -27,7 +27,7 @@ def can_write_onnx() -> bool:
 
 @final
 class _PixelClassifier(nn.Module):
-    """A network behind the normalization of its pixels.
+    """Pixel normalization followed by a network.
 
     Args:
         net: The network.

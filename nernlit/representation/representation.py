@@ -65,9 +65,9 @@ class Representation(WithConstants, WithPretrained):
         pointwise: How 1x1 convolutions are divided: `crop`, one predicted kernel for each weight, of which the center
             is used (NeRN's), or `tile`, as linear weights: tiles of filters by channels that are as large as predicted
             kernels.
-        quantize: Quantizes the predictor; it becomes a `Quantized`. None does not.
+        quantize: How the predictor is quantized (it is wrapped in a `Quantized`); None for no quantization.
         tune_kept: Tensors of the network that are trained with the predictor, though they are not predicted: `none`,
-            `affine` (biases, and the scales and shifts of normalization layers) or `all`. They need no more bytes.
+            `affine` (biases, and the scales and shifts of normalization layers) or `all`. Files do not become larger.
         keep_zeros: Whether predicted weights that are 0 in the original stay 0, as in a pruned network. The predictor
             does not learn them then, and files hold their positions.
 
@@ -82,7 +82,7 @@ class Representation(WithConstants, WithPretrained):
     addresses: Tensor
     target: Tensor
     learned: LearnedEntries
-    #: Whether the predictor is as it was built: not that of a file, and not trained.
+    #: Whether the predictor is still in its initial state: neither loaded from a file nor trained.
     is_new = True
 
     def __init__(
@@ -103,7 +103,7 @@ class Representation(WithConstants, WithPretrained):
         require_kernel_size(predictor, layout)
         predictor.specification()  # refuses a predictor that a checkpoint could not describe
         state = original.freeze().net.state_dict()
-        address_N3 = addresses(layout, state, order)  # seconds for large networks: what cannot work is refused before
+        address_N3 = addresses(layout, state, order)  # takes seconds for large networks, so the checks above come first
         bind(predictor, layout)
         self._set_up(original, predictor, layout, order, standardize, address_N3)
         self._set_learned(self.target != 0 if keep_zeros else None)
@@ -175,7 +175,7 @@ class Representation(WithConstants, WithPretrained):
         self.layout = layout
         self.order: OrderName = order
         self.standardize = standardize
-        self.set_constant("addresses", address_N3.int())  # embeddings take nothing narrower
+        self.set_constant("addresses", address_N3.int())  # int32 is the narrowest index type of `embedding`
         self.set_constant("target", layout.table(original.net.state_dict(), predictor.block).float())
 
     def _set_learned(self, nonzero_NKK: Tensor | None) -> None:
@@ -269,7 +269,7 @@ class Representation(WithConstants, WithPretrained):
 
         Args:
             images_BCHW: Pixels.
-            weights: What `weights()` returned, where it serves several batches; predicted here by default.
+            weights: The result of `weights()`, to reuse it for several batches; by default it is computed.
         """
         logits: Tensor = self.original(images_BCHW, self.entries(weights))
         return logits
@@ -295,7 +295,7 @@ class Representation(WithConstants, WithPretrained):
         return net.eval()
 
     def sizes(self, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> Sizes:
-        """Sizes by the paper's count and in bytes, of the file that `save` writes now. Nothing is predicted for them.
+        """Sizes: the paper's compression ratio, and the bytes of the file that `save` would write. Predicts no weights.
 
         Training changes them only for predictors whose codes or integers are entropy-coded.
 

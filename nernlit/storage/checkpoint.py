@@ -67,7 +67,7 @@ def _not_finite(value: Any, name: str) -> str | None:
 def newest_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The whole file of a `checkpoints/` folder with the latest step, and its contents; None if no file is whole.
 
-    The times of files say nothing: the clock may have been set back, and copies have other times.
+    Modification times are not used: a clock may be wrong, and copies have new times.
     """
     newest: tuple[Path, dict[str, Any]] | None = None
     for path in sorted(folder.glob("*.ckpt")):

@@ -1,10 +1,10 @@
 """The container of a .nern file: named tensors and a header of primitives, with a checksum over both.
 
-No code runs when it is read. The bytes of a file, numbers with their least significant byte first:
+Reading a container never runs code. Layout of the file in bytes (integers are little-endian):
 
 - 6: the magic number, whose last byte is the version;
 - 8: the first bytes of the SHA-256 of all that follows;
-- 4: the length of the next part;
+- 4: the length of the compressed header;
 - the header as JSON, compressed as a raw LZMA stream (`_LZMA`); its entry `tensors` lists name -> [type, shape];
 - the numbers of the tensors, in the order of the list.
 """
@@ -44,8 +44,8 @@ class Contents(NamedTuple):
     """What a container holds.
 
     Attributes:
-        header: Primitives.
-        tensors: By name.
+        header: JSON-compatible values.
+        tensors: Name -> tensor.
     """
 
     header: dict[str, Any]
@@ -117,7 +117,9 @@ def read_container(path: Path) -> Contents:
         raise FileFormatError(f"{path} is damaged: its checksum is wrong. {_AGAIN}")
     try:
         return _contents(content, start)
-    except Exception as error:  # only what a forger wrote; JSON may be nested too deeply
+    except (
+        Exception
+    ) as error:  # the checksum is right, so the header was forged; any error is possible, such as RecursionError
         raise FileFormatError(f"{path} is damaged: its header is wrong. {_AGAIN}") from error
 
 

@@ -1,8 +1,8 @@
 """Entropy coding of integers: few bits for frequent ones, exact on every machine.
 
 The integers are coded in groups, for example the rounded weights of each layer, each with a model of its own
-(`entropy_models`). A model takes two to five bytes where few integers differ, and a fraction of a bit where it repeats
-the model before it. One range coder writes models and integers into one stream (`entropy_coders`).
+(`entropy_models`). A model takes two to five bytes for a narrow distribution, and a fraction of a bit if it equals the
+previous model. One range coder writes models and integers into one stream (`entropy_coders`).
 
 Rounded weights, which are related to their neighbors, take a tenth less with `encode_weights` (`entropy_adaptive`).
 
@@ -88,7 +88,7 @@ def cost_bits(integers_N: Tensor, groups: Sequence[int]) -> int:
 
 
 def encode_uniform(integers_N: Tensor, sizes_N: Tensor) -> Tensor:
-    """Coded integers (P,) uint8, each of which has a size of its own: all integers from 0 to size - 1 are as probable.
+    """Integers coded as (P,) uint8, each uniformly distributed over 0 .. size - 1 with a size of its own.
 
     Args:
         integers_N: Integers.
@@ -129,7 +129,7 @@ def encode_weights(integers_N: Tensor, parts: Sequence[Part]) -> Tensor:
     if numbers_N.shape != (sum(map(math.prod, parts)),):
         raise ValueError(f"integers of shape {numbers_N.shape} in parts of {list(parts)}; expected the same number.")
     if len(numbers_N) and np.abs(numbers_N).max() > LARGEST_WEIGHT:
-        raise ValueError(f"an integer is beyond {LARGEST_WEIGHT}; expected smaller ones.")
+        raise ValueError(f"an integer is outside -{LARGEST_WEIGHT}..{LARGEST_WEIGHT}.")
     stream_P, length = _adaptive_code()(numbers_N, _filled(parts), np.zeros(0, np.uint8), False)
     return torch.from_numpy(stream_P[:length].copy())
 

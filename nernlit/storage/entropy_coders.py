@@ -1,4 +1,4 @@
-"""How models and integers are written and read: one description, in which the order is the same for both."""
+"""Writing and reading of models and integers. `Coder` defines the format once; subclasses write, read or count bits."""
 
 import math
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ _Uniform = constriction.stream.model.Uniform
 _CHUNK = 16
 #: Probabilities of a model's integers by their length in bits: short ones are frequent.
 _LENGTHS = free_counts(np.array([0, *range(6, 4 * 68, 4)]))
-#: Probabilities of a new model, and of the model before it once more.
+#: Probabilities that a group has a new model (0), or repeats the previous one (1).
 _REPEATED = free_counts(np.array([0, 4]))
 
 
@@ -47,7 +47,7 @@ class Coder(ABC):
 
     @abstractmethod
     def equally_probable(self, values_N: Ints, size: int) -> Ints:
-        """Integers from 0 to size - 1 that are equally probable, 2 to 2 ** 16 of them."""
+        """Uniformly distributed integers 0 .. size - 1, with a size of 2 to 2 ** 16."""
 
     @abstractmethod
     def below(self, values_N: Ints, sizes_N: Ints) -> Ints:
@@ -88,7 +88,7 @@ class Coder(ABC):
         return model.join(bins_N, self._bits(places_N, model.shift))
 
     def _bits(self, values_N: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-        """Integers of so many bits that are equally probable, the last bits first."""
+        """Uniformly distributed integers of `bits` bits, least significant bits first."""
         read_N = np.zeros_like(values_N)
         for start in range(0, bits, _CHUNK):
             size = 1 << min(_CHUNK, bits - start)

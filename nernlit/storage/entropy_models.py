@@ -54,7 +54,7 @@ def _distances(exponent: int) -> Ints:
 
 
 def free_counts(levels_S: Ints) -> Ints:
-    """Integers (S,) of sum 2 ** PRECISION - S; one more than each, over 2 ** PRECISION, is a bin's probability.
+    """Counts (S,) with the sum 2 ** PRECISION - S; the probability of bin s is (counts[s] + 1) / 2 ** PRECISION.
 
     >>> (free_counts(np.array([0, 8, 16])) + 1).tolist()  # bits 0, 1 and 2 more than the first
     [9586981, 4793490, 2396745]
@@ -96,7 +96,7 @@ class Model:
         bins: Number of bins.
         skew: Position of the most probable place: half bins between it and the middle of the bins.
         exponent: See the module.
-        slope: Number of the slope; 0 is no slope, and 4 more double it.
+        slope: Index of the slope in `_SLOPES`: 0 is a slope of 0, and each increase by 4 doubles it.
         step: Levels of one correction step, one of STEPS.
         kind: Which of CORRECTION_LEVELS the corrections are coded with.
         corrections: Steps of each bin; empty without corrections.

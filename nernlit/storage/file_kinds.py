@@ -43,7 +43,7 @@ def describe_file(path: str | Path) -> str:
     if path.is_dir():
         return "a folder"
     if not path.exists():
-        return "not there"
+        return "missing"
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

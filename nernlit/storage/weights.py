@@ -59,7 +59,7 @@ def _content(path: Path) -> Any:
             if head.startswith(b"PK") and (damage := zip_damage(path)):
                 raise ValueError(damage)
             file.seek(0)
-            # An open file: by its name, torch takes a `.safetensors` for what it may not be.
+            # Pass an open file, not its path: torch would choose the format by the suffix `.safetensors`.
             with torch.serialization.safe_globals(_VALUES), warnings.catch_warnings(action="ignore"):
                 return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything for files that are not its own

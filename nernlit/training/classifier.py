@@ -26,7 +26,7 @@ from nernlit.training.strategies import refuse_splitting
 
 
 class ClassifierModule(L.LightningModule, ABC):
-    """Measures the accuracy of one or more classifiers, and sets up the optimizer.
+    """Base class of the modules: optimizer, evaluation of classifiers, checks for divergence, means over processes.
 
     Args:
         original: The original; its numbers of classes and image channels are used.
@@ -205,7 +205,7 @@ class ClassifierModule(L.LightningModule, ABC):
         """Log the loss terms of a step and its other figures, as means over all processes."""
         values = {**{f"train/{name}": value for name, value in figures.items()}, **self.step_figures}
         self.step_figures = {}
-        if self.trainer.world_size > 1:  # in one message: each takes about a millisecond
+        if self.trainer.world_size > 1:  # one reduction for all values: each takes about a millisecond
             joined = self.joined_tensor_mean(
                 torch.stack([value.detach().to(self.device, torch.float32) for value in values.values()])
             )
@@ -214,7 +214,7 @@ class ClassifierModule(L.LightningModule, ABC):
             self.log(name, value.detach(), prog_bar=name in ("train/loss", "train/explained_power"))
 
     def joined_tensor_mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes, the same to the bit on all of them."""
+        """The mean of a tensor over all processes, bitwise equal on all of them."""
         reduced = self.trainer.strategy.reduce(value, reduce_op="mean")
         assert isinstance(reduced, Tensor)
         return reduced
@@ -284,7 +284,7 @@ class ClassifierModule(L.LightningModule, ABC):
         if unusable and not self.trainer.sanity_checking:
             rank_zero_warn(
                 f"After step {self.trainer.global_step - 1} the network's logits are not finite for some validation "
-                "images, which count as wrong. If this does not pass, lower the learning rate (the optimizer's lr)."
+                "images, which count as wrong. If this warning persists, lower the learning rate (the optimizer's lr)."
             )
         return list(suffixes)
 
@@ -299,8 +299,7 @@ class ClassifierModule(L.LightningModule, ABC):
             fit = self.trainer.state.fn == "fit" and suffix != "_original"
             advice = f"the fit has diverged; {ADVICE}" if fit else "pass another checkpoint"
             raise DivergenceError(
-                f"{who} weights or logits on the {stage} images are not finite numbers, so that there is no accuracy: "
-                f"{advice}."
+                f"{who} weights or logits on the {stage} images are not finite, so the accuracy is undefined: {advice}."
             )
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
@@ -323,7 +322,10 @@ class ClassifierModule(L.LightningModule, ABC):
         """
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise UsageError("the run has no end, so its schedule has none; pass --trainer.max_epochs or max_steps.")
+            raise UsageError(
+                "the number of training steps is unlimited, but the optimizer or schedule needs it; pass "
+                "--trainer.max_epochs or --trainer.max_steps."
+            )
         return int(steps)
 
     def configure_optimizers(self) -> Any:

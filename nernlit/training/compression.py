@@ -1,4 +1,4 @@
-"""Compression of a network in memory, with images from anywhere."""
+"""`compress`: compression of a network in memory, with any iterable of image batches."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -39,20 +39,21 @@ def compress(
 ) -> Representation:
     """A small representation of an image classifier; `save(path, "int8", fold_batch_norm=True)` writes the file.
 
-    Weights are rounded to learned step sizes, and trained on the network's own answers to the images, without labels.
+    The weights are quantized with learned step sizes and trained by distillation from the network itself (or
+    `teacher`), without labels.
 
     Args:
         net: The classifier, from pixels (B, C, H, W), normalized with `mean` and `std`, to logits. It is not changed.
-        images: Batches of pixels in [0, 1]: tensors, or pairs whose first part they are. They are read again from the
-            start until all steps are made.
+        images: Batches of pixels (B, C, H, W) in [0, 1]: tensors, or (images, labels) pairs. Iterated repeatedly until
+            all steps are done.
         target_bytes: Size of the file; None for `bits`.
         bits: Bits per weight.
         steps: Training steps, each with one batch.
         mean: Pixel mean per channel that the network expects to be subtracted; 0 by default.
         std: Pixel standard deviation per channel; 1 by default.
         teacher: A better classifier with the same classes to learn from; by default the network itself.
-        teacher_flip: Whether the network or teacher answers with the mean of its logits for an image and for its mirror
-            image. Where mirror images have the same class, that is better than either.
+        teacher_flip: Whether the teacher's logits are averaged over each image and its mirror image. This is more
+            accurate where mirror images have the same class.
 
     Raises:
         UsageError: If an option is out of its range, or the weights are not plain float32 parameters.
@@ -61,7 +62,7 @@ def compress(
     """
     require_at_least(1, steps=steps)
     require_positive(bits=bits)
-    require_plain_weights(net, type(net).__name__)  # before it runs, which such a network may refuse less clearly
+    require_plain_weights(net, type(net).__name__)  # before the forward pass, whose error message would be less clear
     pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
     mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
@@ -135,8 +136,8 @@ def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[i
     left = 8 * (target - fixed) / weights
     if left < _LEAST_BITS:
         raise UsageError(
-            f"target_bytes={target:,}: the file needs {fixed:,} bytes beside the bits of the {weights:,} predicted "
-            f"weights; expected at least {fixed + round(_LEAST_BITS * weights / 8):,}."
+            f"target_bytes={target:,}: the file needs {fixed:,} bytes in addition to those of the {weights:,} "
+            f"predicted weights; expected at least {fixed + round(_LEAST_BITS * weights / 8):,}."
         )
     if left > MOST_BITS:
         given = f"bits={bits:g}" if target_bytes is None else f"target_bytes={target:,}"
@@ -147,7 +148,7 @@ def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[i
 
 @final
 class _Batches(IterableDataset[tuple[Tensor, Tensor]]):
-    """So many batches of pixels, with labels that say that there are none."""
+    """Yields `count` batches of pixels, with the dummy label -1 for each image."""
 
     def __init__(self, images: Iterable[Any], count: int) -> None:
         self.images, self.count = images, count

@@ -160,7 +160,7 @@ class DecoupledDistill(Scheme):
             self._require_fixed_images()
         self.average.clear()
         if stage == "fit" and self.average.decay:
-            refuse_averaging(self.trainer, "what ema averages already; pass ema: 0")
+            refuse_averaging(self.trainer, "parameters that `ema` already averages; pass ema: 0")
 
     def _require_fixed_images(self) -> None:
         """Refuse `cache_teacher` where the teacher's logits of an image are not the same in each epoch."""
@@ -182,7 +182,7 @@ class DecoupledDistill(Scheme):
         if self.distillation.lacks_logits and self.stage == len(self.stages) - 1:
             processes = Processes.of(self.trainer)
             images, count = self._data.numbered_images(processes), self._data.num_training_images
-            # It changes no state, so a signal need not wait for its end; several processes must end together.
+            # Interruptible: it changes no training state. Several processes must stop at the same step, so they wait.
             with SIGNALS.released() if processes.world_size == 1 else nullcontext():
                 self.distillation.remember(images, count, self.autocast, processes)
         return super().loss_terms(batch)
@@ -231,8 +231,8 @@ class DecoupledDistill(Scheme):
             )
         if self._teaches_itself:
             raise UsageError(
-                "the original is the network that --model.init_from was decoded to, so there is nothing to learn from "
-                "it; pass --model.teacher, --model.cross_entropy_weight, or the original (--model.representation)."
+                "the original is the network decoded from --model.init_from, so the student would be its own teacher; "
+                "pass --model.teacher, --model.cross_entropy_weight, or the original (--model.representation)."
             )
         super().on_fit_start()
         if self.calibration_images and self.trainer.ckpt_path is None and len(self.stages) == 1:

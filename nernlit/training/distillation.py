@@ -155,14 +155,14 @@ class Distillation(Objective):
             autocast: Returns the context of the precision of training steps.
             teacher: The teacher.
             images_BCHW: The images.
-            known_BC: Its logits for the images as they are, if they are known.
+            known_BC: Its logits for the unflipped images, if they have been computed already.
         """
         with torch.inference_mode():
             logits = [] if known_BC is None else [known_BC]
             batches = [images_BCHW] if known_BC is None else []
             if self.teacher_flip:
                 batches.append(images_BCHW.flip(3))
-            if batches:  # in one pass: on a GPU, starting the operations of a CIFAR ResNet takes longer than they do
+            if batches:  # one forward pass: on a GPU, small networks are limited by kernel launches
                 logits += _logits(autocast, teacher, torch.cat(batches)).split(len(images_BCHW))
             mean_BC = torch.stack(logits).mean(0)
         return mean_BC.clone()  # autograd cannot keep inference tensors

@@ -12,7 +12,7 @@ from nernlit.errors import DivergenceError
 #: Steps that are checked together on an accelerator or with several processes, where each check takes time.
 _TOGETHER = 50
 
-ADVICE = "lower the learning rate (the optimizer's lr); checkpoints from before are kept"
+ADVICE = "lower the learning rate (the optimizer's lr); earlier checkpoints are kept"
 
 
 def all_finite(tensors: Iterable[Any]) -> Tensor:
@@ -36,7 +36,7 @@ class LossWatch:
 
     Args:
         at_once: Whether each step is checked by itself.
-        joined: Makes flags (0 or 1) of this process those of all processes; all of them call it at the same steps.
+        joined: Logical AND of flags (0 or 1) over all processes, which call it at the same steps.
     """
 
     def __init__(self, at_once: bool, joined: Callable[[Tensor], Tensor]) -> None:

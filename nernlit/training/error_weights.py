@@ -41,7 +41,7 @@ class ErrorWeights(WithConstants):
 
     @property
     def are_missing(self) -> bool:
-        """Whether a fit has to compute them; one that goes on has those of its start."""
+        """Whether a fit has to compute them; a resumed fit loads them from its checkpoint."""
         return self.option.kind != "none" and self.table is None
 
     def compute(
@@ -97,7 +97,7 @@ class ErrorWeights(WithConstants):
 
 
 def changes_fit(representation: Representation) -> bool:
-    """Whether weights of errors change what the predictor is fitted to: it is a new one that is fitted with errors."""
+    """Whether error weights change the initialization of the predictor: a new predictor whose `fit` is lossy."""
     predictor = representation.predictor
     inner = predictor.predictor if isinstance(predictor, Quantized) else predictor
     return inner.is_fitted and not isinstance(inner, Table) and representation.is_new

@@ -84,7 +84,7 @@ class Evaluation:
             logits_BC = classify(images_BCHW)
             finite_B = logits_BC.isfinite().all(1)
             self.answered[suffix] = finite_B.all() & self.answered.get(suffix, True)
-            # Replaced by logits in which the label is the smallest.
+            # Non-finite rows become logits whose smallest entry is the label, so that the image counts as wrong.
             logits_BC = logits_BC.where(finite_B[:, None], -one_hot(labels_B, self.num_classes).to(logits_BC))
             if condition is not None and condition.classes is not None:
                 logits_BC = _only(logits_BC, condition.classes)

@@ -1,4 +1,4 @@
-"""What an evaluation of a scheme measures beside accuracies: the error of the predicted weights."""
+"""Evaluation of a scheme's networks: reconstruction errors, and a cache of the original's results."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

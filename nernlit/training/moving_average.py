@@ -1,4 +1,4 @@
-"""Exponential moving averages of parameters, which are evaluated and saved in the place of the last values."""
+"""Exponential moving averages of parameters, which are evaluated and saved instead of the last values."""
 
 from collections.abc import Mapping
 from typing import Any, final

@@ -55,7 +55,7 @@ def built_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any
     `ReduceLROnPlateau` is stepped after epochs that end with a validation, with the metric that it monitors.
 
     Raises:
-        UsageError: If it refuses its options, or monitors nothing that every epoch has.
+        UsageError: If the scheduler does not accept its options, or monitors no metric.
     """
     try:
         schedule = make(optimizer)

@@ -80,8 +80,9 @@ class Progressive(Scheme):
             kernels are.
         rounds: Largest number of rounds.
         trials: Trials per round.
-        min_delta: Least gain of validation accuracy over the previous round; the fit ends after the first round with a
-            smaller gain. Without images it is the least decrease of `round_rmse`. None: all rounds are run.
+        min_delta: Smallest gain of validation accuracy over the previous round (a fraction, 0.01 is one point); the fit
+            ends after the first round with a smaller gain. Without images it is the least decrease of `round_rmse`.
+            None: all rounds are run.
         sampling: Chooses the kernels of each step, the same ones for all trials.
         loss: `mse`, or `rmse` as in NeRN's code.
         precision: Precision of the predictors in training steps, `bf16` or `fp32`.
@@ -217,7 +218,7 @@ class Progressive(Scheme):
 
     def on_predictor_fitted(self) -> None:
         super().on_predictor_fitted()
-        for trial in self.trial_predictors.each:  # they keep the codes
+        for trial in self.trial_predictors.each:  # so that the trials keep the codes of the new fit
             trial.load_state_dict(self.representation.predictor.state_dict())
         self._start_trials()
 

@@ -1,4 +1,4 @@
-"""The price of bytes in the loss: the bits of a quantized predictor, and a weight that reaches a given file size."""
+"""The rate term of the loss: the bits of a quantized predictor, with a weight that can reach a given file size."""
 
 import math
 from collections.abc import Mapping
@@ -45,9 +45,8 @@ class Rate:
 class RateTerm:
     """The rate term of a fit.
 
-    With `target_bytes`, the weight is multiplied by a little more than 1 in every step in which the file would be too
-    large, and by a little less where it would be too small (dual ascent on its logarithm). In the step itself the term
-    is larger the larger the file would be, and 0 where it would be too small.
+    With `target_bytes`, a PI controller sets the logarithm of the weight from the relative excess of the estimated file
+    size. If the file would be too small, the term is 0 in this step and the integral part decreases.
 
     Args:
         representation: The representation; its predictor is quantized.
@@ -106,7 +105,7 @@ class RateTerm:
         weight = self.weight
         if self.target_bytes is not None:
             excess = float(self.file_bytes - self.fixed_bytes) / (_AIM * (self.target_bytes - self.fixed_bytes)) - 1
-            # Bytes that are left are not taken away.
+            # A file below the target is not made smaller.
             weight = 0.0 if excess < 0 else min(_MOST, weight * math.exp(min(3.0, _PROPORTIONAL * excess)))
             step = _INTEGRAL * max(-1.0, min(1.0, excess))
             self.weight = min(_MOST, max(_LEAST, self.weight * math.exp(step)))

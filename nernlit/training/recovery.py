@@ -1,4 +1,4 @@
-"""Going on after a divergence: from the last good state, with half the learning rate."""
+"""Continuing after divergence: from the last good state, with half the learning rate."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -119,7 +119,7 @@ class Recovery:
         _load_optimizer(module.trainer.optimizers[0], state.pop("optimizer"), 0.5 if self._lowers else 1.0)
         module.load_trained_state(state)
         rank_zero_warn(
-            f"{found}; going on with the state after {self.step} steps and {self.factor:g} of the learning rate "
+            f"{found}; continuing from the state after step {self.step} with {self.factor:g} times the learning rate "
             f"(restart {self.restarts} of at most {MOST_RESTARTS})."
         )
         for logger in module.trainer.loggers:

@@ -45,7 +45,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         stages: The stages in order; all but the last have a number of steps.
         precision: Precision of the predictor and the CNNs in training steps: `bf16` runs them under autocast.
             Parameters, losses and evaluations are always fp32.
-        rate: The price of the bits of a quantized predictor; None adds no term to the loss.
+        rate: Options of the rate term for a quantized predictor; None for no rate term.
         rebuilt: Hyperparameters that checkpoints hold in place of the given ones, so that a representation that came
             out of a file can be built again; see `load_representation`.
         sensitivity: How much the error of each weight counts in reconstruction.
@@ -309,7 +309,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.measurements = Measurements(self.representation)
         for part in self.stages:
             part.objective.reset()
-        # Every process must draw from the same numbers, or their shares of a batch would overlap.
+        # All processes must use the same seed, or their shares of the global batch would overlap.
         self.seed = self.trainer.strategy.broadcast(self.seed)
         if stage == "fit":
             self._share_new_predictor()
@@ -334,7 +334,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             return
         broadcast = self.trainer.strategy.broadcast
         self.load_state_dict(broadcast(self.state_dict()))
-        self.representation.is_new = True  # as before: what was loaded comes from no earlier fit
+        self.representation.is_new = True  # load_state_dict cleared it, but the broadcast state is still an initial one
         if self.rate is not None:
             self.rate.load_state_dict(broadcast(self.rate.state_dict()))
 
@@ -348,7 +348,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.on_predictor_fitted()
 
     def on_predictor_fitted(self) -> None:
-        """Called when a fit starts by fitting the predictor to the original again."""
+        """Called at the start of a fit, after the predictor was initialized again with error weights."""
         if self.rate is not None:
             self.rate = RateTerm(self.representation, self.rate.options)  # its step sizes are those of the fit
 

@@ -35,7 +35,7 @@ def starts_of(stages: Sequence[Stage]) -> list[int]:
 
 
 def refuse_other_lengths(scheme: str, stage: int, step: int, before: Sequence[float], now: Sequence[float]) -> None:
-    """Refuse to resume a fit with lengths that would redo a finished stage or cut the running one short.
+    """Refuse to resume a fit with stage lengths that would repeat a finished stage or end the current one in the past.
 
     Args:
         scheme: Name of the scheme's class.

@@ -1,1 +1,1 @@
-"""What several parts of the package share and what is about none of them."""
+"""Helpers that are used by several subpackages and do not depend on them."""

@@ -29,8 +29,8 @@ def names_of_weights(net: nn.Module) -> dict[str, tuple[str, ...]]:
 def places_of_weights(net: nn.Module) -> dict[str, tuple[str, ...]]:
     """Every key of a network's state dict -> the keys by which `functional_call` must be given that weight.
 
-    Each module that holds the weight has one key in it, however many names the module has: torch restores a module that
-    is named twice to the weight that the call brought, and not to its own.
+    One key per module that holds the weight, even if the module has several names: if `functional_call` is given two
+    names of one module, it restores the replacement instead of the module's own weight.
     """
     places: dict[str, tuple[str, ...]] = {}
     for key, names in names_of_weights(net).items():

@@ -17,7 +17,7 @@ def sides(size: Any) -> tuple[int, int]:
     """
     both = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(both) != 2 or any(type(side) is not int or side < 1 for side in both):
-        raise ValueError("expected at least 1: a whole number, or two of them, [height, width]")
+        raise ValueError("expected an integer of at least 1, or two of them: [height, width]")
     return both
 
 

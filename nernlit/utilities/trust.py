@@ -1,4 +1,4 @@
-"""What configurations, options and checkpoints may name: whoever names a class runs the code of its module."""
+"""Which modules configurations, options and checkpoints may import: importing a class runs the code of its module."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""A fit beside other programs: `python -m tests.benchmarks.busy THREADS STEPS` prints its seconds as JSON.
+"""A fit while other programs run: `python -m tests.benchmarks.busy THREADS STEPS` prints its seconds as JSON.
 
 THREADS is a number, or `auto`. Every fit is a process of its own, on small steps, which suffer most: H=128, 1,024
 kernels per step, Adam. What is timed is training, from the first step to the last.

@@ -1,4 +1,4 @@
-"""Runs commands in processes of their own, kills them, and compares what they leave; for `kill` and `soak`."""
+"""Helpers of `kill` and `soak`: run commands in child processes, kill them, and compare the remaining files."""
 
 import csv
 import os

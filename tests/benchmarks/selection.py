@@ -1,4 +1,6 @@
-"""What selection alone gains at CR > 1: `python -m tests.benchmarks.selection --original NAME=FILE --images DIR`.
+"""The gain at CR > 1 that is due to selection alone.
+
+Run `python -m tests.benchmarks.selection --original NAME=FILE --images DIR`.
 
 A round has several trials, each of them several evaluations of a network close to the round's target; the best of all
 is the next round's target. The networks are those of a Recon-only fit in the second half of its steps (`--kind fits`),

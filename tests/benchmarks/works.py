@@ -1,4 +1,4 @@
-"""What is timed: functions that make a piece of work ready and return it as a function without arguments."""
+"""Benchmark cases: each function sets up a workload and returns it as a function without arguments."""
 
 from collections.abc import Callable
 
