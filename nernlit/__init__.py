@@ -96,11 +96,11 @@ _NAMES = {
     "predictors": ["MLP", "Codebooks", "FourierEncoding", "Predictor", "Quantize", "Quantized", "Table"],
     "representation": ["Representation", "Sizes", "calibrate", "load"],
 }
-_HOME = {name: part for part, names in _NAMES.items() for name in names}
+_MODULE_OF = {name: part for part, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first access (PEP 562), so that `import nernlit` alone does not import PyTorch."""
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -38,16 +38,16 @@ class FileFormatError(NernlitError):
     """A .nern file is missing, damaged, of another version, or describes a network that cannot be built."""
 
 
-def require_at_least(least: float, **options: float) -> None:
-    """Check that options are finite and not below `least`.
+def require_at_least(minimum: float, **options: float) -> None:
+    """Check that options are finite and not below `minimum`.
 
     Raises:
         UsageError: If an option is not finite or is below `minimum`; the message names it.
     """
     for name, value in options.items():
-        if not least <= value < math.inf:
+        if not minimum <= value < math.inf:
             finite = " and a finite number" if value == math.inf else ""
-            raise UsageError(f"{name}={value}; expected at least {least}{finite}.")
+            raise UsageError(f"{name}={value}; expected at least {minimum}{finite}.")
 
 
 def require_positive(**options: float) -> None:

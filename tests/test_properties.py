@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nernlit.errors import FileFormatError
-from nernlit.kernels import Layout, addresses, code_order, decode_order
+from nernlit.kernels import Layout, addresses, decode_order, encode_order
 from nernlit.kernels.addresses import are_addresses
 from nernlit.kernels.orders import OrderName, positions
 from nernlit.kernels.packing import pack_order, unpack_order
@@ -87,7 +87,7 @@ def test_an_order_is_a_permutation_that_comes_back_packed_and_coded(
     addresses_N3 = addresses(layout, weights, order)
     assert are_addresses(layout, addresses_N3)
     assert torch.equal(unpack_order(layout, pack_order(layout, addresses_N3, order), order), addresses_N3)
-    assert torch.equal(decode_order(layout, code_order(layout, addresses_N3, order), order), addresses_N3)
+    assert torch.equal(decode_order(layout, encode_order(layout, addresses_N3, order), order), addresses_N3)
 
 
 @properties

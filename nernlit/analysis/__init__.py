@@ -1,6 +1,6 @@
 """Analyses of a representation or a classifier: pure functions that return numbers or matplotlib figures."""
 
-from nernlit.analysis.attacks import Attack, accuracy_under, eps_that_keeps
+from nernlit.analysis.attacks import Attack, accuracy_under, find_eps
 from nernlit.analysis.figures import (
     curves_figure,
     energy_figure,
@@ -26,8 +26,8 @@ __all__ = [
     "correct_answers",
     "curves_figure",
     "energy_figure",
-    "eps_that_keeps",
     "factorized",
+    "find_eps",
     "interpolation_figure",
     "kernel_figure",
     "landscape_figure",

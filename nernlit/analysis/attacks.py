@@ -80,12 +80,12 @@ def _margins(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     return others_BC.logsumexp(1) - logits_BC.gather(1, labels_B1)[:, 0]
 
 
-def unmoved(images_BCHW: Tensor, attacked_BCHW: Tensor) -> Tensor:
+def count_unchanged(images_BCHW: Tensor, attacked_BCHW: Tensor) -> Tensor:
     """The number of images that an attack did not change."""
     return (images_BCHW == attacked_BCHW).flatten(1).all(1).sum()
 
 
-def warn_unmoved(attack: Attack, count: int, images: int, of: str = "classifier") -> None:
+def warn_unchanged(attack: Attack, count: int, images: int, of: str = "classifier") -> None:
     """Warn that some images count as robust only because the attack did not change them."""
     if attack.eps_255 and count:
         warnings.warn(
@@ -104,7 +104,7 @@ def accuracy_under(attack: Attack, classify: Classifier, batches: Iterable[tuple
         ValueError: If there is no image.
     """
     accuracy, still, count = _measure(attack, classify, batches)
-    warn_unmoved(attack, still, count)
+    warn_unchanged(attack, still, count)
     return accuracy
 
 
@@ -114,14 +114,14 @@ def _measure(attack: Attack, classify: Classifier, batches: Iterable[tuple[Tenso
     for images_BCHW, labels_B in batches:
         attacked_BCHW = attack(classify, images_BCHW, labels_B)
         right += int((classify(attacked_BCHW).argmax(1) == labels_B).sum())
-        still += int(unmoved(images_BCHW, attacked_BCHW))
+        still += int(count_unchanged(images_BCHW, attacked_BCHW))
         count += len(labels_B)
     if not count:
         raise ValueError("no images to attack.")
     return right / count, still, count
 
 
-def eps_that_keeps(
+def find_eps(
     classify: Classifier,
     batches: Iterable[tuple[Tensor, Tensor]],
     keeps: float,
@@ -150,7 +150,7 @@ def eps_that_keeps(
         raise UsageError("the classifier's clean accuracy is 0, so there is no accuracy to keep a share of.")
     low, high = 0.0, highest_255
     accuracy, still, count = _measure(Attack(high, steps), classify, batches)
-    warn_unmoved(Attack(high, steps), still, count)
+    warn_unchanged(Attack(high, steps), still, count)
     if accuracy > wanted:
         raise UsageError(
             f"more than {keeps:.0%} of the accuracy is left at eps = {high:g}/255; pass a larger highest_255."

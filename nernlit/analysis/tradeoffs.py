@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from nernlit.analysis.figures import literal_label
 
-#: Points of accuracy below the original's at which the figure of sizes ends.
-_SHOWN_LOSS = 15.0
+#: The accuracy axis of `pareto_figure` ends this many percentage points below the original.
+_MAX_SHOWN_DROP = 15.0
 
 
 def tradeoff_figure(runs: Mapping[str, Sequence[tuple[float, float]]], original: float | None, title: str) -> Figure:
@@ -63,7 +63,7 @@ def pareto_figure(files: Mapping[str, Sequence[tuple[int, float]]], original: tu
     for name, points in files.items():
         sizes, accuracies = zip(*sorted(points), strict=True)
         axis.plot(sizes, [100 * value for value in accuracies], "o-", markersize=4, label=literal_label(name))
-    least = 100 * original[1] - _SHOWN_LOSS
+    least = 100 * original[1] - _MAX_SHOWN_DROP
     hidden = sum(100 * accuracy < least for _, accuracy in every)
     if hidden:
         axis.set_ylim(bottom=least)

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from nernlit.analysis.attacks import Attack, unmoved, warn_unmoved
+from nernlit.analysis.attacks import Attack, count_unchanged, warn_unchanged
 from nernlit.errors import UsageError
 from nernlit.originals import Folded
 from nernlit.representation import Representation
@@ -21,7 +21,7 @@ class AdversarialAccuracy(L.Callback):
     """Accuracy of the original and of the reconstructed CNN on attacked test images, in white-box attacks on each.
 
     Logs `test/acc_fgsm_EPS` and `test/acc_ifgsm_EPS`, and the same with the suffix `_original`; EPS is in units of
-    1/255. Warns if an attack did not change some of the images. `nernlit.analysis.eps_that_keeps` finds an EPS.
+    1/255. Warns if an attack did not change some of the images. `nernlit.analysis.find_eps` finds an EPS.
 
     Args:
         fgsm_255: Strengths of FGSM (one step), in units of 1/255.
@@ -58,8 +58,8 @@ class AdversarialAccuracy(L.Callback):
         representation = getattr(pl_module, "representation", None)
         self._representation = representation if isinstance(representation, Representation) else None
         shape = (len(self.attacks), len(_SUFFIXES))
-        self._right = torch.zeros(shape, device=pl_module.device, dtype=torch.long)
-        self._still = torch.zeros_like(self._right)
+        self._correct = torch.zeros(shape, device=pl_module.device, dtype=torch.long)
+        self._unchanged = torch.zeros_like(self._correct)
         self._count = torch.zeros((), device=pl_module.device, dtype=torch.long)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -84,20 +84,20 @@ class AdversarialAccuracy(L.Callback):
             for column, suffix in enumerate(_SUFFIXES):
                 classify = self._networks[suffix]
                 attacked_BCHW = attack(classify, images_BCHW, labels_B)
-                self._right[row, column] += (classify(attacked_BCHW).argmax(1) == labels_B).sum()
-                self._still[row, column] += unmoved(images_BCHW, attacked_BCHW)
+                self._correct[row, column] += (classify(attacked_BCHW).argmax(1) == labels_B).sum()
+                self._unchanged[row, column] += count_unchanged(images_BCHW, attacked_BCHW)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._representation is None:
             return
         right, still, count = (
-            trainer.strategy.reduce(values, reduce_op="sum") for values in (self._right, self._still, self._count)
+            trainer.strategy.reduce(values, reduce_op="sum") for values in (self._correct, self._unchanged, self._count)
         )
         for row, attack in enumerate(self.attacks):
             for column, suffix in enumerate(_SUFFIXES):
                 pl_module.log(f"test/acc_{attack.name}{suffix}", right[row, column] / count, sync_dist=True)
                 if trainer.is_global_zero:
-                    warn_unmoved(
+                    warn_unchanged(
                         attack, int(still[row, column]), int(count), f"{suffix[1:] or 'reconstructed'} network"
                     )
         self._forget()

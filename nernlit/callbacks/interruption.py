@@ -75,7 +75,7 @@ class Interruption(Checkpoint):
         elif self._signum:
             raise Interrupted(self._signum)
         elif not trainer.sanity_checking and trainer.world_size == 1:
-            SIGNALS.release_for_a_while()
+            SIGNALS.release_until_hold()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

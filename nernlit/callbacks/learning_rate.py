@@ -22,7 +22,7 @@ class LearningRate(L.Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if trainer.optimizers and (step == 0 or (step + 1) % max(1, every) == 0):
             groups = trainer.optimizers[0].param_groups
-            factor = getattr(pl_module, "rate_factor", 1.0)
+            factor = getattr(pl_module, "lr_factor", 1.0)
             rates = {
                 f"lr_group_{number}" if number else "lr": factor * float(group["lr"])
                 for number, group in enumerate(groups)

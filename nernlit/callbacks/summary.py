@@ -42,7 +42,7 @@ class Summary(L.Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         representation = getattr(pl_module, "representation", None)
         if isinstance(representation, Representation):
-            sizes = representation.sizes(**getattr(pl_module, "file_form", {}))
+            sizes = representation.sizes(**getattr(pl_module, "save_options", {}))
             metrics["size/predictor_params"] = sizes.predictor_params
             metrics |= {"size/code_bits": sizes.code_bits} if sizes.code_bits else {}
             metrics |= {"size/cr_paper": sizes.cr_paper, "size/cr_file": sizes.cr_file}

@@ -13,7 +13,7 @@ from nernlit.utilities.cpu import OtherPrograms, most_threads, other_programs
 
 #: Consecutive windows in which a core must be free before another thread is used: the other program may only pause.
 _QUIET_WINDOWS = 5
-_SLOW = 10.0
+_SLOWDOWN = 10.0
 
 
 @final
@@ -51,7 +51,7 @@ class CpuThreads(L.Callback):
             torch.set_num_threads(self.threads)
         elif self._adapts:
             torch.set_num_threads(self._others.free_threads(self._most))
-            self._tell()
+            self._report_threads()
         self._window_began = time.monotonic()
         self._quiet = 0
         self._seconds, self._steps, self._warned = 0.0, 0, False
@@ -124,11 +124,11 @@ class CpuThreads(L.Callback):
         if free < used or self._quiet >= _QUIET_WINDOWS:
             torch.set_num_threads(free)
             self._quiet = 0
-            self._tell()
+            self._report_threads()
             return True
         return False
 
-    def _tell(self) -> None:
+    def _report_threads(self) -> None:
         used = torch.get_num_threads()
         if used < self._most:
             rank_zero_info(
@@ -141,7 +141,7 @@ class CpuThreads(L.Callback):
         self._seconds, self._steps = 0.0, 0
         self._fastest = min(per_step, self._fastest)
         others = self._others.cores()
-        if per_step > _SLOW * self._fastest and others >= 0.5 and not self._warned:
+        if per_step > _SLOWDOWN * self._fastest and others >= 0.5 and not self._warned:
             self._warned = True  # once per run
             rank_zero_warn(
                 f"Steps have become {per_step / self._fastest:.0f} times slower ({per_step:.3g} s each): other "

@@ -20,7 +20,7 @@ def write_weights(path: Path, timm_name: str, state: Mapping[str, Tensor]) -> No
     write_atomically(path, save({k: v.cpu().contiguous() for k, v in state.items()}, {"timm_name": timm_name}))
 
 
-def say_written(path: Path, original: Original) -> None:
+def print_written(path: Path, original: Original) -> None:
     """Print the path of a network's weights, and the Python code that loads them into the original's architecture."""
     Console().print(f"wrote {path}\n{_how_to_load(path, original)}", soft_wrap=True, highlight=False)
 
@@ -73,4 +73,4 @@ class WeightsWriter(BasePredictionWriter):
             return
         write_weights(path, name, state)
         owner: Any = getattr(pl_module, "representation", pl_module)
-        say_written(path, owner.original)
+        print_written(path, owner.original)

@@ -18,7 +18,7 @@ from typing import Any
 
 from nernlit.cli import analyses
 from nernlit.cli.analyses import Outcome, Rows, Runs
-from nernlit.cli.arguments import CommandParser, count, finite, require_writable, take_options
+from nernlit.cli.arguments import CommandParser, count, finite, require_writable, split_options
 from nernlit.cli.images import add_device, chosen_device
 from nernlit.cli.runs import Run, distinct_names
 from nernlit.errors import UsageError
@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> None:
     )
     add_device(parser)
     parser.add_original()
-    own_args, data = take_options(args, "--data")
+    own_args, data = split_options(args, "--data")
     options = parser.parse_args(own_args)
     options.data = data
     analysis, most, uses = KINDS[options.kind]

@@ -34,7 +34,7 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(f"{message}; `{self.prog} --help` lists the options.")
 
 
-def take_options(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+def split_options(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
     """Split off an option and those below it, such as `--data` and `--data.root`, wherever they stand.
 
     Returns:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import psutil
 
-#: Seconds between two signs of life of a process that holds a claim: the time of its file.
-BEAT_SECONDS = 20.0
-#: Seconds without a sign of life after which a process of another machine counts as ended.
+#: Seconds between two heartbeats, which update the modification time of the claim's file.
+HEARTBEAT_SECONDS = 20.0
+#: Seconds without a heartbeat after which a process on another machine is considered dead.
 STALE_SECONDS = 300.0
 _WAIT_SECONDS = 0.1
 #: Start times of processes are compared with this tolerance in seconds.
@@ -164,6 +164,6 @@ def _started(pid: int) -> float:
 
 
 def _beat(own: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT_SECONDS):
+    while not ended.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
             os.utime(own)

@@ -8,7 +8,7 @@ from typing import final
 
 from rich.console import Console
 
-from nernlit.cli.arguments import CommandParser, count, positive, require_writable, take_options
+from nernlit.cli.arguments import CommandParser, count, positive, require_writable, split_options
 from nernlit.cli.export import print_sizes, test
 from nernlit.cli.fits import continued_fit, epoch_options
 from nernlit.cli.inputs import ORIGINAL, network_options, original_of, require_images
@@ -22,10 +22,10 @@ from nernlit.utilities.signals import Interrupted
 #: Bits per weight without another size.
 _BITS = 1.75
 _EPOCHS = 30
-#: The largest share of the planned size that a file has without a message.
+#: A file that exceeds its planned size by more than this factor is reported.
 _TOLERANCE = 1.02
-#: Bits per weight in a search for the smallest file: the first, what they are multiplied by, and their limits.
-_FIRST_BITS, _SMALLER, _LARGER, _LEAST_BITS, _MOST_BITS = 2.0, 0.8, 1.5, 0.3, 8.0
+#: Search for the smallest file: bits per weight at the start, factors of a step down and up, and limits.
+_FIRST_BITS, _DOWN_FACTOR, _UP_FACTOR, _MIN_BITS, _MAX_BITS = 2.0, 0.8, 1.5, 0.3, 8.0
 
 
 def compress(args: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ def compress(args: Sequence[str]) -> None:
     )
     parser.add_argument("--epochs", type=count, help=f"passes over the training images ({_EPOCHS} by default)")
     parser.add_argument("--out_runs", type=Path, default=Path("runs"), help="folder of the fit")
-    others, data = take_options(args, "--data")
+    others, data = split_options(args, "--data")
     options, fit_args = parser.parse_known_args(others)
     if options.out.suffix != ".nern":
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern.")
@@ -136,8 +136,8 @@ def _search(fits: _Fits, drop: float) -> None:
     Raises:
         UsageError: If the largest one still does.
     """
-    bits, factor, before = _FIRST_BITS, _SMALLER, None
-    while _LEAST_BITS <= bits <= _MOST_BITS:
+    bits, factor, before = _FIRST_BITS, _DOWN_FACTOR, None
+    while _MIN_BITS <= bits <= _MAX_BITS:
         target, _ = planned_size(fits.sizes, None, bits)
         cli = fits.fit(target, bits, init_from=before)
         if "val/acc" not in cli.trainer.callback_metrics:  # the fit was complete already
@@ -155,7 +155,7 @@ def _search(fits: _Fits, drop: float) -> None:
         elif before is not None:
             return
         else:
-            factor = _LARGER
+            factor = _UP_FACTOR
         bits *= factor
     if before is None:
         raise UsageError(

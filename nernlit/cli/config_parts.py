@@ -64,8 +64,8 @@ class Part(NamedTuple):
         content: dict[str, Any] = node_value(self.node(), str(self))
         return content
 
-    def under(self, schedule: str) -> list["Part"]:
-        """The section for a schedule, where there is one."""
+    def schedule_sections(self, schedule: str) -> list["Part"]:
+        """The section for a schedule; an empty list if there is none."""
         node: yaml.Node = read_node(self.file)
         for key in self.keys:
             node = dict(items(node))[key]

@@ -116,7 +116,7 @@ def expand_bases(args: Sequence[str]) -> list[str]:
     for group in groups:
         own: list[Part] = []
         for file in group:
-            for section in (part for name in SCHEDULES for part in Part(file).under(name)):
+            for section in (part for name in SCHEDULES for part in Part(file).schedule_sections(name)):
                 section.node()  # refuses one that is no mapping, also where it is not used
             seen.add(file.resolve())
             pairs += _pairs(file)
@@ -124,7 +124,7 @@ def expand_bases(args: Sequence[str]) -> list[str]:
         own_scheduled = [
             section.for_classes(part, own[number:])
             for number, part in enumerate(own, 1)
-            for section in part.under(chosen)
+            for section in part.schedule_sections(chosen)
         ]
         scheduled += own_scheduled
         parts += [*own, *own_scheduled]

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from nernlit.callbacks import ProgressLine, Summary
-from nernlit.callbacks.writer import say_written, write_weights
+from nernlit.callbacks.writer import print_written, write_weights
 from nernlit.cli.arguments import CommandParser, count
 from nernlit.cli.runs import Run
 from nernlit.coding import Checks, KeptForm, part_bytes, unreadable
@@ -114,7 +114,7 @@ def reconstruct(args: Sequence[str]) -> None:
         raise UsageError(f"--out {options.out}: expected a file name that ends in .safetensors.")
     representation = load(options.file)
     write_weights(options.out, representation.original.name, representation.reconstructed())
-    say_written(options.out, representation.original)
+    print_written(options.out, representation.original)
 
 
 def test(args: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from nernlit.cli.arguments import take_options
+from nernlit.cli.arguments import split_options
 from nernlit.cli.resume import say
 from nernlit.cli.runs import Run
 from nernlit.coding import is_nern
@@ -76,7 +76,7 @@ def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> t
     else:
         options = {"name": net, "pretrained": "true"}
     named = options.keys() & {"name", "checkpoint", "pretrained"}
-    others, own = take_options(fit_options, ORIGINAL)
+    others, own = split_options(fit_options, ORIGINAL)
     known = inspect.signature(Original).parameters
     for option in own:
         flag, _, value = option.partition("=")

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, curves_figure, energy_figure, layer_energies, paired_difference
-from nernlit.cli.arguments import CommandParser, require_writable, take_options
+from nernlit.cli.arguments import CommandParser, require_writable, split_options
 from nernlit.cli.html_page import document, picture, table
 from nernlit.cli.images import OnDevice, add_device, chosen_device
 from nernlit.cli.runs import Run, distinct_names
@@ -112,7 +112,7 @@ def page(runs: Sequence[Run], data: Sequence[str] = (), device: torch.device | N
     measured = [_Measured.of(name, run, data, device) for name, run in zip(names, runs, strict=True)]
     first, *others = measured
     comparable = [m for m in others if m.images == first.images]
-    apart = [m for m in others if m not in comparable]
+    not_comparable = [m for m in others if m not in comparable]
     parts = [
         "<h2>Accuracy and size</h2>",
         table([_accuracy_row(m) for m in measured]),
@@ -120,8 +120,8 @@ def page(runs: Sequence[Run], data: Sequence[str] = (), device: torch.device | N
     ]
     if comparable:
         parts += [f"<h2>Against {_name(first)}</h2>", table([_against(m, first) for m in comparable])]
-    if apart:
-        parts.append(f"<p class=note>Tested on other images: {', '.join(map(_name, apart))}.</p>")
+    if not_comparable:
+        parts.append(f"<p class=note>Tested on other images: {', '.join(map(_name, not_comparable))}.</p>")
     conditions = [row for m in measured for row in _conditions(m)]
     if conditions:
         eval_sets = {row["condition"] for row in conditions}
@@ -217,7 +217,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
     add_device(parser)
     parser.add_original()
-    own_args, data = take_options(args, "--data")
+    own_args, data = split_options(args, "--data")
     options = parser.parse_args(own_args)
     if options.out.is_dir():
         raise UsageError(f"--out {options.out} is a folder; expected a file, such as {options.out / 'report.html'}.")

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.cli.runs import Run, version_of
 from nernlit.errors import CheckpointError, UsageError
-from nernlit.storage.checkpoint import newest_whole_checkpoint, read_checkpoint
+from nernlit.storage.checkpoint import newest_intact_checkpoint, read_checkpoint
 
 
 def find_checkpoint(config: Any, command: str) -> Path | None:
@@ -71,7 +71,7 @@ def _whole(path: Path) -> Path:
     try:
         read_checkpoint(path)
     except CheckpointError as error:
-        found = newest_whole_checkpoint(path.parent)
+        found = newest_intact_checkpoint(path.parent)
         if found is None:
             raise CheckpointError(f"{error} All other checkpoints in {path.parent} are damaged too.") from error
         other, content = found

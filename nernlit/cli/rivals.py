@@ -39,7 +39,7 @@ TRAINED = ("round_distill", "table", "codebooks")
 #: Bits of the weights that pruning keeps, and of the numbers of codewords.
 _PRUNED_BITS, _CODEWORD_BITS = 6, 6
 #: Bits of a code after entropy coding, and the most before it; the largest ratio of codewords to kernels, in numbers.
-_CODED_BITS, _MOST_CODE_BITS, _CODEWORD_SHARE = 6, 8, 0.1
+_CODED_BITS, _MAX_CODE_BITS, _CODEWORD_SHARE = 6, 8, 0.1
 _NO_RATE = "--model.rate=null"
 
 #: A compressed network, as it is written into a file.
@@ -112,7 +112,7 @@ class Rivals:
             codebooks = max(1, round(bits * size / _CODED_BITS))
             fit += [f"{representation}.predictor=Codebooks", f"{representation}.predictor.codebooks={codebooks}"]
             most = int(math.log2(_CODEWORD_SHARE * table.layout.num_kernels / size))
-            code_bits = min(max(most, _CODED_BITS), _MOST_CODE_BITS)
+            code_bits = min(max(most, _CODED_BITS), _MAX_CODE_BITS)
             fit += [f"{representation}.predictor.bits={code_bits}", f"{representation}.predictor.move=0.003"]
             if code_bits > _CODED_BITS:
                 fit += [f"{representation}.predictor.price={_code_price(bits, size):.2g}"]

@@ -33,7 +33,7 @@ from nernlit.cli.search_study import (
     is_unfinished,
     open_study,
     queue_again,
-    trial_place,
+    trial_claim_path,
 )
 from nernlit.cli.sweep_run import described
 from nernlit.errors import NernlitError, UsageError
@@ -107,7 +107,7 @@ def main(args: Sequence[str]) -> None:
                 if not is_unfinished(study, options.trials, options.out):
                     break
                 trial = study.ask(space)
-                place = trial_place(study, trial, options.out)
+                place = trial_claim_path(study, trial, options.out)
                 held.enter_context(claim(place))
             _run(study, trial, options, fit_args)
             remove_claims(place)

@@ -82,7 +82,7 @@ def _storage(url: str) -> BaseStorage:
     return RDBStorage(url, engine_kwargs=patience)
 
 
-def trial_place(study: optuna.Study, trial: Trial | FrozenTrial, out: Path) -> Path:
+def trial_claim_path(study: optuna.Study, trial: Trial | FrozenTrial, out: Path) -> Path:
     """What a process claims while it runs a trial."""
     return out / f"{study.study_name}.{trial.number}"
 
@@ -94,12 +94,12 @@ def is_unfinished(study: optuna.Study, trials: int, out: Path) -> bool:
     process.
     """
     running = study.get_trials(states=(TrialState.RUNNING,))
-    left = {trial.number for trial in running if not is_claimed(trial_place(study, trial, out))}
+    left = {trial.number for trial in running if not is_claimed(trial_claim_path(study, trial, out))}
     # Read again: a process removes its claim after it has recorded how its trial ended.
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if trial.number in left:
             queue_again(study, trial)
-            remove_claims(trial_place(study, trial, out))
+            remove_claims(trial_claim_path(study, trial, out))
     every = study.get_trials(deepcopy=False)
     replaced = {trial.user_attrs.get("continues") for trial in every}
     begun = [trial for trial in every if trial.number not in replaced and trial.state != TrialState.WAITING]

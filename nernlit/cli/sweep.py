@@ -102,9 +102,9 @@ def main(args: Sequence[str]) -> None:
         _draw(finished, sweep.out)
         print(f"table: {sweep.table}\nfigures: {sweep.out / 'sweep.png'}, widths.png")
         print(f"TensorBoard: tensorboard --logdir {sweep.out}")
-    if outcome.elsewhere:
-        names = "; ".join(fit.name for fit in outcome.elsewhere)
-        print(f"{len(outcome.elsewhere)} of {len(fits)} fits are running in other processes: {names}")
+    if outcome.claimed_by_others:
+        names = "; ".join(fit.name for fit in outcome.claimed_by_others)
+        print(f"{len(outcome.claimed_by_others)} of {len(fits)} fits are running in other processes: {names}")
     if outcome.failed:
         kept = f"{sweep.table} holds the others; " if finished else ""
         raise NernlitError(

@@ -74,7 +74,7 @@ def measure(cli: NernlitCLI, select: str) -> Row:
     answers = _answers(module, cli)
     write_atomically(folder / "test_correct.safetensors", save(answers))
     difference = paired_difference(answers["reconstructed"], answers["original"])
-    sizes = module.representation.sizes(**module.file_form)
+    sizes = module.representation.sizes(**module.save_options)
     return {
         "hidden": _hidden(module),
         "host": platform.node(),  # times and memory are those of this machine

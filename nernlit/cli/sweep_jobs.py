@@ -82,7 +82,7 @@ def run_side_by_side(sweep: Sweep, waiting: Sequence[Fit], outcome: Outcome) -> 
                 if SIGNALS.received is not None:
                     raise Interrupted(SIGNALS.received)
                 while queue and len(running) < outcome.jobs:
-                    outcome.announce(queue[0], len(running))
+                    outcome.print_start(queue[0], len(running))
                     slot = min(set(range(outcome.jobs)) - {job.slot for job in running})
                     running.append(_start(sweep, queue.pop(0), slot, threads))
                 time.sleep(_POLL_SECONDS)
@@ -158,7 +158,7 @@ def _end(sweep: Sweep, job: Job, outcome: Outcome) -> None:
         print(f"finished after {duration(seconds)}: {job.fit.name}", flush=True)
         return
     if code == 0:
-        outcome.elsewhere.append(job.fit)
+        outcome.claimed_by_others.append(job.fit)
         return
     lines = job.lines()
     prefix = f"{ERROR}{job.fit.name}: "

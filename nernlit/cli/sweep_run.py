@@ -37,11 +37,11 @@ class Outcome:
     finished: int
     seconds: list[float]
     failed: dict[Fit, str] = field(default_factory=dict)
-    elsewhere: list[Fit] = field(default_factory=list)
+    claimed_by_others: list[Fit] = field(default_factory=list)
 
-    def announce(self, fit: Fit, running: int = 0) -> None:
+    def print_start(self, fit: Fit, running: int = 0) -> None:
         """Print that a fit begins, and how long all that have not ended will take; `running` others are running."""
-        ended = self.finished + len(self.failed) + len(self.elsewhere)
+        ended = self.finished + len(self.failed) + len(self.claimed_by_others)
         left = statistics.fmean(self.seconds) * (self.total - ended) / self.jobs if self.seconds else None
         estimate = "" if left is None else f", about {duration(left)} left"
         print(f"fit {ended + running + 1} of {self.total}{estimate}: {fit.name}", flush=True)
@@ -63,12 +63,12 @@ def run_in_turn(sweep: Sweep, waiting: Sequence[Fit], outcome: Outcome) -> None:
         folder = sweep.folder(fit)
         with claim(folder) as is_ours:
             if not is_ours:
-                outcome.elsewhere.append(fit)
+                outcome.claimed_by_others.append(fit)
                 continue
             if is_finished(folder):  # by another process, since this one began
                 outcome.finished += 1
                 continue
-            outcome.announce(fit)
+            outcome.print_start(fit)
             began = time.monotonic()
             try:
                 write_result(folder, {**sweep.key(fit), **fit_and_test(sweep, fit)})

@@ -45,7 +45,7 @@ from nernlit.data import ImageDataModule
 from nernlit.errors import DataError, UsageError
 from nernlit.representation import without_fitting
 from nernlit.storage.files import write_atomically
-from nernlit.training import ClassifierModule, Plan, refuse_sessions, refuse_splitting
+from nernlit.training import ClassifierModule, Plan, refuse_sessions, refuse_sharded_strategies
 from nernlit.utilities.progress import CONSOLE
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -133,9 +133,9 @@ class NernlitCLI(LightningCLI):
         path = find_checkpoint(config, command)
         config["ckpt_path"] = None if path is None else str(path)
         if path is not None:
-            self._agree_with(path, command)
+            self._apply_checkpoint(path, command)
 
-    def _agree_with(self, path: Path, command: str) -> None:
+    def _apply_checkpoint(self, path: Path, command: str) -> None:
         """Build the module with the checkpoint's options, and refuse given options that differ."""
         content = require_usable(path, self.config[command]["model"]["class_path"], command)
         given = self.parser.parse_args(self.args, defaults=False)[command].as_dict()["model"].get("init_args", {})
@@ -198,7 +198,7 @@ class NernlitCLI(LightningCLI):
             best["monitor"], best["mode"] = "val/recon_rmse", "min"
         strategy = config["trainer"]["strategy"]
         # Lightning's own checks come first otherwise: for a GPU, or an installation of DeepSpeed.
-        refuse_splitting(strategy["class_path"] if hasattr(strategy, "get") else strategy)
+        refuse_sharded_strategies(strategy["class_path"] if hasattr(strategy, "get") else strategy)
         refuse_sessions(strategy)
         files = [part.file for part in config_parts(self.args)]
         for part in ("model", "data"):

@@ -73,8 +73,8 @@ class Kept:
                 step_R1 = steps[-1].float()[:, None]
                 integers.append((rows_RC / step_R1.where(step_R1 > 0, 1)).round().long().flatten())
             else:
-                halved = form in _HALVES and value.is_floating_point()
-                stored[f"kept.{key}"] = value.to(_HALVES[form]) if halved else value
+                round_to_half = form in _HALVES and value.is_floating_point()
+                stored[f"kept.{key}"] = value.to(_HALVES[form]) if round_to_half else value
         if integers:
             stored["kept.integers"] = encode(torch.cat(integers), _counts(coded))
         if steps:
@@ -153,8 +153,8 @@ def _rows(shape: Sequence[int]) -> int:
 
 def _constant(value: Tensor) -> int | float | None:
     """The number that all numbers of a tensor are, if there is one that JSON can hold."""
-    is_short = value.numel() == 1 and value.is_floating_point()  # as JSON it takes more bytes
-    if not value.numel() or is_short or value.is_complex() or value.dtype not in _REAL.values():
+    is_float_scalar = value.numel() == 1 and value.is_floating_point()  # takes more bytes as JSON than as a tensor
+    if not value.numel() or is_float_scalar or value.is_complex() or value.dtype not in _REAL.values():
         return None
     first = value.flatten()[0]
     number: int | float = first.item()

@@ -21,7 +21,7 @@ from nernlit.coding.kept import Kept, KeptForm, coded_numbers
 from nernlit.coding.prediction import predicted_weights
 from nernlit.coding.zeros import code_zeros, decode_zeros, with_zeros
 from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
-from nernlit.kernels import Layout, OrderName, code_order, decode_order, pack_order
+from nernlit.kernels import Layout, OrderName, decode_order, encode_order, pack_order
 from nernlit.predictors import Predictor
 from nernlit.storage.container import Contents, container_bytes, read_container, write_container
 
@@ -106,7 +106,7 @@ class NernFile:
         path, limit = Path(path), 8.0 if max_gib is None else max_gib
         header, tensors = read_container(path)
         with unreadable(path):
-            _require_facts(header)
+            _require_valid_metadata(header)
             specification = header["specification"]
             layout = described_layout(specification)
             # While addresses are unpacked, they take three numbers of 8 bytes per kernel; kept integers take 64 bytes,
@@ -218,7 +218,7 @@ class NernFile:
     def _contents(self, stored: Mapping[str, Tensor]) -> Contents:
         tensors = {
             "scale": self.scale,
-            "order": code_order(self.layout, self.addresses, self.order),
+            "order": encode_order(self.layout, self.addresses, self.order),
             **{f"predictor.{name}": value for name, value in stored.items()},
             **({} if self.nonzero is None else {"zeros": code_zeros(self.layout, self.nonzero)}),
             **self.kept.stored,
@@ -227,8 +227,8 @@ class NernFile:
         return Contents(dict(self.header), tensors)
 
 
-def _require_facts(header: Mapping[str, Any]) -> None:
-    """Refuse a header whose facts about the original have other types; nothing is built from them.
+def _require_valid_metadata(header: Mapping[str, Any]) -> None:
+    """Check the types of the header entries that only describe the original.
 
     Raises:
         LayoutError: With the entry.

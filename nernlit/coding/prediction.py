@@ -16,8 +16,8 @@ from nernlit.predictors import Predictor
 from nernlit.utilities.progress import progress
 from nernlit.utilities.sides import Size, shortest
 
-#: Tables of up to this many kernels are predicted at once, without computing activations twice.
-_WHOLE = 65_536
+#: Up to this many kernels are predicted in one forward pass, without activation checkpointing.
+_MAX_UNCHUNKED = 65_536
 #: Kernels per chunk of a larger table; bounds the memory of the activations.
 _CHUNK = 16_384
 _ALL = (slice(None), slice(None))
@@ -61,7 +61,7 @@ def predicted_kernels(predictor: nn.Module, addresses_N3: Tensor, scale: Tensor)
         addresses_N3: Layer number, filter position and channel position of each kernel.
         scale: One unit of the predictor's output in weight units, a scalar.
     """
-    if len(addresses_N3) > _WHOLE:
+    if len(addresses_N3) > _MAX_UNCHUNKED:
         return _in_chunks(_resolved(predictor), addresses_N3, scale, _ALL)
     return _at_once(predictor, addresses_N3, scale, _ALL)
 
@@ -87,7 +87,7 @@ def predicted_weights(
     kernels = layout.num_kernels
     shown = nullcontext(lambda done: None) if quiet else progress(f"predicting {kernels:,} kernels", kernels)
     with shown as advance:
-        if kernels <= _WHOLE:
+        if kernels <= _MAX_UNCHUNKED:
             return layout.weights(_at_once(predictor, addresses_N3, scale, _ALL))
         # Cropped before they are joined: most kernels of a ResNet50 are 1x1, and predicted as 7x7.
         weights, predict = {}, _resolved(predictor)
@@ -107,7 +107,7 @@ def _at_once(
 
 def _resolved(predictor: nn.Module) -> Callable[[Tensor], Tensor]:
     """The predictor for several calls."""
-    return predictor.resolved() if isinstance(predictor, Predictor) else predictor
+    return predictor.frozen_forward() if isinstance(predictor, Predictor) else predictor
 
 
 def _in_chunks(

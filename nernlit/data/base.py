@@ -142,7 +142,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 "them with those of other runs."
             )
         self.check()
-        self._match(trainer.lightning_module if trainer is not None else self.network)
+        self._adopt_network(trainer.lightning_module if trainer is not None else self.network)
         splits: set[Split] = {"test"} if stage == "test" else {"val"}
         if stage == "fit" and self.train_on == "images":
             splits.add("train")
@@ -153,7 +153,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             found = conditions_of(self.eval_sets, self.sources["test"], self.num_classes)
             self.conditions = [condition._replace(source=self._in_channels(condition.source)) for condition in found]
 
-    def _match(self, network: object) -> None:
+    def _adopt_network(self, network: object) -> None:
         """Take the channels of the network, and check its number of classes."""
         classes = getattr(network, "num_classes", self.num_classes)
         if classes == 0:
@@ -218,7 +218,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             UsageError: If they do not fit the network.
         """
         self.check()
-        self._match(self.network)
+        self._adopt_network(self.network)
         return self._in_channels(self._find({"test"} if split == "test" else {"train", "val"})[split])
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -2,12 +2,12 @@
 
 from nernlit.kernels.addresses import addresses, are_addresses
 from nernlit.kernels.blocks import Layer, Pointwise
-from nernlit.kernels.coded_order import code_order, coded_bits, decode_order
+from nernlit.kernels.coded_order import coded_bits, decode_order, encode_order
 from nernlit.kernels.layers import LayerFilter, LayerPreset
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, cross_filter_order, greedy_order, in_filter_order
 from nernlit.kernels.packing import pack_order, packed_bits, unpack_order
-from nernlit.kernels.sampling import AllKernels, MagnitudeMix, Sampling, Uniform, mixed_seed
+from nernlit.kernels.sampling import AllKernels, MagnitudeMix, Sampling, Uniform, derive_seed
 
 __all__ = [
     "AllKernels",
@@ -22,13 +22,13 @@ __all__ = [
     "Uniform",
     "addresses",
     "are_addresses",
-    "code_order",
     "coded_bits",
     "cross_filter_order",
     "decode_order",
+    "derive_seed",
+    "encode_order",
     "greedy_order",
     "in_filter_order",
-    "mixed_seed",
     "pack_order",
     "packed_bits",
     "unpack_order",

@@ -24,7 +24,7 @@ from nernlit.storage.files import write_atomically
 from nernlit.utilities.progress import progress
 
 _CACHED_FROM = 100_000  # kernels; smaller networks are not cached: their orders take a second or two
-_ALGORITHM = "1"  # increase it when a change of the algorithm changes its results
+_CACHE_VERSION = "1"  # increase it when the algorithm gives different orders
 
 
 def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> Tensor:
@@ -91,7 +91,7 @@ def are_addresses(layout: Layout, table_N3: Tensor) -> bool:
 
 
 def _cache_file(weights: Sequence[Tensor], order: OrderName) -> Path:
-    content = hashlib.sha256(f"{order} {_ALGORITHM} {[tuple(weight.shape) for weight in weights]}".encode())
+    content = hashlib.sha256(f"{order} {_CACHE_VERSION} {[tuple(weight.shape) for weight in weights]}".encode())
     for weight in weights:
         content.update(weight.float().contiguous().numpy().data)
     return user_cache_path("nernlit") / "orders" / f"{content.hexdigest()}.safetensors"

@@ -24,7 +24,7 @@ def coded_bits(layout: Layout, order: OrderName) -> float:
     return sum(count * math.lgamma(items + 1) / math.log(2) for count, items in permutation_shapes(layout, order))
 
 
-def code_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor:
+def encode_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor:
     """The coded order of addresses (N, 3): (P,) uint8.
 
     Raises:
@@ -32,7 +32,7 @@ def code_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor
 
     >>> layout = Layout([("w", (4, 2, 3, 3))])
     >>> addresses_N3 = torch.tensor([[0, f, c] for f in (1, 0, 3, 2) for c in (1, 0)])
-    >>> coded_P = code_order(layout, addresses_N3, "in_filter")
+    >>> coded_P = encode_order(layout, addresses_N3, "in_filter")
     >>> torch.equal(decode_order(layout, coded_P, "in_filter"), addresses_N3)
     True
     """
@@ -41,7 +41,7 @@ def code_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor
 
 
 def decode_order(layout: Layout, coded_P: Tensor, order: OrderName) -> Tensor:
-    """The addresses (N, 3) int64 that `code_order` coded.
+    """The addresses (N, 3) int64 that `encode_order` coded.
 
     Raises:
         FileFormatError: If the bytes are not those of an order of the layout.
@@ -57,7 +57,7 @@ def decode_order(layout: Layout, coded_P: Tensor, order: OrderName) -> Tensor:
     distances = decode_uniform(coded_P, _sizes(layout, order)).numpy()
     for count, items in permutation_shapes(layout, order):
         end = start + count * (items - 1)
-        groups.append(_permuted(distances[start:end].reshape(count, items - 1)))
+        groups.append(_permutations_of_swaps(distances[start:end].reshape(count, items - 1)))
         start = end
     return addresses_of(layout, groups, order)
 
@@ -86,7 +86,7 @@ def _distances(group_CM: Permutations) -> Permutations:
     return distances.reshape(-1)
 
 
-def _permuted(distances: Permutations) -> Permutations:
+def _permutations_of_swaps(distances: Permutations) -> Permutations:
     """The permutations (C, M) that swaps (C, M - 1) make."""
     count, items = distances.shape[0], distances.shape[1] + 1
     group_CM = np.zeros((count, items), dtype=np.int64)

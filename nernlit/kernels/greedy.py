@@ -22,7 +22,7 @@ Integers = NDArray[np.int64]
 
 _LEAF = 64  # largest number of items in a leaf, which are all compared
 _SCAN = 1024  # below this number of items, scanning all of them is faster than a tree
-_SLACK = 1e-12  # added to bounds, so that rounding does not discard an item that ties with the best
+_TOLERANCE = 1e-12  # added to bounds, so that rounding errors do not prune an item that ties with the best
 
 
 def greedy_walk(items_MD: Floats, penalty_M: Floats) -> Integers:
@@ -101,7 +101,7 @@ def _walk(
     point, score = np.empty(features), np.empty(count.max())
     stack = np.empty(64, np.int64)
     current = lowest = 0
-    alike_to_zero = not penalty_M.any()
+    zero_ties_all = not penalty_M.any()
     for step in range(items):
         walked[step] = current
         unused[current] = False
@@ -118,7 +118,7 @@ def _walk(
             node >>= 1
         if step == items - 1:
             break
-        if power == 0 and alike_to_zero:
+        if power == 0 and zero_ties_all:
             while not unused[lowest]:
                 lowest += 1
             current = lowest
@@ -133,7 +133,7 @@ def _walk(
                     continue
                 # Upper bound of the score in the box: 2xy - penalty = |x|^2 + (|y|^2 - penalty) - |x - y|^2, and
                 # |x - y| is at least the distance from x to the box. `spare` is the bound minus the best score so far.
-                spare = power + reach[branch] - best + _SLACK
+                spare = power + reach[branch] - best + _TOLERANCE
                 for d in range(features):
                     outside = max(low[branch, d] - point[d], point[d] - high[branch, d], 0.0)
                     spare -= outside * outside

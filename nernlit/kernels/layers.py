@@ -89,7 +89,7 @@ PRESETS: dict[LayerPreset, LayerFilter] = {
 }
 
 
-def chosen(found: Mapping[str, Candidate], layers: LayerPreset | LayerFilter) -> list[str]:
+def select_layers(found: Mapping[str, Candidate], layers: LayerPreset | LayerFilter) -> list[str]:
     """The state-dict keys of the weights that are predicted.
 
     Args:
@@ -100,7 +100,7 @@ def chosen(found: Mapping[str, Candidate], layers: LayerPreset | LayerFilter) ->
     Raises:
         LayoutError: If a pattern or a kernel size matches no layer, or no layer is selected.
     """
-    rule = rule_of(layers)
+    rule = as_filter(layers)
     one, several = _nouns(rule)
     if not found:
         raise LayoutError(
@@ -137,7 +137,7 @@ def chosen(found: Mapping[str, Candidate], layers: LayerPreset | LayerFilter) ->
     return taken
 
 
-def rule_of(layers: LayerPreset | LayerFilter) -> LayerFilter:
+def as_filter(layers: LayerPreset | LayerFilter) -> LayerFilter:
     """The filter of a selection.
 
     Raises:

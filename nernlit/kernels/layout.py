@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nernlit.errors import LayoutError
 from nernlit.kernels.blocks import Layer, Pointwise
-from nernlit.kernels.layers import LayerFilter, LayerPreset, chosen, rule_of
+from nernlit.kernels.layers import LayerFilter, LayerPreset, as_filter, select_layers
 from nernlit.kernels.weights import candidates, require_replaceable
 from nernlit.utilities.sharing import names_of_weights
 from nernlit.utilities.sides import Size, sides
@@ -95,8 +95,8 @@ class Layout:
             LayoutError: If a pattern of `layers` matches no layer, no layer is selected, or a predicted weight is
                 computed from other tensors or shares memory with another tensor of the network.
         """
-        found = candidates(net, rule_of(layers).types)
-        keys = chosen(found, layers)
+        found = candidates(net, as_filter(layers).types)
+        keys = select_layers(found, layers)
         require_replaceable(net, keys)
         names = names_of_weights(net)
         aliases = {key: names[key][1:] for key in keys}

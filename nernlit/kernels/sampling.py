@@ -14,8 +14,8 @@ from torch import Tensor
 from nernlit.errors import UsageError
 
 
-def mixed_seed(*key: int) -> int:
-    """A seed derived from the key; different keys give different seeds, the same on every machine."""
+def derive_seed(*key: int) -> int:
+    """A seed computed from several integers, equal on all machines; different keys almost always differ."""
     seed = 0
     for part in key:
         seed = (seed * 0x9E3779B97F4A7C15 + part + 1) % 2**63
@@ -23,7 +23,7 @@ def mixed_seed(*key: int) -> int:
 
 
 def _generator(*key: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mixed_seed(*key))
+    return torch.Generator().manual_seed(derive_seed(*key))
 
 
 class Sampling(ABC):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, softmax
 
-_NUMBERS = 2**17  # elements of each feature map per chunk: a chunk fits into a core's cache
+_CHUNK_ELEMENTS = 2**17  # elements of each feature map per chunk: a chunk fits into a core's cache
 
 
 def kd_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0, inside_log: float = 0.0) -> Tensor:
@@ -33,12 +33,12 @@ def kd_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0, in
             f"student {tuple(student_BC.shape)}, teacher {tuple(teacher_BC.shape)}: expected equal shapes."
         )
     student_BC, teacher_BC = _at_least_fp32(student_BC) / temperature, _at_least_fp32(teacher_BC) / temperature
-    share_BC = softmax(teacher_BC, 1)
+    teacher_probabilities_BC = softmax(teacher_BC, 1)
     if inside_log:
-        gap_BC = (share_BC + inside_log).log() - (softmax(student_BC, 1) + inside_log).log()
+        log_ratio_BC = (teacher_probabilities_BC + inside_log).log() - (softmax(student_BC, 1) + inside_log).log()
     else:
-        gap_BC = log_softmax(teacher_BC, 1) - log_softmax(student_BC, 1)
-    return (share_BC * gap_BC).sum(1).mean() * temperature**2
+        log_ratio_BC = log_softmax(teacher_BC, 1) - log_softmax(student_BC, 1)
+    return (teacher_probabilities_BC * log_ratio_BC).sum(1).mean() * temperature**2
 
 
 def feature_map_loss(student: Mapping[str, Tensor], original: Mapping[str, Tensor], epsilon: float = 1e-3) -> Tensor:
@@ -59,8 +59,8 @@ def feature_map_loss(student: Mapping[str, Tensor], original: Mapping[str, Tenso
     tensor(4.)
     """
     if student.keys() != original.keys():
-        odd = sorted(student.keys() ^ original.keys())
-        raise ValueError(f"taps {', '.join(odd[:5])} are in only one of the two: expected the same taps.")
+        unmatched = sorted(student.keys() ^ original.keys())
+        raise ValueError(f"taps {', '.join(unmatched[:5])} are in only one of the two: expected the same taps.")
     terms = []
     for name, map_B in student.items():
         if map_B.shape != original[name].shape:
@@ -115,7 +115,7 @@ class _UnitDistance(torch.autograd.Function):
 
 def _in_parts(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Chunks of rows of all tensors together."""
-    rows = max(1, _NUMBERS // first.shape[1])
+    rows = max(1, _CHUNK_ELEMENTS // first.shape[1])
     return zip(*(x.split(rows) for x in (first, *others)), strict=True)
 
 

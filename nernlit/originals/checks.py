@@ -9,8 +9,8 @@ from torch.nn.utils import parametrize
 
 from nernlit.errors import CheckpointError, UsageError
 
-#: Suffix of a parameter from which torch's hooks compute another tensor -> the call that makes that a plain parameter.
-_STAND_INS = {
+#: Suffix of the parameters and buffers that torch's reparametrizations add -> the call that removes them.
+_REPARAMETRIZATIONS = {
     "_g": "torch.nn.utils.remove_weight_norm(net.{module})",
     "_u": "torch.nn.utils.remove_spectral_norm(net.{module})",
     "_mask": 'torch.nn.utils.prune.remove(net.{module}, "{tensor}")',
@@ -59,7 +59,7 @@ def _computed_tensors(net: nn.Module) -> Iterator[tuple[str, str]]:
     for name, module in net.named_modules():
         own = {key for key, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
         for tensor in [key for key, value in vars(module).items() if isinstance(value, Tensor)]:
-            for ending, call in _STAND_INS.items():
+            for ending, call in _REPARAMETRIZATIONS.items():
                 if tensor + ending in own:
                     yield f"{name}.{tensor}", call.format(module=name, tensor=tensor)
         if isinstance(module, nn.Conv2d) and "weight" not in own:

@@ -36,7 +36,7 @@ class Folded:
     def __init__(self, classifier: Original, images_BCHW: Tensor, read: Collection[str] = ()) -> None:
         # The caller may be inside autocast or inference mode, whose tensors autograd does not accept.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(images_BCHW.device.type, enabled=False):
-            pairs = _proven_pairs(classifier, images_BCHW, read)
+            pairs = _foldable_pairs(classifier, images_BCHW, read)
             self.classifier = copy.deepcopy(classifier)
             self.folds = [_Fold.of(self.classifier.net, conv, norm) for conv, norm in pairs.items()]
             _fold(self.classifier.net, pairs)
@@ -141,7 +141,7 @@ def _fold(net: nn.Module, pairs: Mapping[str, str]) -> None:
         net.set_submodule(norm_name, nn.Identity())
 
 
-def _proven_pairs(classifier: Original, images_BCHW: Tensor, read: Collection[str]) -> dict[str, str]:
+def _foldable_pairs(classifier: Original, images_BCHW: Tensor, read: Collection[str]) -> dict[str, str]:
     """Convolution name -> name of the BatchNorm layer that is the only reader of its output."""
     blueprint = copy.deepcopy(classifier).to("meta")
     taps = FeatureTaps(blueprint.net, [glob.escape(name) for name in read])

@@ -100,7 +100,7 @@ def activation_moments(
 
     Positions is the number of places of an image at which the layer's kernels are applied: the outputs of a filter, or
     the inputs of a channel of a transposed convolution. The factor is what the BatchNorm layer behind a layer
-    multiplies each of its filters by, and 1 where there is none (see `batch_norms_behind`). Several calls of a layer,
+    multiplies each of its filters by, and 1 where there is none (see `batch_norms_after`). Several calls of a layer,
     or layers with the same weight, are summed.
 
     Args:
@@ -114,7 +114,7 @@ def activation_moments(
         UsageError: If the network uses a weight other than by calling its layer, as `MultiheadAttention` does.
     """
     layers = _layers(original.net, keys)
-    norms = batch_norms_behind(original.net)
+    norms = batch_norms_after(original.net)
     sums: dict[nn.Module, Tensor] = {}
 
     def note(layer: _Layer, maps: Tensor, positions: int) -> None:
@@ -159,7 +159,7 @@ def batch_norm_moments(original: Original, keys: Sequence[str], image_size: tupl
             this size.
     """
     layers = _layers(original.net, keys)
-    norms = batch_norms_behind(original.net)
+    norms = batch_norms_after(original.net)
     without = [key for key, own in layers.items() if not own or any(layer not in norms for layer in own)]
     if without:
         raise UsageError(f"sensitivity batchnorm: {_shown(without)} not followed by BatchNorm; {_ADVICE}.")
@@ -188,7 +188,7 @@ def batch_norm_moments(original: Original, keys: Sequence[str], image_size: tupl
     }
 
 
-def batch_norms_behind(net: nn.Module) -> dict[nn.Module, _BatchNorm]:
+def batch_norms_after(net: nn.Module) -> dict[nn.Module, _BatchNorm]:
     """Convolution or linear layer -> the BatchNorm layer behind it.
 
     That is the next module with weights or statistics, in the order in which the network lists its modules, if it is a

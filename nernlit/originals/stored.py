@@ -13,7 +13,7 @@ from nernlit.coding import NernFile, unreadable
 from nernlit.errors import CheckpointError, FileFormatError
 from nernlit.originals.original import Original
 from nernlit.originals.timm_models import timm_model
-from nernlit.storage.matching import misfits
+from nernlit.storage.matching import mismatches
 from nernlit.storage.weights import load_strictly
 from nernlit.utilities.sharing import names_of_weights
 
@@ -124,5 +124,5 @@ def _require_architecture(file: NernFile, architecture: Any, state: Mapping[str,
         raise FileFormatError(f"{file.path} holds a network that this timm does not know: {str(name)[:100]}.")
     with torch.device("meta"):
         net = timm_model(**architecture)
-    if problems := misfits(net.state_dict(), state):
+    if problems := mismatches(net.state_dict(), state):
         raise FileFormatError(f"{file.path} does not fit {name}: {'; '.join(problems)}.")

@@ -11,8 +11,8 @@ from torch import nn
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
 
-#: Options of `timm.create_model` itself, and what Original has options of its own for.
-_NO_ARGUMENTS = {*inspect.signature(timm.create_model).parameters, "num_classes", "in_chans", "features_only"}
+#: Arguments that `Original.arguments` must not contain: those of `timm.create_model`, and options of `Original`.
+_RESERVED_ARGUMENTS = {*inspect.signature(timm.create_model).parameters, "num_classes", "in_chans", "features_only"}
 #: A file must not make a network of a billion blocks.
 _LARGEST_ARGUMENT = 16384
 
@@ -78,7 +78,7 @@ def require_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     if not isinstance(arguments, Mapping):
         raise UsageError(f"arguments={arguments!r} of {name!r}; expected a mapping from argument names to values.")
     for key, value in arguments.items():
-        if key in _NO_ARGUMENTS or key.startswith("pretrained"):
+        if key in _RESERVED_ARGUMENTS or key.startswith("pretrained"):
             raise UsageError(
                 f"arguments of {name!r} has {key!r}; expected arguments of its architecture. Classes, channels and "
                 "pretrained weights are options of the original itself."

@@ -5,12 +5,12 @@ from nernlit.predictors.codebooks import Codebooks
 from nernlit.predictors.encoding import FourierEncoding
 from nernlit.predictors.ensemble import PredictorEnsemble
 from nernlit.predictors.mlp import MLP
-from nernlit.predictors.quantized import MOST_BITS, Quantize, Quantized
+from nernlit.predictors.quantized import MAX_BITS, Quantize, Quantized
 from nernlit.predictors.table import Table
 
 __all__ = [
+    "MAX_BITS",
     "MLP",
-    "MOST_BITS",
     "Codebooks",
     "FourierEncoding",
     "Predictor",

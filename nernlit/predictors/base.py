@@ -68,7 +68,7 @@ class Predictor(WithConstants, ABC):
         """Kernels (N, K, K) of integer addresses (N, 3): layer number, filter position, channel position."""
 
     def fit(self, blocks_NKK: Tensor, addresses_N3: Tensor, weights_NKK: Tensor) -> None:
-        """Initialize from the kernels that are to be predicted; by default nothing is done.
+        """Initialize the parameters from the kernels to predict; does nothing by default.
 
         A representation calls it after `bind` when it is built from an original, and not when it is loaded from a file.
 
@@ -125,11 +125,11 @@ class Predictor(WithConstants, ABC):
         """Whether the predictor already approximates the original after `fit`, so that phase 1 can be skipped."""
         return False
 
-    def learning_rates(self) -> dict[str, float]:
+    def lr_multipliers(self) -> dict[str, float]:
         """Learning-rate multipliers: parameter name -> its learning rate / the optimizer's. Others have 1."""
         return {}
 
-    def rounded_parts(self) -> dict[str, list[Part]]:
+    def quantized_parts(self) -> dict[str, list[Part]]:
         """The parameters that quantization rounds: name -> the shapes of consecutive parts of their numbers.
 
         Each part, or each of its rows, gets a step size, and the file's code learns what numbers of the same row, the
@@ -142,25 +142,25 @@ class Predictor(WithConstants, ABC):
             for name, shape in shapes.items()
         }
 
-    def used_numbers(self) -> dict[str, Tensor]:
+    def used_masks(self) -> dict[str, Tensor]:
         """Masks of quantized parameters that have unused entries: name -> bool tensor of the parameter's shape.
 
-        True marks the used entries; `rounded_parts` describes only these.
+        True marks the used entries; `quantized_parts` describes only these.
         """
         return {}
 
-    def resolved(self) -> Callable[[Tensor], Tensor]:
-        """`forward` for several calls with the same parameters; what depends on parameters alone is computed once."""
+    def frozen_forward(self) -> Callable[[Tensor], Tensor]:
+        """`forward` with the current parameters; work that depends on parameters alone is done once for all calls."""
         return self
 
     def stored(self) -> dict[str, Tensor]:
-        """The tensors of the .nern file; by default the state dict, with only those numbers of `used_numbers`."""
-        used = self.used_numbers()
+        """The tensors of the .nern file; by default the state dict, with only those numbers of `used_masks`."""
+        used = self.used_masks()
         return {name: value[used[name]] if name in used else value for name, value in self.state_dict().items()}
 
     def stored_shapes(self) -> dict[str, torch.Size | None]:
         """The names and shapes of `stored()`; None for bytes of variable length. Works on the meta device."""
-        used, parts = self.used_numbers(), self.rounded_parts()
+        used, parts = self.used_masks(), self.quantized_parts()
         return {
             name: torch.Size([sum(map(math.prod, parts[name]))]) if name in used else value.shape
             for name, value in self.state_dict().items()
@@ -170,7 +170,7 @@ class Predictor(WithConstants, ABC):
         """Take over what `stored()` returned; the shapes are those of `stored_shapes`."""
         placed = {
             name: tensors[name].new_zeros(used.shape).masked_scatter(used.to(tensors[name].device), tensors[name])
-            for name, used in self.used_numbers().items()
+            for name, used in self.used_masks().items()
         }
         self.load_state_dict({**tensors, **placed})
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from nernlit.errors import CheckpointError, UsageError, require_at_least, require_positive
-from nernlit.predictors.additive import additive_codes, work
+from nernlit.predictors.additive import additive_codes, total_work
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.codes import decode_codes, encode_codes, pack_codes, packed_bytes, unpack_codes
+from nernlit.predictors.layer_strides import Share, flat_index, layer_strides, sets_of
 from nernlit.predictors.moves import CodeMoves
-from nernlit.predictors.numbering import Share, numbering, numbers, sets_of
 from nernlit.predictors.scales import Scale, Scales
 from nernlit.storage.entropy import Part
 from nernlit.utilities.progress import progress
@@ -62,7 +62,7 @@ class Codebooks(Predictor):
     (1152, 3648)
     """
 
-    numbering: Tensor
+    layer_strides: Tensor
     offsets: Tensor
     sets: Tensor
     codes: Tensor
@@ -105,7 +105,7 @@ class Codebooks(Predictor):
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.kernels_of_layers = [filters * channels for filters, channels in layers]
         kernels = sum(self.kernels_of_layers)
-        self.set_constant("numbering", numbering(layers))
+        self.set_constant("layer_strides", layer_strides(layers))
         self.set_constant("offsets", torch.arange(self.codebooks) * 2**self.bits)
         self.set_constant("codes", torch.zeros(kernels, self.codebooks, dtype=torch.int32))
         self.set_constant("packed", torch.zeros(packed_bytes(kernels * self.codebooks, self.bits), dtype=torch.uint8))
@@ -125,7 +125,7 @@ class Codebooks(Predictor):
     def is_fitted(self) -> bool:
         return True
 
-    def rounded_parts(self) -> dict[str, list[Part]]:
+    def quantized_parts(self) -> dict[str, list[Part]]:
         """The codewords, which are kernels; the rows are the sets."""
         return {"codewords": [(len(self.codewords), self.codebooks * 2**self.bits, *self.block)]}
 
@@ -146,11 +146,11 @@ class Codebooks(Predictor):
             blocks_ND, weights_ND = blocks_ND / scale_N1, weights_ND * scale_N1.square()
         set_N = self.sets[addresses_N3[:, 0].long()]
         codes_NM = torch.zeros_like(self.codes)
-        row_N = numbers(self.numbering, addresses_N3)
+        row_N = flat_index(self.layer_strides, addresses_N3)
         generator = torch.Generator().manual_seed(self.seed)
         weights_ND = weights_ND.expand_as(blocks_ND)
         sizes = torch.bincount(set_N).tolist()
-        total = sum(work(size, self.codebooks, self.iterations, self.beam, self.sample) for size in sizes)
+        total = sum(total_work(size, self.codebooks, self.iterations, self.beam, self.sample) for size in sizes)
         with progress(f"codes of {len(blocks_ND):,} kernels", total) as advance:
             for number, codewords_MCD in enumerate(self.codewords):
                 own_N = set_N == number if len(self.codewords) > 1 else slice(None)  # a slice copies nothing
@@ -170,7 +170,7 @@ class Codebooks(Predictor):
             raise UsageError(
                 "the Codebooks do not know their addresses; call bind(layers) first, or use a Representation."
             )
-        row_N = numbers(self.numbering, addresses_N3)
+        row_N = flat_index(self.layer_strides, addresses_N3)
         place_NM = self.codes[row_N] + self.offsets
         if len(self.codewords) > 1:
             place_NM = place_NM + self.sets[addresses_N3[:, :1].long()] * (self.codebooks * 2**self.bits)
@@ -190,7 +190,7 @@ class Codebooks(Predictor):
     def after_step(self, relative_rate: float, mean: Callable[[Tensor], Tensor] = torch.positive) -> dict[str, float]:
         if self.moves is None:
             return {}
-        first_L, count = self.numbering[:, 0].contiguous(), len(self.codes)
+        first_L, count = self.layer_strides[:, 0].contiguous(), len(self.codes)
         layer_R = torch.bucketize(torch.arange(count, device=first_L.device), first_L, right=True) - 1
         moved = self.moves.step(self.codes, self.codewords, self.sets[layer_R], relative_rate, mean)
         self._is_packed = self._is_packed and not moved

@@ -16,24 +16,24 @@ from torch import Tensor
 LIMIT = 2**15
 
 
-def rounded(values_n: Tensor) -> Tensor:
+def round_ste(values_n: Tensor) -> Tensor:
     """The nearest whole numbers, at most `LIMIT` from 0; gradients pass through (straight-through estimator).
 
-    >>> rounded(torch.tensor([0.4, -1.7]))
+    >>> round_ste(torch.tensor([0.4, -1.7]))
     tensor([ 0., -2.])
     """
     return values_n + (values_n.round().clamp(-LIMIT, LIMIT) - values_n).detach()
 
 
-def halved(values: Tensor) -> Tensor:
-    """The nearest numbers of type float16, as float32; gradients pass through."""
+def round_to_half(values: Tensor) -> Tensor:
+    """The values rounded to float16, as float32; gradients pass through (straight-through estimator)."""
     return values + (values.half().float() - values).detach()
 
 
-def spread(values_G: Tensor, sizes: Sequence[int]) -> Tensor:
+def repeat_per_group(values_G: Tensor, sizes: Sequence[int]) -> Tensor:
     """Each group's value once per number of the group, (n,).
 
-    >>> spread(torch.tensor([1.0, 2.0]), [1, 2])
+    >>> repeat_per_group(torch.tensor([1.0, 2.0]), [1, 2])
     tensor([1., 2., 2.])
     """
     if len(values_G) == 1:
@@ -71,7 +71,7 @@ class Counts:
         first_G = width_G.cumsum(0) - width_G
         self._sizes_G, self._width_G, self._first_G = sizes_G, width_G, first_G
         # Place of number 0 of each number's group in the counts.
-        self._origin_n = spread(first_G - lowest_G, sizes)
+        self._origin_n = repeat_per_group(first_G - lowest_G, sizes)
         self._counts_X = (numbers_n.long() + self._origin_n).bincount(minlength=int(width_G.sum()))
 
     def entropies(self) -> Tensor:
@@ -90,7 +90,7 @@ class Counts:
         total_X = (self._sizes_G + self._width_G / 2).repeat_interleave(self._width_G)
         bits_X = total_X.log2() - (self._counts_X + 0.5).log2()
         last_G = self._first_G + self._width_G - 2
-        first_n, last_n = (spread(places_G, self._sizes) for places_G in (self._first_G, last_G))
+        first_n, last_n = (repeat_per_group(places_G, self._sizes) for places_G in (self._first_G, last_G))
         low_n = (values_n.detach().floor().long() + self._origin_n).clamp(first_n, last_n)
         below_n, above_n = bits_X[low_n], bits_X[low_n + 1]
         return below_n + (values_n - (low_n - self._origin_n)) * (above_n - below_n)

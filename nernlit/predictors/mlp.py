@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nernlit.errors import UsageError, require_at_least
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.encoding import FourierEncoding
-from nernlit.predictors.numbering import sets_of
+from nernlit.predictors.layer_strides import sets_of
 from nernlit.predictors.vectors import AddressVectors, VectorShare
 from nernlit.utilities.sides import Size
 

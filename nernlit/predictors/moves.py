@@ -99,19 +99,19 @@ class CodeMoves(WithConstants):
             own = (sets_R == number).nonzero().squeeze(1)
             old_MN = new_RM[own].T
             before_RD[own] = decoded(codewords_MCD, old_MN)
-            bit_price = self.price * float(before_RD[own].square().sum()) / len(own)
-            prices_MC = all_prices(old_MN, codewords_MCD.shape[1], bit_price)
+            cost_per_bit = self.price * float(before_RD[own].square().sum()) / len(own)
+            costs_MC = all_prices(old_MN, codewords_MCD.shape[1], cost_per_bit)
             target_ND = before_RD[own] + self.drift[own]
-            new_MN = nearer_codes(target_ND, weights_RD[own], codewords_MCD, old_MN, prices_MC)
+            new_MN = nearer_codes(target_ND, weights_RD[own], codewords_MCD, old_MN, costs_MC)
             new_RM[own], after_RD[own] = new_MN.T, decoded(codewords_MCD, new_MN)
-            saved_R[own] = (prices_MC.gather(1, old_MN) - prices_MC.gather(1, new_MN)).sum(0)
-        left_RD = (before_RD + self.drift - after_RD) * weights_RD
-        gain_R = (weights_RD * self.drift.square()).sum(1) - left_RD.square().sum(1) + saved_R
+            saved_R[own] = (costs_MC.gather(1, old_MN) - costs_MC.gather(1, new_MN)).sum(0)
+        residual_RD = (before_RD + self.drift - after_RD) * weights_RD
+        gain_R = (weights_RD * self.drift.square()).sum(1) - residual_RD.square().sum(1) + saved_R
         gain_R = torch.where((new_RM != codes_RM).any(1) & weights_RD.any(1), gain_R, 0)
         best = gain_R.topk(max(1, int(self.share * len(gain_R))))
         moved = best.indices[best.values > 0]
         codes_RM[moved] = new_RM[moved].to(codes_RM)
-        self.drift[moved] = left_RD[moved]
+        self.drift[moved] = residual_RD[moved]
         return len(moved)
 
     def state(self) -> dict[str, Tensor]:
@@ -126,12 +126,12 @@ class CodeMoves(WithConstants):
 
 
 def nearer_codes(
-    blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, codes_MN: Tensor, prices_MC: Tensor
+    blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, codes_MN: Tensor, costs_MC: Tensor
 ) -> Tensor:
     """Codes (M, N) with at most the weighted error and price of the given ones: each codebook's best in turn."""
-    codes_MN, left_ND = codes_MN.clone(), blocks_ND - decoded(codewords_MCD, codes_MN)
+    codes_MN, residual_ND = codes_MN.clone(), blocks_ND - decoded(codewords_MCD, codes_MN)
     for book, codewords_CD in enumerate(codewords_MCD):
-        left_ND = left_ND + codewords_CD[codes_MN[book]]
-        codes_MN[book] = nearest(left_ND, weights_ND, codewords_CD, prices_MC[book])
-        left_ND = left_ND - codewords_CD[codes_MN[book]]
+        residual_ND = residual_ND + codewords_CD[codes_MN[book]]
+        codes_MN[book] = nearest(residual_ND, weights_ND, codewords_CD, costs_MC[book])
+        residual_ND = residual_ND - codewords_CD[codes_MN[book]]
     return codes_MN

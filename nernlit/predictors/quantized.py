@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from nernlit.errors import LayoutError, UsageError, require_at_least
 from nernlit.predictors.base import Predictor
-from nernlit.predictors.grid import LIMIT, Counts, halved, rounded, spread
+from nernlit.predictors.grid import LIMIT, Counts, repeat_per_group, round_ste, round_to_half
 from nernlit.storage.entropy import Part, decode_weights, encode_weights
 
 Per = Literal["tensor", "row"]
@@ -36,12 +36,12 @@ class Quantize:
     step_rate: float = 0.2
 
 
-#: The most bits per number.
-MOST_BITS = 12
-#: The smallest step size; half precision has all its digits there.
-_LEAST = 2.0**-14
-#: Numbers of a group that its entropy is estimated on when step sizes are chosen.
-_SAMPLE = 2**17
+#: Largest allowed number of bits per value.
+MAX_BITS = 12
+#: Smallest step size: the smallest normal float16 number.
+_MIN_STEP = 2.0**-14
+#: Values per group from which the entropy is estimated when step sizes are chosen.
+_SAMPLE_SIZE = 2**17
 
 
 @final
@@ -49,7 +49,7 @@ class Quantized(Predictor):
     """A predictor with quantized parameters: integers times learned step sizes (LSQ, arXiv 1902.08153).
 
     The forward pass rounds; the backward pass uses the straight-through estimator. Parameters without parts
-    (`Predictor.rounded_parts`), such as biases and scales, are rounded to half precision. The .nern file holds the
+    (`Predictor.quantized_parts`), such as biases and scales, are rounded to half precision. The .nern file holds the
     whole numbers in an entropy code, and the step sizes.
 
     A step size is learned as its ratio to the root mean square of its group. So it follows parameters that grow, and a
@@ -62,15 +62,15 @@ class Quantized(Predictor):
         bits: Entropy per value at the start. All step sizes are the same multiple of the root mean square of their
             group; the multiple is chosen to reach this entropy. Training may change it. Above 0, at most 12.
         per: Which numbers have the same step size: those of a part of a parameter (`tensor`), such as a layer, or
-            those of a row of a part (`row`), such as a filter; see `Predictor.rounded_parts`.
+            those of a row of a part (`row`), such as a filter; see `Predictor.quantized_parts`.
         step_rate: Learning rate of the step sizes' logarithms, as a share of the optimizer's; 0 keeps the ratios. An
             `MLP` needs a far smaller one than a `Table`.
     """
 
     def __init__(self, predictor: Predictor, bits: float = 4.0, per: Per = "tensor", step_rate: float = 0.2) -> None:
         super().__init__(predictor.kernel_size)
-        if not 0 < bits <= MOST_BITS:
-            raise UsageError(f"quantize.bits={bits}; expected above 0 and at most {MOST_BITS}.")
+        if not 0 < bits <= MAX_BITS:
+            raise UsageError(f"quantize.bits={bits}; expected above 0 and at most {MAX_BITS}.")
         if per not in get_args(Per):
             raise UsageError(f"quantize.per={per!r}; expected one of {', '.join(get_args(Per))}.")
         if isinstance(predictor, Quantized):
@@ -81,7 +81,7 @@ class Quantized(Predictor):
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
         self.predictor.crops = self.crops
         self.predictor.bind(layers)
-        self.parts_of = self.predictor.rounded_parts()
+        self.parts_of = self.predictor.quantized_parts()
         self.sizes = {
             name: [size for part in parts for size in _group_sizes(part, self.per)]
             for name, parts in self.parts_of.items()
@@ -91,7 +91,7 @@ class Quantized(Predictor):
         count = sum(len(sizes) for sizes in self.sizes.values())
         self.log_ratios = nn.Parameter(torch.zeros(count))
         if self.log_ratios.device.type != "meta":
-            for name, used in self.predictor.used_numbers().items():
+            for name, used in self.predictor.used_masks().items():
                 self.set_constant(f"used_{name}", used)
 
     @property
@@ -109,10 +109,10 @@ class Quantized(Predictor):
         self.restart(self.bits)
 
     def restart(self, bits: float) -> None:
-        """Choose the step sizes for the current values of the parameters and so many bits per number."""
+        """Choose the step sizes for the current parameters so that their entropy is `bits` per value."""
         with torch.no_grad():
             values_n = self._values()
-            multiple = _multiple_of(values_n, self.all_sizes, bits)
+            multiple = _step_to_rms_ratio(values_n, self.all_sizes, bits)
             self.log_ratios.fill_(math.log(multiple))
 
     @torch.no_grad()
@@ -132,15 +132,15 @@ class Quantized(Predictor):
     def stored_code_bits(self, stored: Mapping[str, Tensor]) -> int:
         return self.predictor.code_bits + 8 * len(stored["integers"])
 
-    def learning_rates(self) -> dict[str, float]:
-        inner = {f"predictor.{name}": rate for name, rate in self.predictor.learning_rates().items()}
+    def lr_multipliers(self) -> dict[str, float]:
+        inner = {f"predictor.{name}": rate for name, rate in self.predictor.lr_multipliers().items()}
         return {**inner, "log_ratios": self.step_rate}
 
-    def resolved(self) -> Callable[[Tensor], Tensor]:
+    def frozen_forward(self) -> Callable[[Tensor], Tensor]:
         return partial(functional_call, self.predictor, self.rounded_parameters())
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
-        return self.resolved()(addresses_N3)
+        return self.frozen_forward()(addresses_N3)
 
     @property
     def changes_after_steps(self) -> bool:
@@ -191,12 +191,12 @@ class Quantized(Predictor):
 
     def _steps(self, values_n: Tensor) -> Tensor:
         """The step sizes for these numbers, (G,)."""
-        return halved((self.log_ratios.exp() * _rms(values_n, self.all_sizes)).clamp_min(_LEAST))
+        return round_to_half((self.log_ratios.exp() * _rms(values_n, self.all_sizes)).clamp_min(_MIN_STEP))
 
     def _units(self) -> tuple[Tensor, Tensor]:
         """All numbers in units of their step sizes, and the step size of each; both (n,)."""
         values_n = self._values()
-        steps_n = spread(self._steps(values_n), self.all_sizes)
+        steps_n = repeat_per_group(self._steps(values_n), self.all_sizes)
         return values_n / steps_n, steps_n
 
     def _parts(self, numbers_n: Tensor) -> dict[str, Tensor]:
@@ -206,15 +206,15 @@ class Quantized(Predictor):
 
     def step_sizes(self) -> dict[str, Tensor]:
         """The step size of each number: name of a rounded parameter -> values of its shape, 0 for unused numbers."""
-        parts = self._parts(spread(self.steps(), self.all_sizes))
+        parts = self._parts(repeat_per_group(self.steps(), self.all_sizes))
         return {name: self._in_place(name, part) for name, part in parts.items()}
 
     def rounded_parameters(self) -> dict[str, Tensor]:
         """The predictor's parameters as it uses them: name -> value, with gradients."""
         units_n, steps_n = self._units()
-        parts = self._parts(rounded(units_n) * steps_n)
+        parts = self._parts(round_ste(units_n) * steps_n)
         return {
-            name: self._in_place(name, parts[name]) if name in parts else halved(value)
+            name: self._in_place(name, parts[name]) if name in parts else round_to_half(value)
             for name, value in self.predictor.named_parameters()
         }
 
@@ -248,7 +248,9 @@ class Quantized(Predictor):
         steps_G = tensors["steps"].float()
         if not bool(((steps_G > 0) & steps_G.isfinite()).all()):
             raise LayoutError("a step size of the predictor is not a finite number above 0.")
-        numbers_n = decode_weights(tensors["integers"], self.all_parts) * spread(steps_G.cpu(), self.all_sizes)
+        numbers_n = decode_weights(tensors["integers"], self.all_parts) * repeat_per_group(
+            steps_G.cpu(), self.all_sizes
+        )
         inner = {
             n.removeprefix("predictor."): value.float() if value.dtype == torch.float16 else value
             for n, value in tensors.items()
@@ -274,14 +276,14 @@ def _rms(values_n: Tensor, sizes: Sequence[int]) -> Tensor:
     return power_G.where(power_G > 0, 1).sqrt()  # the root has no gradient at 0
 
 
-def _multiple_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> float:
-    """The ratio of step sizes to root mean squares at which the entropy of the rounded numbers is so many bits each.
+def _step_to_rms_ratio(values_n: Tensor, sizes: Sequence[int], bits: float) -> float:
+    """The step size / RMS, equal for all groups, at which the entropy of the quantized values is `bits` per value.
 
-    It is the same for all groups, and found by bisection. Of large groups, a sample decides.
+    It is found by bisection. Large groups are sampled.
     """
     sizes_G = torch.tensor(sizes, device=values_n.device)
-    sampled = [min(size, _SAMPLE) for size in sizes]
-    units_s = _sample(values_n, sizes) / spread(_rms(values_n, sizes), sampled)
+    sampled = [min(size, _SAMPLE_SIZE) for size in sizes]
+    units_s = _sample(values_n, sizes) / repeat_per_group(_rms(values_n, sizes), sampled)
     low, high = -10.0, 5.0  # log2 of the ratio
     for _ in range(20):
         middle = (low + high) / 2
@@ -292,10 +294,10 @@ def _multiple_of(values_n: Tensor, sizes: Sequence[int], bits: float) -> float:
 
 
 def _sample(values_n: Tensor, sizes: Sequence[int]) -> Tensor:
-    """At most `_SAMPLE` numbers of each group, chosen at random with replacement, the same ones each time."""
+    """At most `_SAMPLE_SIZE` numbers of each group, chosen at random with replacement, the same ones each time."""
     generator = torch.Generator().manual_seed(0)
     parts = [
-        part[torch.randint(size, (_SAMPLE,), generator=generator).to(part.device)] if size > _SAMPLE else part
+        part[torch.randint(size, (_SAMPLE_SIZE,), generator=generator).to(part.device)] if size > _SAMPLE_SIZE else part
         for size, part in zip(sizes, values_n.split(list(sizes)), strict=True)
     ]
     return torch.cat(parts)

@@ -13,7 +13,7 @@ from torch.nn.functional import embedding
 
 from nernlit.errors import UsageError
 from nernlit.predictors.base import Predictor
-from nernlit.predictors.numbering import numbering, numbers
+from nernlit.predictors.layer_strides import flat_index, layer_strides
 from nernlit.predictors.scales import Scale, Scales
 from nernlit.storage.entropy import Part
 from nernlit.utilities.sides import Size
@@ -30,7 +30,7 @@ class Table(Predictor):
             or of a filter. With a scale, the entries have unit root mean square at the start.
     """
 
-    numbering: Tensor
+    layer_strides: Tensor
 
     def __init__(self, kernel_size: Size = 3, scale: Scale = "none") -> None:
         super().__init__(kernel_size)
@@ -38,7 +38,7 @@ class Table(Predictor):
         self.scales = Scales(scale)
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:
-        self.set_constant("numbering", numbering(layers))
+        self.set_constant("layer_strides", layer_strides(layers))
         self.scales.bind(layers)
         self.layers = tuple(layers)
         kernels = sum(filters * channels for filters, channels in layers)
@@ -54,13 +54,13 @@ class Table(Predictor):
     def is_fitted(self) -> bool:
         return True
 
-    def rounded_parts(self) -> dict[str, list[Part]]:
+    def quantized_parts(self) -> dict[str, list[Part]]:
         """The used entries of each layer."""
         sides = [[len(range(*part.indices(side))) for part, side in pairs] for pairs in self._crops()]
         return {"entries": [(*layer, rows, columns) for layer, (rows, columns) in zip(self.layers, sides, strict=True)]}
 
-    def used_numbers(self) -> dict[str, Tensor]:
-        if sum(map(math.prod, self.rounded_parts()["entries"])) == self.entries.numel():
+    def used_masks(self) -> dict[str, Tensor]:
+        if sum(map(math.prod, self.quantized_parts()["entries"])) == self.entries.numel():
             return {}
         used_RKK = torch.zeros_like(self.entries, dtype=torch.bool)
         counts = [filters * channels for filters, channels in self.layers]
@@ -78,13 +78,13 @@ class Table(Predictor):
         self.scales.fit(blocks_NKK.flatten(1), addresses_N3, weights_NKK.flatten(1))
         if self.scale != "none":
             blocks_NKK = blocks_NKK / self.scales(addresses_N3).view(-1, 1, 1)
-        self.entries[numbers(self.numbering, addresses_N3)] = blocks_NKK.to(self.entries)
+        self.entries[flat_index(self.layer_strides, addresses_N3)] = blocks_NKK.to(self.entries)
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         if not hasattr(self, "entries"):
             raise UsageError("the Table does not know its addresses; call bind(layers) first, or use a Representation.")
         entries_RD = self.entries.flatten(1)
-        flat = embedding(numbers(self.numbering, addresses_N3), entries_RD)
+        flat = embedding(flat_index(self.layer_strides, addresses_N3), entries_RD)
         if self.scale != "none":
             flat = flat * self.scales(addresses_N3)[:, None]
         return flat.view(-1, *self.block).to(torch.promote_types(flat.dtype, torch.float32))

@@ -175,9 +175,9 @@ class _Linear(_Site):
         return functional.linear(features_MC, weight, bias)
 
     def fit(self, module: Any, features_MC: Tensor, targets_MD: Tensor, processes: Processes) -> None:
-        rest_MD = targets_MD - self.outputs(module, features_MC)
+        residual_MD = targets_MD - self.outputs(module, features_MC)
         features = features_MC.shape[1]
-        joined_ME = torch.cat([features_MC, rest_MD], 1)
+        joined_ME = torch.cat([features_MC, residual_MD], 1)
         count, sums = _totals([joined_ME], processes)
         mean_E = sums[0] / count
         covariance_EE = processes.total(joined_ME.T @ joined_ME) / count - mean_E.outer(mean_E)

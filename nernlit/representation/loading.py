@@ -93,7 +93,7 @@ def load_representation(
             state = _stored_state(NernFile.read(path, [type(representation.predictor)]), representation)
         else:
             state = _fitted_state(path)[0]
-        _fill(representation, state, path)
+        _load_state(representation, state, path)
         return representation, {"init_from": None}
     if is_nern(path):
         content = NernFile.read(path)
@@ -119,7 +119,7 @@ def load_representation(
             f"{path} does not say how its representation is built (it was not written by the command line); "
             "build the same representation and pass it too."
         )
-    _fill(representation, state, path)
+    _load_state(representation, state, path)
     return representation, rebuilt
 
 
@@ -214,7 +214,7 @@ def _fitted_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, content.get("hyper_parameters", {})
 
 
-def _fill(representation: Representation, state: dict[str, Tensor], path: str | Path) -> None:
+def _load_state(representation: Representation, state: dict[str, Tensor], path: str | Path) -> None:
     own = {f"tuned.{name}": value for name, value in representation.tuned.state_dict().items()}
     if more := [name for name in state if name.startswith("tuned.") and name not in own]:
         raise CheckpointError(

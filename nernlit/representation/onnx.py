@@ -111,14 +111,14 @@ def write_onnx(
     assert program is not None  # with dynamo=True there always is one
     model = program.model_proto
     graph = model.graph
-    _store(graph, stored)
+    _embed_integers(graph, stored)
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]  # stack traces of torch's export, with paths of this machine
     write_atomically(Path(path), model.SerializeToString())
 
 
-def _store(graph: Any, weights: Mapping[str, IntegerWeight]) -> None:
-    """Replace the inputs of these names by constants."""
+def _embed_integers(graph: Any, weights: Mapping[str, IntegerWeight]) -> None:
+    """Replace the graph inputs of these weights by integer initializers, each followed by DequantizeLinear."""
     import ml_dtypes
     from onnx import helper, numpy_helper
 

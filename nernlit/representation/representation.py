@@ -39,7 +39,7 @@ from nernlit.representation.fitting import predictors_are_fitted
 from nernlit.representation.hub import WithPretrained
 from nernlit.representation.learned import LearnedEntries
 from nernlit.representation.sizes import Sizes
-from nernlit.representation.state import require_same
+from nernlit.representation.state import require_compatible
 from nernlit.representation.tuned import TUNED_RATE, Tuned, TuneKept, tuned
 from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.sharing import names_of_weights
@@ -259,9 +259,9 @@ class Representation(WithConstants, WithPretrained):
         yield from self.predictor.parameters()
         yield from self.tuned.parameters()
 
-    def learning_rates(self) -> dict[nn.Parameter, float]:
+    def lr_multipliers(self) -> dict[nn.Parameter, float]:
         """Trained parameters whose learning rate is not the optimizer's, and the ratio of the two."""
-        own = {self.predictor.get_parameter(n): ratio for n, ratio in self.predictor.learning_rates().items()}
+        own = {self.predictor.get_parameter(n): ratio for n, ratio in self.predictor.lr_multipliers().items()}
         return own | dict.fromkeys(self.tuned.parameters(), TUNED_RATE)
 
     def forward(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -352,7 +352,7 @@ class Representation(WithConstants, WithPretrained):
             CheckpointError: If it belongs to another original or to a representation that is built differently, or is
                 damaged.
         """
-        require_same(self._identity(), state)
+        require_compatible(self._identity(), state)
         try:
             # An order may come out differently on another machine; the predictor knows the one that it was fitted with.
             table_N3 = unpack_order(self.layout, state["order"], self.order)

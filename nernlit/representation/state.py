@@ -12,8 +12,8 @@ from nernlit.representation.specification import differences
 _KINDS = {"original": str, "specification": dict, "scale": Tensor, "order": Tensor}
 
 
-def require_same(own: Mapping[str, Any], stored: Any) -> None:
-    """Refuse the extra state of another representation.
+def require_compatible(own: Mapping[str, Any], stored: Any) -> None:
+    """Refuse the extra state of a checkpoint that belongs to a different representation.
 
     Args:
         own: The original's fingerprint, the specification and the scale of a representation.

@@ -64,7 +64,7 @@ def _not_finite(value: Any, name: str) -> str | None:
     return next((found for key, part in inside if (found := _not_finite(part, f"{name}.{key}")) is not None), None)
 
 
-def newest_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest_intact_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The whole file of a `checkpoints/` folder with the latest step, and its contents; None if no file is whole.
 
     Modification times are not used: a clock may be wrong, and copies have new times.

@@ -32,7 +32,7 @@ from nernlit.storage.entropy_tables import (
     RATES,
     STATE_BITS,
 )
-from nernlit.utilities.compiled import compiled, part_of_compiled
+from nernlit.utilities.compiled import compiled, jit_helper
 
 #: Magnitudes have at most so many bits.
 MAGNITUDE_BITS = 16
@@ -42,16 +42,16 @@ _SIGN = 4 * MAGNITUDE_BITS
 _DECISIONS = _SIGN + 4
 #: Contexts of a decision: all numbers, the row, the column, and three of the neighborhood.
 _CONTEXTS = 6
-#: Rows and columns with a context of their own; further ones share them.
-_LINES = 1024
+#: Number of row contexts and of column contexts; row r uses context r % _LINE_CONTEXTS.
+_LINE_CONTEXTS = 1024
 #: Positions in a kernel with contexts of their own: 4 x 4.
 _SIDE = 4
 #: Values of each context of the neighborhood: 81 for each position.
 _NEIGHBORHOODS = 81 * _SIDE**2
 #: The numbers of contexts: 0 is that of all numbers, then come those of rows, columns, and neighborhoods.
 _ROW = 1
-_COLUMN = _ROW + _LINES
-_NEIGHBORHOOD = _COLUMN + _LINES
+_COLUMN = _ROW + _LINE_CONTEXTS
+_NEIGHBORHOOD = _COLUMN + _LINE_CONTEXTS
 _ALL_CONTEXTS = _NEIGHBORHOOD + 3 * _NEIGHBORHOODS
 #: The largest count of a probability when a part starts: what was learned in other parts is less certain.
 _KEPT_COUNT = 20
@@ -62,8 +62,8 @@ _WEIGHT_SHIFT = LOGIT_BITS + PROBABILITY_BITS - _WEIGHT_BITS + 8
 #: Bits of the ends of the range coder's interval, and the entries of its state.
 _RANGE_BITS = 48
 _LOW, _HIGH, _CODE, _PLACE = range(4)
-#: More bytes than a number can take.
-_LONGEST = 256
+#: Upper bound of the bytes that one number can take.
+_MAX_NUMBER_BYTES = 256
 
 
 class _Model(NamedTuple):
@@ -118,15 +118,15 @@ def _code(numbers_N: Ints, shapes_G4: Ints, stream_P: Bytes, decodes: bool) -> t
         rows, columns, height, width = shapes_G4[part]
         _start_part(model)
         for row in range(rows):
-            size_contexts[1] = sign_contexts[1] = _ROW + row % _LINES
+            size_contexts[1] = sign_contexts[1] = _ROW + row % _LINE_CONTEXTS
             for column in range(columns):
-                size_contexts[2] = sign_contexts[2] = _COLUMN + column % _LINES
+                size_contexts[2] = sign_contexts[2] = _COLUMN + column % _LINE_CONTEXTS
                 others = 0
                 for y in range(height):
                     for x in range(width):
-                        if not decodes and coder[_PLACE] + _LONGEST > len(stream_P):
-                            stream_P = np.concatenate((stream_P, np.zeros(len(stream_P) + _LONGEST, np.uint8)))
-                        _look_around(numbers_N, n, y, x, width, others, size_contexts, sign_contexts)
+                        if not decodes and coder[_PLACE] + _MAX_NUMBER_BYTES > len(stream_P):
+                            stream_P = np.concatenate((stream_P, np.zeros(len(stream_P) + _MAX_NUMBER_BYTES, np.uint8)))
+                        _set_neighbor_contexts(numbers_N, n, y, x, width, others, size_contexts, sign_contexts)
                         number = _code_number(
                             numbers_N[n], size_contexts, sign_contexts, model, coder, stream_P, decodes
                         )
@@ -136,7 +136,7 @@ def _code(numbers_N: Ints, shapes_G4: Ints, stream_P: Bytes, decodes: bool) -> t
     return stream_P, _finish(coder, stream_P, decodes)
 
 
-@part_of_compiled
+@jit_helper
 def _start_part(model: _Model) -> None:
     """Set the contexts for a new part.
 
@@ -150,8 +150,8 @@ def _start_part(model: _Model) -> None:
     model.counts[:] = np.minimum(model.counts, _KEPT_COUNT)
 
 
-@part_of_compiled
-def _look_around(
+@jit_helper
+def _set_neighbor_contexts(
     numbers_N: Ints, n: int, y: int, x: int, width: int, others: int, size_contexts: Ints, sign_contexts: Ints
 ) -> None:
     """Set the contexts of number n's neighborhood: those of its magnitude, and those of its sign.
@@ -186,7 +186,7 @@ def _look_around(
     sign_contexts[5] = position + 2 * _NEIGHBORHOODS + 40 + sides + 3 * _sign(left2) + _sign(up2)
 
 
-@part_of_compiled
+@jit_helper
 def _bits(number: int) -> int:
     """Bits of a number's magnitude."""
     magnitude, bits = abs(number), 0
@@ -195,12 +195,12 @@ def _bits(number: int) -> int:
     return bits
 
 
-@part_of_compiled
+@jit_helper
 def _sign(number: int) -> int:
     return int(number > 0) - int(number < 0)
 
 
-@part_of_compiled
+@jit_helper
 def _code_number(
     number: int, size_contexts: Ints, sign_contexts: Ints, model: _Model, coder: Ints, stream_P: Bytes, decodes: bool
 ) -> int:
@@ -223,7 +223,7 @@ def _code_number(
     return -coded if is_negative else coded
 
 
-@part_of_compiled
+@jit_helper
 def _decide(
     bit: int, decision: int, contexts_C: Ints, model: _Model, coder: Ints, stream_P: Bytes, decodes: bool
 ) -> int:
@@ -246,7 +246,7 @@ def _decide(
     return bit
 
 
-@part_of_compiled
+@jit_helper
 def _code_bit(bit: int, probability: int, coder: Ints, stream_P: Bytes, decodes: bool) -> int:
     """The range coder: a 1 keeps the lower part of the interval, a share of it that equals the probability."""
     low, width = coder[_LOW], coder[_HIGH] - coder[_LOW]
@@ -269,7 +269,7 @@ def _code_bit(bit: int, probability: int, coder: Ints, stream_P: Bytes, decodes:
     return bit
 
 
-@part_of_compiled
+@jit_helper
 def _read_byte(coder: Ints, stream_P: Bytes) -> None:
     """The next byte of the stream, 0 after its end."""
     byte = np.int64(stream_P[coder[_PLACE]]) if coder[_PLACE] < len(stream_P) else 0
@@ -277,7 +277,7 @@ def _read_byte(coder: Ints, stream_P: Bytes) -> None:
     coder[_PLACE] += 1
 
 
-@part_of_compiled
+@jit_helper
 def _finish(coder: Ints, stream_P: Bytes, decodes: bool) -> int:
     """Write the fewest bytes that end in the interval, zeros being read after them; returns the stream's length."""
     count = 0

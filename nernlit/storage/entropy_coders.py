@@ -13,8 +13,8 @@ from nernlit.errors import FileFormatError
 from nernlit.storage.entropy_models import (
     CORRECTION_LEVELS,
     EXPONENTS,
-    LARGEST,
     MAX_BINS,
+    MAX_CORRECTION,
     SLOPES,
     STEPS,
     Ints,
@@ -77,7 +77,7 @@ class Coder(ABC):
         if step:
             kind = self._one_of(model.kind, range(len(CORRECTION_LEVELS)))
             given_S = np.array(model.corrections if len(model.corrections) == bins else [0] * bins)
-            corrections = self.symbols(given_S + LARGEST, correction_counts(kind)) - LARGEST
+            corrections = self.symbols(given_S + MAX_CORRECTION, correction_counts(kind)) - MAX_CORRECTION
         return Model(lowest, shift, bins, skew, exponent, slope, step, kind, tuple(corrections.tolist()))
 
     @final

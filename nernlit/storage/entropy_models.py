@@ -24,10 +24,10 @@ UNIT = 8
 MAX_BINS = 4096
 SLOPES = 128
 EXPONENTS = (1, 2, 3, 4)
-#: Corrections are multiples of so many levels; 0 means that there are none.
+#: Step sizes of the corrections in levels; 0 for no corrections.
 STEPS = (0, 1, 2, 4, 8)
 #: Corrections are -LARGEST to LARGEST steps.
-LARGEST = 31
+MAX_CORRECTION = 31
 #: Levels of a correction of v steps: (first, next) is 0 for v = 0 and first + next * |v| otherwise.
 CORRECTION_LEVELS = ((0, 4), (4, 8), (12, 12), (24, 16))
 
@@ -70,7 +70,7 @@ def free_counts(levels_S: Ints) -> Ints:
 def correction_counts(kind: int) -> Ints:
     """`free_counts` of the corrections -LARGEST to LARGEST."""
     first, following = CORRECTION_LEVELS[kind]
-    sizes_R = np.abs(np.arange(-LARGEST, LARGEST + 1))
+    sizes_R = np.abs(np.arange(-MAX_CORRECTION, MAX_CORRECTION + 1))
     return free_counts(np.where(sizes_R > 0, first + following * sizes_R, 0))
 
 
@@ -200,7 +200,7 @@ def _fitted_slope(model: Model, histogram_S: Ints) -> Model:
 
 def _corrected(model: Model, histogram_S: Ints) -> Model:
     """The model with corrections of a small sum of their own bits and the histogram's."""
-    steps_R = np.arange(-LARGEST, LARGEST + 1)
+    steps_R = np.arange(-MAX_CORRECTION, MAX_CORRECTION + 1)
     own_R = code_lengths(correction_counts(model.kind))
     base_S, total = model.levels() / UNIT, histogram_S.sum()
     corrections_S = np.zeros(model.bins, dtype=np.int64)

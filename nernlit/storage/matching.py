@@ -74,13 +74,13 @@ def network_weights(
     if own is None:
         return min(found, key=lambda each: (each.rank, -len(each.state))).state
     closeness = {id(each): _matches(own, each.state) for each in found}
-    fitting = [each for each in found if not misfits(own, each.state)]
+    fitting = [each for each in found if not mismatches(own, each.state)]
     averages = [each for each in found if each.is_ema and any(closeness[id(each)])]
     if ema is not False and averages and not any(each.is_ema for each in fitting):
         closest = max(averages, key=lambda each: closeness[id(each)])
         raise CheckpointError(
             f"the averaged (EMA) weights in {source} ({closest}) do not fit: "
-            f"{'; '.join(misfits(own, closest.state))}. Pass ema: false to take the raw ones."
+            f"{'; '.join(mismatches(own, closest.state))}. Pass ema: false to take the raw ones."
         )
     if ema is not None and not any(each.is_ema == ema for each in fitting or found):
         here, wanted = ("raw", "averaged (EMA)") if ema else ("averaged (EMA)", "raw")
@@ -145,7 +145,7 @@ def _preferred(fitting: Sequence[WeightSet], source: str, ema: bool | None) -> W
     return chosen
 
 
-def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """The differences between a state dict and a network's; only BatchNorm's step counters may be absent."""
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
@@ -155,13 +155,13 @@ def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]
         if key in state and state[key].shape != own[key].shape
     ]
     return [
-        f"{len(keys)} {kind} ({some(keys)})"
+        f"{len(keys)} {kind} ({first_few(keys)})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", shaped))
         if keys
     ]
 
 
-def some(keys: Sequence[str], show: int = 3) -> str:
+def first_few(keys: Sequence[str], show: int = 3) -> str:
     """The first of them, for a message."""
     return ", ".join(keys[:show]) + (", ..." if len(keys) > show else "")
 

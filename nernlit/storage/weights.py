@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from nernlit.errors import CheckpointError
 from nernlit.storage.file_kinds import describe_file, zip_damage
-from nernlit.storage.matching import misfits, network_weights, some
+from nernlit.storage.matching import first_few, mismatches, network_weights
 
-#: What makes numpy's numbers and arrays; numpy 1 and 2 store the two under different names.
-_NUMPY_MAKERS: list[Any] = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
+#: Functions that unpickle NumPy scalars and arrays; NumPy 1 and 2 store them under different module names.
+_NUMPY_CONSTRUCTORS: list[Any] = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
 #: Classes that hold values and no code, beside those that torch allows.
 _VALUES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    *((make, f"numpy.{core}.multiarray.{make.__name__}") for make in _NUMPY_MAKERS for core in ("core", "_core")),
+    *((make, f"numpy.{core}.multiarray.{make.__name__}") for make in _NUMPY_CONSTRUCTORS for core in ("core", "_core")),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?SU"},
@@ -77,7 +77,7 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str) -> N
             tensors that hold no floating-point numbers.
     """
     own = net.state_dict()
-    problems = misfits(own, state)
+    problems = mismatches(own, state)
     if problems:
         raise CheckpointError(
             f"{source} does not fit {type(net).__name__}: {'; '.join(problems)}. "
@@ -101,7 +101,7 @@ def require_floats(own: Mapping[str, Any], state: Mapping[str, Any], source: str
     ]
     if unusable:
         raise CheckpointError(
-            f"{source} holds tensors that are no floating-point weights: {some(unusable)}. "
+            f"{source} holds tensors that are no floating-point weights: {first_few(unusable)}. "
             "Convert them to float32 (dequantize them, or .to_dense()) before you save them."
         )
 

@@ -14,7 +14,7 @@ from nernlit.training.recon_only import ReconOnly
 from nernlit.training.scheme import Scheme
 from nernlit.training.sensitivity import Sensitivity
 from nernlit.training.stages import Stage
-from nernlit.training.strategies import refuse_sessions, refuse_splitting
+from nernlit.training.strategies import refuse_sessions, refuse_sharded_strategies
 
 __all__ = [
     "BaselineJoint",
@@ -36,5 +36,5 @@ __all__ = [
     "Step",
     "compress",
     "refuse_sessions",
-    "refuse_splitting",
+    "refuse_sharded_strategies",
 ]

@@ -16,7 +16,7 @@ from nernlit.kernels import MagnitudeMix, Sampling
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
 from nernlit.training.distillation import Distillation
-from nernlit.training.objectives import Objective, Reconstruction, Step, whole_error
+from nernlit.training.objectives import Objective, Reconstruction, Step, full_reconstruction_error
 from nernlit.training.plan import Plan
 from nernlit.training.rate import Rate
 from nernlit.training.recovery import OnDivergence
@@ -69,7 +69,7 @@ class JointObjective(Objective):
         weights = self._weights(step)
         terms = self.distillation.terms(step, weights)
         if self.recon_weight:
-            error = whole_error(step.representation, weights, "rmse", step.error_weights)
+            error = full_reconstruction_error(step.representation, weights, "rmse", step.error_weights)
             terms["recon"] = recon_weight * error
         return terms
 

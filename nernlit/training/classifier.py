@@ -18,11 +18,11 @@ from torch.nn import Parameter
 from nernlit.errors import DivergenceError, UsageError
 from nernlit.optimizers import NeedsTotalSteps
 from nernlit.originals import Original, require_classifier
-from nernlit.training.divergence import ADVICE, LossWatch, not_finite
+from nernlit.training.divergence import ADVICE, FiniteLossCheck, not_finite
 from nernlit.training.evaluation import Evaluation, ImageBatch
-from nernlit.training.optimization import built_optimizer, built_schedule
+from nernlit.training.optimization import build_optimizer, build_schedule
 from nernlit.training.plan import Plan
-from nernlit.training.strategies import refuse_splitting
+from nernlit.training.strategies import refuse_sharded_strategies
 
 
 class ClassifierModule(L.LightningModule, ABC):
@@ -38,14 +38,14 @@ class ClassifierModule(L.LightningModule, ABC):
         self.original_name = original.name
         #: Names of the loss terms of the last step. Steps of the same terms take about the same time.
         self.term_names: tuple[str, ...] = ()
-        #: Further figures of the current step that are logged: whole name -> a scalar.
-        self.step_figures: dict[str, Tensor] = {}
+        #: Additional metrics of the current step: full metric name -> scalar.
+        self.step_metrics: dict[str, Tensor] = {}
         self.fitted_steps = 0  # of the checkpoint that was loaded
         #: Hyperparameters that are written to checkpoints instead of the given ones.
         self.replaced_hyperparameters: dict[str, Any] = {}
 
-    #: Whether training batches need the images' numbers, beside images and labels.
-    numbers_images: bool = False
+    #: Whether training batches must contain the dataset indices of the images, in addition to images and labels.
+    needs_image_indices: bool = False
 
     @abstractmethod
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -55,17 +55,17 @@ class ClassifierModule(L.LightningModule, ABC):
     def trained_parameters(self) -> Iterable[Parameter]:
         """The parameters that the optimizer updates."""
 
-    def learning_rates(self) -> dict[Parameter, float]:
+    def lr_multipliers(self) -> dict[Parameter, float]:
         """Parameters whose learning rate is not the optimizer's, and the ratio of the two."""
         return {}
 
     @property
-    def rate_factor(self) -> float:
+    def lr_factor(self) -> float:
         """The ratio of the learning rates to those of the schedule."""
         return 1.0
 
     @abstractmethod
-    def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
+    def optimizer_factories(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         """Functions that create the optimizer and its schedule, which is stepped after each optimizer step."""
 
     @property
@@ -104,7 +104,7 @@ class ClassifierModule(L.LightningModule, ABC):
                 "name the data (--data CLASS and its options)."
             )
         if hasattr(self._data, "numbered"):  # another module may have asked for it
-            self._data.numbered = self.numbers_images
+            self._data.numbered = self.needs_image_indices
 
     #: Precisions of the trainer (`--trainer.precision`) that the module works in.
     precisions: tuple[str, ...] = ("32-true",)
@@ -123,7 +123,7 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def configure_callbacks(self) -> Any:
         """Lightning's first hook of a run; used to check strategy, precision and length before any data is read."""
-        refuse_splitting(self.trainer.strategy)
+        refuse_sharded_strategies(self.trainer.strategy)
         precision = self.trainer.precision
         if precision not in self.precisions:
             half = "; --model.precision bf16 runs training steps in it" if "bf16" in precision else ""
@@ -146,9 +146,9 @@ class ClassifierModule(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self._check_val_every_n_epoch = self.trainer.check_val_every_n_epoch
         at_once = self.device.type == "cpu" and self.trainer.world_size == 1
-        self._losses = LossWatch(at_once, self.joined_flags)
+        self._losses = FiniteLossCheck(at_once, self.all_flags)
 
-    def joined_flags(self, flags: Tensor) -> Tensor:
+    def all_flags(self, flags: Tensor) -> Tensor:
         """Logical and of flags (0 or 1) over all processes."""
         if self.trainer.world_size == 1:
             return flags
@@ -191,7 +191,7 @@ class ClassifierModule(L.LightningModule, ABC):
             DivergenceError: If they, or those of steps that have not been checked yet, are not finite.
         """
         terms = self.loss_terms(batch)
-        self._losses.note(self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"], terms)
+        self._losses.record(self.trainer.global_step, self.trainer.optimizers[0].param_groups[0]["lr"], terms)
         return terms
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -203,17 +203,17 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def _log_step(self, figures: Mapping[str, Tensor]) -> None:
         """Log the loss terms of a step and its other figures, as means over all processes."""
-        values = {**{f"train/{name}": value for name, value in figures.items()}, **self.step_figures}
-        self.step_figures = {}
+        values = {**{f"train/{name}": value for name, value in figures.items()}, **self.step_metrics}
+        self.step_metrics = {}
         if self.trainer.world_size > 1:  # one reduction for all values: each takes about a millisecond
-            joined = self.joined_tensor_mean(
+            joined = self.reduced_mean(
                 torch.stack([value.detach().to(self.device, torch.float32) for value in values.values()])
             )
             values = dict(zip(values, joined, strict=True))
         for name, value in values.items():
             self.log(name, value.detach(), prog_bar=name in ("train/loss", "train/explained_power"))
 
-    def joined_tensor_mean(self, value: Tensor) -> Tensor:
+    def reduced_mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all processes, bitwise equal on all of them."""
         reduced = self.trainer.strategy.reduce(value, reduce_op="mean")
         assert isinstance(reduced, Tensor)
@@ -271,8 +271,8 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def _report(self, stage: str) -> None:
         evaluation = self._evaluation
-        flags = evaluation.flags(self.joined_flags)
-        unusable = [suffix for suffix, (finite, answered) in flags.items() if not (finite and answered)]
+        flags = evaluation.flags(self.all_flags)
+        unusable = [suffix for suffix, (finite, finite_logits) in flags.items() if not (finite and finite_logits)]
         # Overflowing logits are accepted during a fit, but not at its end or in a separate evaluation; those of the
         # original, which no training changes, never.
         on_the_way = self.trainer.state.fn == "fit" and not self.trainer.should_stop
@@ -332,12 +332,12 @@ class ClassifierModule(L.LightningModule, ABC):
         plan = Plan.of(self.trainer, self._data)
         # By now the data is set up, and the number of steps known.
         self.check_plan(replace(plan, most_steps=self.trainer.estimated_stepping_batches), self)
-        make_optimizer, make_scheduler = self.makers()
+        make_optimizer, make_scheduler = self.optimizer_factories()
         options = self.optimizer_options
-        rates = self.learning_rates()
+        rates = self.lr_multipliers()
         parameters = {parameter: rates.get(parameter, 1.0) for parameter in self.trained_parameters()}
-        optimizer = built_optimizer(make_optimizer, parameters, options)
-        described = built_schedule(make_scheduler, optimizer, self.trainer, options) if make_scheduler else None
+        optimizer = build_optimizer(make_optimizer, parameters, options)
+        described = build_schedule(make_scheduler, optimizer, self.trainer, options) if make_scheduler else None
         for thing in (optimizer, described["scheduler"] if described else None):
             if isinstance(thing, NeedsTotalSteps):
                 thing.set_total_steps(self.planned_steps())

@@ -14,7 +14,7 @@ from nernlit.errors import DataError, UsageError, require_at_least, require_posi
 from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original, require_plain_weights
-from nernlit.predictors import MOST_BITS, Quantize, Table
+from nernlit.predictors import MAX_BITS, Quantize, Table
 from nernlit.predictors.scales import Scale
 from nernlit.representation import Representation, Sizes
 from nernlit.training.decoupled_distill import DecoupledDistill
@@ -22,8 +22,8 @@ from nernlit.training.rate import Rate
 
 #: How compression stores the tensors that are not predicted; docs/results.md compares it with fp16.
 KEPT: KeptForm = "int8"
-#: The fewest bits per weight that a size may leave.
-_LEAST_BITS = 0.1
+#: Smallest bits per weight that a target size may leave for the weights.
+_MIN_BITS = 0.1
 
 
 def compress(
@@ -134,15 +134,15 @@ def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[i
     fixed, weights = sizes.file_bytes - sizes.code_bits // 8, sizes.predicted_weights
     target = fixed + round(bits * weights / 8) if target_bytes is None else target_bytes
     left = 8 * (target - fixed) / weights
-    if left < _LEAST_BITS:
+    if left < _MIN_BITS:
         raise UsageError(
             f"target_bytes={target:,}: the file needs {fixed:,} bytes in addition to those of the {weights:,} "
-            f"predicted weights; expected at least {fixed + round(_LEAST_BITS * weights / 8):,}."
+            f"predicted weights; expected at least {fixed + round(_MIN_BITS * weights / 8):,}."
         )
-    if left > MOST_BITS:
+    if left > MAX_BITS:
         given = f"bits={bits:g}" if target_bytes is None else f"target_bytes={target:,}"
-        most = fixed + MOST_BITS * weights // 8
-        raise UsageError(f"{given}: expected at most {MOST_BITS} bits per weight, which are {most:,} bytes.")
+        most = fixed + MAX_BITS * weights // 8
+        raise UsageError(f"{given}: expected at most {MAX_BITS} bits per weight, which are {most:,} bytes.")
     return target, left
 
 

@@ -142,7 +142,7 @@ class DecoupledDistill(Scheme):
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
         self._teaches_itself = is_own_original and teacher is None and not cross_entropy_weight
         self.reconstruction, self.distillation, self.teacher_flip = reconstruction, distillation, teacher_flip
-        self.numbers_images = cache_teacher
+        self.needs_image_indices = cache_teacher
         self.average = MovingAverage(ema)
         if ema and representation.predictor.changes_after_steps:
             raise UsageError(
@@ -179,12 +179,12 @@ class DecoupledDistill(Scheme):
             )
 
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
-        if self.distillation.lacks_logits and self.stage == len(self.stages) - 1:
+        if self.distillation.needs_teacher_logits and self.stage == len(self.stages) - 1:
             processes = Processes.of(self.trainer)
             images, count = self._data.numbered_images(processes), self._data.num_training_images
             # Interruptible: it changes no training state. Several processes must stop at the same step, so they wait.
             with SIGNALS.released() if processes.world_size == 1 else nullcontext():
-                self.distillation.remember(images, count, self.autocast, processes)
+                self.distillation.cache_teacher_logits(images, count, self.autocast, processes)
         return super().loss_terms(batch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from nernlit.errors import UsageError, require_at_least, require_positive
 from nernlit.losses import feature_map_loss, kd_loss
 from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original
-from nernlit.training.objectives import Objective, Step, whole_error
+from nernlit.training.objectives import Objective, Step, full_reconstruction_error
 from nernlit.training.teachers import frozen_teacher
 from nernlit.utilities.processes import Processes
 from nernlit.utilities.progress import progress
@@ -39,8 +39,8 @@ class Distillation(Objective):
         recon_weight: Weight of the mean squared error of all predicted weights, in units of the representation's scale.
         taps: Modules whose feature maps are compared; see `FeatureTaps`.
         teacher_flip: Whether the teacher's logits are the mean of those for an image and for its mirror image.
-        cache_teacher: Whether the teacher's logits of all training images are computed once, by `remember`, and looked
-            up in each step.
+        cache_teacher: Whether the teacher's logits of all training images are computed once, by `cache_teacher_logits`,
+            and looked up in each step.
 
     Raises:
         UsageError: If the teacher has random weights or other classes, or would have no effect, or an option is out of
@@ -81,20 +81,20 @@ class Distillation(Objective):
         self.taps = taps
         self.teacher_flip, self.cache_teacher = teacher_flip, cache_teacher
         self._networks: tuple[Folded, Folded] | None = None
-        self._remembered_NC: Tensor | None = None
+        self._cached_logits_NC: Tensor | None = None
 
     original: Original
 
     def reset(self) -> None:
-        self._networks = self._remembered_NC = None
+        self._networks = self._cached_logits_NC = None
 
     @property
-    def lacks_logits(self) -> bool:
-        """Whether `remember` must be called before the next step."""
-        return self.cache_teacher and self._remembered_NC is None
+    def needs_teacher_logits(self) -> bool:
+        """Whether `cache_teacher_logits` must be called before the next step."""
+        return self.cache_teacher and self._cached_logits_NC is None
 
     @torch.no_grad()
-    def remember(
+    def cache_teacher_logits(
         self, images: Iterable[tuple[Tensor, Tensor]], count: int, autocast: Autocast, processes: Processes
     ) -> None:
         """Compute the teacher's logits of all training images.
@@ -113,7 +113,7 @@ class Distillation(Objective):
                 _, teacher = self._folded(pixels_BCHW[:2])
                 logits_NC[numbers_B.to(device)] = self._teacher_logits(autocast, teacher, pixels_BCHW).to(logits_NC)
                 advance(len(numbers_B) * processes.world_size)
-        self._remembered_NC = processes.total(logits_NC)
+        self._cached_logits_NC = processes.total(logits_NC)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         return self.terms(step, step.all_weights())
@@ -133,8 +133,8 @@ class Distillation(Objective):
         else:
             student_BC = _logits(step.autocast, student, images_BCHW, weights)
         if self.kd_weight:
-            if self._remembered_NC is not None:
-                teacher_BC = self._remembered_NC[step.numbers()]
+            if self._cached_logits_NC is not None:
+                teacher_BC = self._cached_logits_NC[step.numbers()]
             else:
                 known_BC = original_BC if self.feature_weight and teacher is student else None
                 teacher_BC = self._teacher_logits(step.autocast, teacher, images_BCHW, known_BC)
@@ -143,7 +143,7 @@ class Distillation(Objective):
         if self.cross_entropy_weight:
             terms["cross_entropy"] = self.cross_entropy_weight * cross_entropy(student_BC, _labels(step.batch))
         if self.recon_weight:
-            terms["recon"] = self.recon_weight * whole_error(step.representation, weights, "mse")
+            terms["recon"] = self.recon_weight * full_reconstruction_error(step.representation, weights, "mse")
         return terms
 
     def _teacher_logits(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nernlit.errors import DivergenceError
 
-#: Steps that are checked together on an accelerator or with several processes, where each check takes time.
-_TOGETHER = 50
+#: Steps between two checks on an accelerator or with several processes, where a check synchronizes.
+_CHECK_INTERVAL = 50
 
 ADVICE = "lower the learning rate (the optimizer's lr); earlier checkpoints are kept"
 
@@ -28,7 +28,7 @@ def not_finite(named: Mapping[str, Any]) -> list[str]:
     return [name for name, value in named.items() if not bool(all_finite([value]))]
 
 
-class LossWatch:
+class FiniteLossCheck:
     """Raises an error for the first step of a fit whose loss terms are not finite.
 
     On a CPU every step is checked at once. Elsewhere each check would make the step wait for the device, so several
@@ -40,13 +40,13 @@ class LossWatch:
     """
 
     def __init__(self, at_once: bool, joined: Callable[[Tensor], Tensor]) -> None:
-        self._together = 1 if at_once else _TOGETHER
+        self._together = 1 if at_once else _CHECK_INTERVAL
         self._joined = joined
-        self._noted: list[tuple[int, Any, Mapping[str, Tensor]]] = []
+        self._pending: list[tuple[int, Any, Mapping[str, Tensor]]] = []
 
-    def note(self, step: int, learning_rate: Any, terms: Mapping[str, Tensor]) -> None:
+    def record(self, step: int, learning_rate: Any, terms: Mapping[str, Tensor]) -> None:
         """Record a step's loss terms."""
-        self._noted.append((step, learning_rate, {name: term.detach() for name, term in terms.items()}))
+        self._pending.append((step, learning_rate, {name: term.detach() for name, term in terms.items()}))
         if (step + 1) % self._together == 0:  # a resumed fit checks at the same steps
             self.check()
 
@@ -56,7 +56,7 @@ class LossWatch:
         Raises:
             DivergenceError: If a term is not finite.
         """
-        noted, self._noted = self._noted, []
+        noted, self._pending = self._pending, []
         if not noted:
             return
         values = torch.stack([term.float() for _, _, terms in noted for term in terms.values()])

@@ -49,7 +49,7 @@ class Evaluation:
         self.conditions, self.device = conditions, device
         self.finite = finite
         #: Whether all logits of a classifier have been finite so far.
-        self.answered: dict[str, Tensor] = {}
+        self.finite_logits: dict[str, Tensor] = {}
         names = [f"acc{_suffix(condition)}" for condition in conditions]
         means = {f"acc_{condition.eval_set}" for condition in conditions}
         results = Counter(name + suffix for name in ("acc", "acc_top5", *names, *means) for suffix in classifiers)
@@ -83,11 +83,11 @@ class Evaluation:
         for suffix, classify in self.classifiers.items():
             logits_BC = classify(images_BCHW)
             finite_B = logits_BC.isfinite().all(1)
-            self.answered[suffix] = finite_B.all() & self.answered.get(suffix, True)
+            self.finite_logits[suffix] = finite_B.all() & self.finite_logits.get(suffix, True)
             # Non-finite rows become logits whose smallest entry is the label, so that the image counts as wrong.
             logits_BC = logits_BC.where(finite_B[:, None], -one_hot(labels_B, self.num_classes).to(logits_BC))
             if condition is not None and condition.classes is not None:
-                logits_BC = _only(logits_BC, condition.classes)
+                logits_BC = _mask_other_classes(logits_BC, condition.classes)
             for name in names:
                 self.metrics[name + suffix].update(logits_BC, labels_B)
 
@@ -101,12 +101,12 @@ class Evaluation:
         unseen = torch.ones((), dtype=torch.bool, device=self.device)  # a process may have no images
         flags_S2 = torch.stack(
             [
-                torch.stack([found.get(suffix, unseen).int() for found in (self.finite, self.answered)])
+                torch.stack([found.get(suffix, unseen).int() for found in (self.finite, self.finite_logits)])
                 for suffix in suffixes
             ]
         )
         found = zip(suffixes, joined(flags_S2).tolist(), strict=True)
-        return {suffix: (bool(finite), bool(answered)) for suffix, (finite, answered) in found}
+        return {suffix: (bool(finite), bool(finite_logits)) for suffix, (finite, finite_logits) in found}
 
     def results(self, suffixes: Iterable[str]) -> dict[str, Tensor]:
         """The metrics of the classifiers with these suffixes; equal on all processes."""
@@ -126,7 +126,7 @@ def _suffix(condition: Any) -> str:
     return f"_{condition.eval_set}_{condition.name}"
 
 
-def _only(logits_BC: Tensor, classes: Tensor) -> Tensor:
+def _mask_other_classes(logits_BC: Tensor, classes: Tensor) -> Tensor:
     """The logits; those of classes that the test set does not have are set to minus infinity."""
     kept_BC = torch.full_like(logits_BC, float("-inf"))
     kept_BC[:, classes] = logits_BC[:, classes.to(logits_BC.device)]

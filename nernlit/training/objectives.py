@@ -180,7 +180,7 @@ class Reconstruction(Objective):
         return {"recon": error}
 
 
-def whole_error(
+def full_reconstruction_error(
     representation: Representation,
     weights: Mapping[str, Tensor],
     loss: ReconstructionLoss,

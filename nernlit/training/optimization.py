@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from nernlit.errors import UsageError
 
 
-def built_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, float], options: str) -> Optimizer:
+def build_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, float], options: str) -> Optimizer:
     """The optimizer of these parameters.
 
     Args:
@@ -49,7 +49,7 @@ def built_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
     return optimizer
 
 
-def built_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any, options: str) -> dict[str, Any]:
+def build_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any, options: str) -> dict[str, Any]:
     """Lightning's description of the optimizer's schedule: stepped once per optimizer step.
 
     `ReduceLROnPlateau` is stepped after epochs that end with a validation, with the metric that it monitors.

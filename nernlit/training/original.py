@@ -121,7 +121,7 @@ class OriginalModule(ClassifierModule, WithConstants):
     def is_trained(self) -> bool:
         return self.original.weights_from is not None
 
-    def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
+    def optimizer_factories(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         return self.optimizer, self.scheduler
 
     def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:

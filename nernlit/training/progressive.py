@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from nernlit.errors import UsageError
-from nernlit.kernels import Sampling, mixed_seed
+from nernlit.kernels import Sampling, derive_seed
 from nernlit.losses import reconstruction_rmse
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, load_representation
@@ -137,8 +137,8 @@ class Progressive(Scheme):
     def trained_parameters(self) -> Iterable[Parameter]:
         return self.trial_predictors.parameters()
 
-    def learning_rates(self) -> dict[Parameter, float]:
-        ratios = self.representation.predictor.learning_rates()
+    def lr_multipliers(self) -> dict[Parameter, float]:
+        ratios = self.representation.predictor.lr_multipliers()
         return {
             each.get_parameter(name): ratio for each in self.trial_predictors.each for name, ratio in ratios.items()
         }
@@ -223,7 +223,7 @@ class Progressive(Scheme):
         self._start_trials()
 
     def _start_trials(self) -> None:
-        self.trial_predictors.reset(*(mixed_seed(self.seed, self.stage, trial) for trial in range(self.trials)))
+        self.trial_predictors.reset(*(derive_seed(self.seed, self.stage, trial) for trial in range(self.trials)))
 
     @torch.no_grad()
     def _reconstructed(self) -> Tensor:

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from nernlit.coding import KeptForm
 from nernlit.errors import UsageError, require_at_least
-from nernlit.predictors import MOST_BITS, Quantized
+from nernlit.predictors import MAX_BITS, Quantized
 from nernlit.representation import Representation
 
-#: What a relative difference of the file's size adds to the logarithm of the weight: in each step for good, and in the
-#: same step only. The latter is what holds the size when the learning rate, and so the effect of the term, falls.
-_INTEGRAL, _PROPORTIONAL = 0.1, 50.0
-#: The weight at the start with `target_bytes`, and its limits.
-_START, _LEAST, _MOST = 0.3, 1e-6, 1e3
-#: Steps between two measurements of the coded numbers, and the share of the bytes left for them that is aimed at.
-_INTERVAL, _AIM = 100, 0.998
-#: The step sizes of an earlier fit are kept if its file is at most so much larger than `target_bytes`.
-_REACHABLE = 1.1
+#: Gains of the PI controller of the logarithm of the weight; its input is the relative excess of the file size. The
+#: proportional part holds the size when the learning rate, and so the effect of the term, falls.
+_INTEGRAL_GAIN, _PROPORTIONAL_GAIN = 0.1, 50.0
+#: The initial weight with `target_bytes`, and its limits.
+_INITIAL_WEIGHT, _MIN_WEIGHT, _MAX_WEIGHT = 0.3, 1e-6, 1e3
+#: Steps between two measurements of the coded size, and the share of the available bytes that is aimed at.
+_MEASURE_INTERVAL, _TARGET_FRACTION = 100, 0.998
+#: The step sizes of an earlier fit are kept if its file is at most this factor larger than `target_bytes`.
+_MAX_EXCESS = 1.1
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RateTerm:
         self.options = rate
         self.predictor, self.num_weights = predictor, representation.layout.num_weights
         self.target_bytes = rate.target_bytes
-        self.weight = rate.weight or (0.0 if rate.target_bytes is None else _START)
+        self.weight = rate.weight or (0.0 if rate.target_bytes is None else _INITIAL_WEIGHT)
         sizes = representation.sizes(rate.kept, rate.fold_batch_norm)
         #: Size of the file, estimated in the last step.
         self.file_bytes = torch.zeros(())
@@ -80,11 +80,11 @@ class RateTerm:
                 "quantized numbers. Pass more."
             )
         if rate.target_bytes is not None and (
-            representation.is_new or sizes.file_bytes > _REACHABLE * rate.target_bytes
+            representation.is_new or sizes.file_bytes > _MAX_EXCESS * rate.target_bytes
         ):
             # A coarse start reaches a small size sooner than the term's gradient does.
             bits = 8 * (rate.target_bytes - self.fixed_bytes) / sum(predictor.all_sizes)
-            predictor.restart(min(bits, MOST_BITS))
+            predictor.restart(min(bits, MAX_BITS))
 
     def __call__(self, metrics: dict[str, Tensor]) -> Tensor:
         """The term of a step; the weight changes for the next one.
@@ -93,7 +93,7 @@ class RateTerm:
             metrics: Takes `bits_per_weight`, of the coded numbers, and the weight, `rate_weight`.
         """
         estimated, entropy = self.predictor.rate()
-        if self.steps % _INTERVAL == 0:  # the code has contexts, which the entropy of each group does not know
+        if self.steps % _MEASURE_INTERVAL == 0:  # the code has contexts, which the entropy of each group does not know
             stored = self.predictor.stored()
             self.coded_ratio = 8 * len(stored["integers"]) / max(float(entropy), 1.0)
             beside = sum(value.nbytes for name, value in stored.items() if name != "integers")
@@ -104,11 +104,14 @@ class RateTerm:
         self.file_bytes = self.fixed_bytes + entropy * self.coded_ratio / 8
         weight = self.weight
         if self.target_bytes is not None:
-            excess = float(self.file_bytes - self.fixed_bytes) / (_AIM * (self.target_bytes - self.fixed_bytes)) - 1
+            excess = (
+                float(self.file_bytes - self.fixed_bytes) / (_TARGET_FRACTION * (self.target_bytes - self.fixed_bytes))
+                - 1
+            )
             # A file below the target is not made smaller.
-            weight = 0.0 if excess < 0 else min(_MOST, weight * math.exp(min(3.0, _PROPORTIONAL * excess)))
-            step = _INTEGRAL * max(-1.0, min(1.0, excess))
-            self.weight = min(_MOST, max(_LEAST, self.weight * math.exp(step)))
+            weight = 0.0 if excess < 0 else min(_MAX_WEIGHT, weight * math.exp(min(3.0, _PROPORTIONAL_GAIN * excess)))
+            step = _INTEGRAL_GAIN * max(-1.0, min(1.0, excess))
+            self.weight = min(_MAX_WEIGHT, max(_MIN_WEIGHT, self.weight * math.exp(step)))
         term = weight * estimated / self.num_weights
         metrics["bits_per_weight"] = entropy * self.coded_ratio / self.num_weights
         metrics["rate_weight"] = estimated.new_tensor(weight)

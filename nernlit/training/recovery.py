@@ -15,7 +15,7 @@ from nernlit.training.divergence import ADVICE
 
 OnDivergence = Literal["stop", "restart"]
 #: Most restarts of a fit; after them the learning rate is 1/32 of the schedule's.
-MOST_RESTARTS = 5
+MAX_RESTARTS = 5
 
 #: What changes in training beside the optimizer: entries of any kind that can be copied and saved.
 State = dict[str, Any]
@@ -92,7 +92,7 @@ class Recovery:
         self.step = module.trainer.global_step
         self._state = copy.deepcopy({**module.trained_state(), "optimizer": optimizer.state_dict()})
 
-    def keep_if_good(self, module: Recoverable) -> None:
+    def keep_if_finite(self, module: Recoverable) -> None:
         """With `restart`: keep a copy of the module's state, or return to the last one if the fit has diverged."""
         if not self.restarts_fits or self.step == module.trainer.global_step:
             return
@@ -112,15 +112,15 @@ class Recovery:
         if not self.restarts_fits or self.step is None:
             raise error
         found = str(error).removesuffix(f"; {ADVICE}.")
-        if self.restarts == MOST_RESTARTS:
-            raise DivergenceError(f"{found}, after {MOST_RESTARTS} restarts; {ADVICE}.") from error
+        if self.restarts == MAX_RESTARTS:
+            raise DivergenceError(f"{found}, after {MAX_RESTARTS} restarts; {ADVICE}.") from error
         self.restarts += 1
         state = copy.deepcopy(self._state)  # an optimizer changes the tensors that it loads
         _load_optimizer(module.trainer.optimizers[0], state.pop("optimizer"), 0.5 if self._lowers else 1.0)
         module.load_trained_state(state)
         rank_zero_warn(
             f"{found}; continuing from the state after step {self.step} with {self.factor:g} times the learning rate "
-            f"(restart {self.restarts} of at most {MOST_RESTARTS})."
+            f"(restart {self.restarts} of at most {MAX_RESTARTS})."
         )
         for logger in module.trainer.loggers:
             logger.log_metrics({"restarts": self.restarts}, module.trainer.global_step)

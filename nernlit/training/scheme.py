@@ -130,7 +130,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             autocast=self.autocast,
-            mean=self.joined_mean,
+            mean=self.mean_with_gradients,
             curve=self.curve,
         )
         terms: dict[str, Tensor] = self.stages[self.stage].objective(step)
@@ -140,8 +140,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             terms[first] = terms[first] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
         if self.rate is not None:
             terms["rate"] = self.rate(step.metrics)
-            self.step_figures["size/file_bytes_estimate"] = self.rate.file_bytes
-        self.step_figures |= {f"train/{name}": value for name, value in step.metrics.items()}
+            self.step_metrics["size/file_bytes_estimate"] = self.rate.file_bytes
+        self.step_metrics |= {f"train/{name}": value for name, value in step.metrics.items()}
         return terms
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -150,7 +150,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def joined_mean(self, value: Tensor) -> Tensor:
+    def mean_with_gradients(self, value: Tensor) -> Tensor:
         """The mean of a scalar over all processes, with gradients."""
         if self.trainer.world_size == 1:
             return value
@@ -166,8 +166,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     def trained_parameters(self) -> Iterable[Parameter]:
         return self.representation.trained_parameters()
 
-    def learning_rates(self) -> dict[Parameter, float]:
-        return self.representation.learning_rates()
+    def lr_multipliers(self) -> dict[Parameter, float]:
+        return self.representation.lr_multipliers()
 
     @property
     def is_trained(self) -> bool:
@@ -201,7 +201,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         stage = bisect_right(self.stage_starts(), self.trainer.global_step)
         if stage != self.stage:
-            self.recovery.keep_if_good(self)  # of the stage that is over, which may just have diverged
+            self.recovery.keep_if_finite(self)  # of the stage that is over, which may just have diverged
             self.stage = stage
             self.start_stage()
             self.trainer.strategy.setup_optimizers(self.trainer)
@@ -212,10 +212,10 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         with self.recovery.lowered(self.trainer.optimizers[0]):
             super().optimizer_step(*args, **options)
             rate = relative_rate(self.trainer.optimizers[0])
-        for name, value in self.representation.predictor.after_step(rate, self.joined_tensor_mean).items():
+        for name, value in self.representation.predictor.after_step(rate, self.reduced_mean).items():
             self.log(f"train/{name}", value)
 
-    def makers(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
+    def optimizer_factories(self) -> tuple[OptimizerCallable, LRSchedulerCallable | None]:
         stage = self.stages[self.stage]
         return stage.optimizer, stage.scheduler
 
@@ -245,7 +245,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     # Divergence.
 
     @property
-    def rate_factor(self) -> float:
+    def lr_factor(self) -> float:
         return self.recovery.factor
 
     def checked_terms(self, batch: Any) -> dict[str, Tensor]:
@@ -261,10 +261,10 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.recovery.keep_if_good(self)
+            self.recovery.keep_if_finite(self)
 
     def on_train_epoch_end(self) -> None:
-        self.recovery.keep_if_good(self)
+        self.recovery.keep_if_finite(self)
 
     def trained_state(self) -> dict[str, Any]:
         """What training changes within a stage, except the optimizer; no copy."""
@@ -398,7 +398,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             require_same_teacher(self.teacher, checkpoint)
 
     @property
-    def file_form(self) -> dict[str, Any]:
+    def save_options(self) -> dict[str, Any]:
         """The options of `Representation.save` that the sizes are measured with: those of `rate`, or none."""
         if self.rate is None:
             return {}
@@ -410,7 +410,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.representation.predictor.start_stage()
         self.representation.is_new = False
         if self.logger is not None and self.trainer.is_global_zero:
-            sizes = self.representation.sizes(**self.file_form)
+            sizes = self.representation.sizes(**self.save_options)
             figures = {"cr_paper": sizes.cr_paper, "cr_file": sizes.cr_file}
             figures["predictor_params"] = sizes.predictor_params
             self.logger.log_metrics({f"size/{name}": value for name, value in figures.items()}, step=0)

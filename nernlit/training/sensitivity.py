@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nernlit.errors import DataError, UsageError, require_at_least
-from nernlit.kernels import mixed_seed
+from nernlit.kernels import derive_seed
 from nernlit.originals import (
     Original,
     activation_moments,
@@ -147,7 +147,7 @@ def error_weights(
         share = math.ceil(option.num_images / processes.world_size)
         with progress(f"sensitivity ({option.kind}) on {option.num_images:,} images", share) as advance:
             if option.kind == "fisher":
-                found = fisher_information(original, keys, on_device, mixed_seed(option.seed, 1), advance, processes)
+                found = fisher_information(original, keys, on_device, derive_seed(option.seed, 1), advance, processes)
             else:
                 found = activation_moments(original, keys, on_device, advance, processes)
     return normalized(representation, found, option.exponent, option.cap)

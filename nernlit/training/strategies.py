@@ -8,7 +8,7 @@ _SPLITTING = ("fsdp", "deepspeed", "modelparallel")
 _FOR_SESSIONS = ("_spawn", "_fork", "_notebook")
 
 
-def refuse_splitting(strategy: object) -> None:
+def refuse_sharded_strategies(strategy: object) -> None:
     """Refuse a strategy in which no process has all parameters.
 
     Schemes predict whole networks, save whole predictors and compare losses between processes, so every process needs
@@ -32,7 +32,7 @@ def refuse_sessions(strategy: object) -> None:
     """Refuse a strategy that starts processes from a running Python session, which a command is not.
 
     Args:
-        strategy: See `refuse_splitting`.
+        strategy: See `refuse_sharded_strategies`.
 
     Raises:
         UsageError: If it does.

@@ -10,8 +10,8 @@ from nernlit.utilities.progress import progress
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def part_of_compiled(function: _Function) -> _Function:
-    """Decorates a function that compiled functions call. It is compiled with them."""
+def jit_helper(function: _Function) -> _Function:
+    """Decorator for functions that are called by compiled functions; they are compiled together."""
     return cast(_Function, numba.njit(function))
 
 

@@ -16,10 +16,10 @@ from typing import Self, final
 import psutil
 import torch
 
-#: Cores that other programs may use before a thread is given up: a light load, such as a browser, changes nothing.
-_ROUND_UP = 0.5
-#: Shortest time between two readings in seconds; the system counts CPU time in hundredths of a second.
-_SHORTEST = 0.2
+#: Load of other programs, in cores, that is ignored, such as that of a browser.
+_IGNORED_LOAD = 0.5
+#: Minimum time between two readings in seconds; the system counts CPU time in hundredths of a second.
+_MIN_INTERVAL = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class OtherPrograms:
         """The mean number of cores that other programs used since the last call, between 0 and `len(allowed)`."""
         now, last = _Reading.now(self.allowed), self._last
         seconds = now.at - last.at
-        if seconds >= _SHORTEST:
+        if seconds >= _MIN_INTERVAL:
             used = (now.everyone - last.everyone - (now.own - last.own)) / seconds
             self._cores, self._last = min(max(0.0, used), len(self.allowed)), now
         return self._cores
 
     def free_threads(self, most: int) -> int:
         """The number of threads, from 1 to `most`, for which other programs left a core free since the last call."""
-        return max(1, min(most, int(len(self.allowed) - self.cores() + _ROUND_UP)))
+        return max(1, min(most, int(len(self.allowed) - self.cores() + _IGNORED_LOAD)))
 
 
 #: Measures from the import on, so that the first reading already shows what else runs on the machine.

@@ -78,14 +78,14 @@ class Signals:
     @contextmanager
     def released(self) -> Iterator[None]:
         """A context in which a signal raises `Interrupted` although `hold` was called, because no state is changed."""
-        self.release_for_a_while()
+        self.release_until_hold()
         try:
             yield
         finally:
             self._released = False
 
-    def release_for_a_while(self) -> None:
-        """Begin such a context; `hold` ends it."""
+    def release_until_hold(self) -> None:
+        """Like `released`, but until the next call of `hold`."""
         if self._held and self.received is not None:
             raise Interrupted(self.received)
         self._released = True

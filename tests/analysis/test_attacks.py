@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nernlit.analysis.attacks import Attack, accuracy_under, eps_that_keeps
+from nernlit.analysis.attacks import Attack, accuracy_under, find_eps
 from nernlit.errors import UsageError
 
 
@@ -152,13 +152,13 @@ def test_calibration_finds_the_eps_of_a_classifier_whose_margins_are_known() -> 
         return torch.stack([x.flatten(1)[:, 0] - 0.5, 0.5 - x.flatten(1)[:, 0]], dim=1)
 
     assert accuracy_under(Attack(0), classify, batches) == 1
-    assert eps_that_keeps(classify, batches, keeps=0.7, tolerance_255=0.005) == pytest.approx(3.45, abs=0.06)
+    assert find_eps(classify, batches, keeps=0.7, tolerance_255=0.005) == pytest.approx(3.45, abs=0.06)
     with pytest.raises(UsageError, match=r"more than 70% of the accuracy is left at eps = 2/255"):
-        eps_that_keeps(classify, batches, keeps=0.7, highest_255=2.0)
+        find_eps(classify, batches, keeps=0.7, highest_255=2.0)
     with pytest.raises(UsageError, match=r"keeps=1.5; expected a share"):
-        eps_that_keeps(classify, batches, keeps=1.5)
+        find_eps(classify, batches, keeps=1.5)
     with pytest.raises(UsageError, match="clean accuracy is 0, so there is no accuracy to keep"):
-        eps_that_keeps(classify, [(images, torch.ones(100, dtype=torch.long))], keeps=0.7)
+        find_eps(classify, [(images, torch.ones(100, dtype=torch.long))], keeps=0.7)
     with pytest.raises(ValueError, match="no images"):
         accuracy_under(Attack(1), classify, [])
 

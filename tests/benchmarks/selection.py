@@ -35,7 +35,7 @@ from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from tests.benchmarks.study import Setting, built_optimizer
+from tests.benchmarks.study import Setting, build_optimizer
 from tests.benchmarks.study_images import Measured, logits
 
 Weights = dict[str, Tensor]
@@ -91,7 +91,7 @@ def fitted(original: Original, target: Weights, options: argparse.Namespace, see
     mlp = MLP(options.hidden, activation="gelu", num_frequencies=options.num_frequencies, base=options.base)
     whole = Representation(copy.deepcopy(original), mlp).to(options.device)
     target_NKK = whole.layout.table(target, mlp.block).to(options.device) / whole.scale
-    optimizer = built_optimizer(Setting(), mlp.parameters())
+    optimizer = build_optimizer(Setting(), mlp.parameters())
     schedule = WarmupCosine(optimizer, 50, total_steps=options.steps)
     norms, half = target_NKK.flatten(1).norm(dim=1).cpu(), options.steps // 2
     at = {options.steps - half * number // options.evaluations for number in range(options.evaluations)}

@@ -124,7 +124,7 @@ SENSITIVITIES: dict[str, Setting] = {
 SETTINGS = OPTIMIZERS | PREDICTORS | SENSITIVITIES
 
 
-def built_optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
+def build_optimizer(setting: Setting, parameters: Iterable[Parameter]) -> Optimizer:
     options: dict[str, dict[str, Any]] = {
         "muon": {"momentum": setting.momentum, "nesterov": setting.nesterov, "ns_steps": setting.ns_steps}
     }
@@ -177,7 +177,7 @@ def fit(
     mlp = _mlp(setting, width(setting, hidden, _layers(original)))
     whole = Representation(original, mlp, order=setting.order, standardize=setting.standardize, tune_kept="affine")
     average = AveragedModel(mlp, multi_avg_fn=get_ema_multi_avg_fn(setting.ema)) if setting.ema else None
-    optimizer = built_optimizer(setting, mlp.parameters())
+    optimizer = build_optimizer(setting, mlp.parameters())
     schedule = WarmupCosine(optimizer, setting.warmup_steps, total_steps=steps)
     smallest = 2 / (1 + setting.batch_growth)
     largest = round(setting.batch_size * smallest * setting.batch_growth)

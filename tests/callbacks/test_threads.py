@@ -43,7 +43,7 @@ def _eight_threads() -> Any:
 @pytest.fixture
 def _never_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of a single step may be slow by chance where other programs do run."""
-    monkeypatch.setattr("nernlit.callbacks.threads._SLOW", float("inf"))
+    monkeypatch.setattr("nernlit.callbacks.threads._SLOWDOWN", float("inf"))
 
 
 class Recorder(L.Callback):

@@ -139,7 +139,7 @@ def test_a_claim_of_another_machine_or_a_damaged_one_holds_while_it_is_fresh(con
 
 
 def test_a_holder_keeps_its_claim_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.01)
     with claim(FOLDER):
         (file,) = FOLDER.parent.iterdir()
         os.utime(file, (1.0, 1.0))

@@ -440,6 +440,6 @@ def test_statistics_are_those_of_the_network_in_use() -> None:
     data = ImageNetDataModule("nowhere")
     data.classes = ("a", "b")
     for channels in (1, 3, 4, 3):
-        data._match(type("Network", (), {"num_classes": data.num_classes, "in_chans": channels}))
+        data._adopt_network(type("Network", (), {"num_classes": data.num_classes, "in_chans": channels}))
         assert len(data.mean) == channels
     assert data.mean == ImageNetDataModule.mean

@@ -11,12 +11,12 @@ from nernlit.predictors.additive import (
     additive_codes,
     all_prices,
     beam_search,
+    code_costs,
     decoded,
     k_means_step,
     nearest,
-    prices,
     sweep,
-    work,
+    total_work,
 )
 from tests.reference import additive as slow
 
@@ -42,17 +42,17 @@ def _error(blocks: Tensor, weights: Tensor, codewords: Tensor, codes: Tensor) ->
     return float((weights * (blocks - decoded(codewords, codes)).square()).sum())
 
 
-def _cost(blocks: Tensor, weights: Tensor, codewords: Tensor, codes: Tensor, prices: Tensor) -> float:
-    return _error(blocks, weights, codewords, codes) + float(prices.gather(1, codes).sum())
+def _cost(blocks: Tensor, weights: Tensor, codewords: Tensor, codes: Tensor, code_costs: Tensor) -> float:
+    return _error(blocks, weights, codewords, codes) + float(code_costs.gather(1, codes).sum())
 
 
-@pytest.mark.parametrize("bit_price", [0.0, 0.05])
+@pytest.mark.parametrize("cost_per_bit", [0.0, 0.05])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_k_means_step_is_the_slow_one(masked: bool, bit_price: float) -> None:
+def test_a_k_means_step_is_the_slow_one(masked: bool, cost_per_bit: float) -> None:
     blocks, weights, codewords, given = _problem(masked)
     given[0, :40] = 2  # more frequent than the others
-    codes, moved = k_means_step(blocks, weights, codewords[0], prices(given[0], C, bit_price))
-    paid = slow.prices(given[0].tolist(), C, bit_price)
+    codes, moved = k_means_step(blocks, weights, codewords[0], code_costs(given[0], C, cost_per_bit))
+    paid = slow.code_costs(given[0].tolist(), C, cost_per_bit)
     expected = slow.nearest(blocks.numpy(), weights.numpy(), codewords[0].numpy(), paid)
     assert codes.tolist() == expected
     assert len(set(expected)) == C
@@ -60,26 +60,26 @@ def test_a_k_means_step_is_the_slow_one(masked: bool, bit_price: float) -> None:
     assert np.allclose(moved.numpy(), means, atol=1e-12)
 
 
-@pytest.mark.parametrize("bit_price", [0.0, 0.05])
+@pytest.mark.parametrize("cost_per_bit", [0.0, 0.05])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_sweep_is_the_slow_one(masked: bool, bit_price: float) -> None:
+def test_a_sweep_is_the_slow_one(masked: bool, cost_per_bit: float) -> None:
     blocks, weights, codewords, codes = _problem(masked)
-    moved, found = sweep(blocks, weights, codewords.clone(), codes.clone(), bit_price)
+    moved, found = sweep(blocks, weights, codewords.clone(), codes.clone(), cost_per_bit)
     numbers = [each.numpy() for each in (blocks, weights, codewords, codes)]
-    expected, expected_codes = slow.sweep(*numbers, bit_price)
+    expected, expected_codes = slow.sweep(*numbers, cost_per_bit)
     assert found.tolist() == expected_codes.tolist()
     assert np.allclose(moved.numpy(), expected, atol=1e-12)
-    paid = all_prices(codes, C, bit_price)
+    paid = all_prices(codes, C, cost_per_bit)
     assert _cost(blocks, weights, moved, found, paid) < _cost(blocks, weights, codewords, codes, paid)
 
 
-@pytest.mark.parametrize("bit_price", [0.0, 0.3])
+@pytest.mark.parametrize("cost_per_bit", [0.0, 0.3])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("width", [1, 3, C**M])
-def test_the_beam_search_is_the_slow_one(width: int, masked: bool, bit_price: float) -> None:
+def test_the_beam_search_is_the_slow_one(width: int, masked: bool, cost_per_bit: float) -> None:
     blocks, weights, codewords, codes = _problem(masked)
-    paid = [slow.prices(own, C, bit_price) for own in codes.tolist()]
-    found = beam_search(blocks, weights, codewords, codes, width, all_prices(codes, C, bit_price))
+    paid = [slow.code_costs(own, C, cost_per_bit) for own in codes.tolist()]
+    found = beam_search(blocks, weights, codewords, codes, width, all_prices(codes, C, cost_per_bit))
     for number, (block, weight) in enumerate(zip(blocks.numpy(), weights.numpy(), strict=True)):
         searched = slow.beam_search(block, weight, codewords.numpy(), width, paid)
         choices = [searched, tuple(codes[:, number].tolist())]  # the given codes stay if they are better
@@ -102,7 +102,7 @@ def test_a_beam_of_all_combinations_finds_the_best_codes() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, weights, codewords, codes = _problem(masked=True)
     whole = nearest(blocks, weights, codewords[0]), beam_search(blocks, weights, codewords, codes, 2)
-    monkeypatch.setattr("nernlit.predictors.additive._AT_ONCE", 7 * C)
+    monkeypatch.setattr("nernlit.predictors.additive._CHUNK_ELEMENTS", 7 * C)
     assert torch.equal(nearest(blocks, weights, codewords[0]), whole[0])
     assert torch.equal(beam_search(blocks, weights, codewords, codes, 2), whole[1])
 
@@ -177,7 +177,7 @@ def test_the_reported_work_adds_up(sample: int) -> None:
     blocks, weights, _, _ = _problem(masked=False)
     done: list[int] = []
     additive_codes(blocks, weights, M, C, 3, 2, sample, torch.Generator().manual_seed(0), done.append)
-    assert sum(done) == work(N, M, 3, 2, sample)
+    assert sum(done) == total_work(N, M, 3, 2, sample)
 
 
 def test_a_sample_finds_codebooks_for_all_blocks() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nernlit.predictors.grid import LIMIT, Counts, halved, rounded, spread
+from nernlit.predictors.grid import LIMIT, Counts, repeat_per_group, round_ste, round_to_half
 
 SIZES = [5, 1, 30, 7]
 
@@ -15,16 +15,16 @@ def _numbers() -> torch.Tensor:
 
 def test_rounding_has_the_gradient_of_the_identity() -> None:
     values = torch.tensor([0.2, -1.7, 2.5, 1e9], requires_grad=True)
-    rounded(values).square().sum().backward()
-    assert rounded(values).tolist() == [0.0, -2.0, 2.0, LIMIT]
+    round_ste(values).square().sum().backward()
+    assert round_ste(values).tolist() == [0.0, -2.0, 2.0, LIMIT]
     assert values.grad is not None
     assert values.grad.tolist() == [0.0, -4.0, 4.0, 2.0 * LIMIT]
 
 
 def test_halved_numbers_are_those_of_float16() -> None:
     values = torch.tensor([0.1, 1 / 3], requires_grad=True)
-    assert halved(values).tolist() == [float(np.float16(0.1)), float(np.float16(np.float32(1 / 3)))]
-    halved(values).sum().backward()
+    assert round_to_half(values).tolist() == [float(np.float16(0.1)), float(np.float16(np.float32(1 / 3)))]
+    round_to_half(values).sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [1.0, 1.0]
 
@@ -32,9 +32,9 @@ def test_halved_numbers_are_those_of_float16() -> None:
 def test_spread_and_its_gradient_equal_those_of_an_index() -> None:
     values = torch.randn(len(SIZES), dtype=torch.float64, requires_grad=True)
     index = torch.cat([torch.full((size,), group) for group, size in enumerate(SIZES)])
-    assert torch.equal(spread(values, SIZES), values[index])
+    assert torch.equal(repeat_per_group(values, SIZES), values[index])
     weights = torch.randn(sum(SIZES), dtype=torch.float64)
-    (own,) = torch.autograd.grad((spread(values, SIZES) * weights).sum(), values)
+    (own,) = torch.autograd.grad((repeat_per_group(values, SIZES) * weights).sum(), values)
     (reference,) = torch.autograd.grad((values[index] * weights).sum(), values)
     assert torch.allclose(own, reference)
 

@@ -49,7 +49,7 @@ def test_every_rounded_number_is_a_multiple_of_its_step(name: str) -> None:
     steps = predictor.steps().split([len(sizes) for sizes in predictor.sizes.values()])
     for (parameter, sizes), own in zip(predictor.sizes.items(), steps, strict=True):
         values = predictor.rounded_parameters()[parameter].flatten()
-        used = predictor.predictor.used_numbers().get(parameter)
+        used = predictor.predictor.used_masks().get(parameter)
         values = (values if used is None else values[used.flatten()]).split(sizes)
         for group, step in zip(values, own, strict=True):
             multiples = group / step
@@ -103,7 +103,7 @@ def test_gradients_are_those_of_learned_step_sizes() -> None:
 def test_many_kernels_are_predicted_in_chunks_with_parameters_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     representation = _quantized("table_layer")
     whole = representation.weights()
-    monkeypatch.setattr("nernlit.coding.prediction._WHOLE", 10)
+    monkeypatch.setattr("nernlit.coding.prediction._MAX_UNCHUNKED", 10)
     monkeypatch.setattr("nernlit.coding.prediction._CHUNK", 7)
     calls = []
     real = Quantized.rounded_parameters
@@ -154,7 +154,7 @@ def test_a_stage_starts_from_multiples_of_the_steps_with_the_same_predictions(na
 
 def test_the_steps_have_a_smaller_learning_rate() -> None:
     representation = _quantized("table")
-    ratios = representation.learning_rates()
+    ratios = representation.lr_multipliers()
     assert ratios == {_predictor(representation).log_ratios: 0.2}
 
 
@@ -173,7 +173,7 @@ def test_numbers_outside_of_crops_cost_nothing(tmp_path: Path) -> None:
 def test_step_sizes_are_chosen_on_a_sample_of_large_groups(per: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = digits_representation().original
     whole = _predictor(Representation(original, Table(), quantize=Quantize(2.0, per)))  # type: ignore[arg-type]
-    monkeypatch.setattr("nernlit.predictors.quantized._SAMPLE", 1_000)
+    monkeypatch.setattr("nernlit.predictors.quantized._SAMPLE_SIZE", 1_000)
     assert any(size > 1_000 for size in whole.all_sizes) == (per == "tensor")
     sampled = _predictor(Representation(original, Table(), quantize=Quantize(2.0, per)))  # type: ignore[arg-type]
     again = _predictor(Representation(original, Table(), quantize=Quantize(2.0, per)))  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def test_step_sizes_are_chosen_on_a_sample_of_large_groups(per: str, monkeypatch
 def test_step_sizes_are_not_chosen_when_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     representation = _quantized("table")
     representation.save(tmp_path / "net.nern")
-    monkeypatch.setattr("nernlit.predictors.quantized._multiple_of", None)
+    monkeypatch.setattr("nernlit.predictors.quantized._step_to_rms_ratio", None)
     loaded = nernlit.load(tmp_path / "net.nern", net=tiny_original().net)
     assert torch.equal(loaded.kernels(), representation.kernels())
 

@@ -19,7 +19,7 @@ from nernlit.representation.integers import integer_weights
 from nernlit.storage.container import Contents, read_container, write_container
 from nernlit.storage.entropy import encode_weights
 from nernlit.training import DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase
-from nernlit.training.objectives import Reconstruction, Step, whole_error
+from nernlit.training.objectives import Reconstruction, Step, full_reconstruction_error
 from nernlit.training.sensitivity import normalized
 from tests.fakes import STATISTICS, TinyCNN, quiet_trainer
 
@@ -220,7 +220,9 @@ def test_the_error_of_all_weights_is_the_mean_over_those_that_are_learned(loss: 
     weights, target = representation.weights(), representation.original_weights()
     errors = torch.cat([(weights[key] - value)[value != 0].flatten() for key, value in target.items()])
     mse = (errors / representation.scale).square().mean()
-    assert torch.allclose(whole_error(representation, weights, loss), mse if loss == "mse" else mse.sqrt())
+    assert torch.allclose(
+        full_reconstruction_error(representation, weights, loss), mse if loss == "mse" else mse.sqrt()
+    )
 
 
 def test_a_step_on_kernels_of_zeros_has_no_explained_power() -> None:

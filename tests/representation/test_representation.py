@@ -294,7 +294,7 @@ def test_weights_in_chunks_have_the_same_gradients(
     representation = make()  # of 3x3 kernels, and of several sizes
     outcomes = []
     for chunk in (10**6, 7):
-        monkeypatch.setattr(prediction, "_WHOLE", chunk)
+        monkeypatch.setattr(prediction, "_MAX_UNCHUNKED", chunk)
         monkeypatch.setattr(prediction, "_CHUNK", chunk)
         representation.zero_grad()
         weights = representation.weights()
@@ -319,7 +319,7 @@ def test_chunks_keep_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
 
     totals = []
     for chunk in (10**6, 100):
-        monkeypatch.setattr(prediction, "_WHOLE", chunk)
+        monkeypatch.setattr(prediction, "_MAX_UNCHUNKED", chunk)
         monkeypatch.setattr(prediction, "_CHUNK", chunk)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
@@ -333,7 +333,7 @@ def test_a_prediction_of_seconds_shows_how_far_it_is(
 ) -> None:
     representation = tiny_representation()
     forward = representation.predictor.forward
-    monkeypatch.setattr("nernlit.coding.prediction._WHOLE", 1)
+    monkeypatch.setattr("nernlit.coding.prediction._MAX_UNCHUNKED", 1)
     monkeypatch.setattr("nernlit.utilities.progress.progress.__wrapped__.__defaults__", (0.01,))
     monkeypatch.setattr(representation.predictor, "forward", lambda rows: (time.sleep(0.1), forward(rows))[1])
     representation.reconstructed()

@@ -124,8 +124,8 @@ def test_a_fit_of_affine_tensors_continues_with_all(tmp_path: Path) -> None:
 
 def test_they_have_a_smaller_learning_rate() -> None:
     representation = _table("affine")
-    assert set(representation.learning_rates().values()) == {0.1}
-    assert set(representation.learning_rates()) == set(representation.tuned.parameters())
+    assert set(representation.lr_multipliers().values()) == {0.1}
+    assert set(representation.lr_multipliers()) == set(representation.tuned.parameters())
 
 
 def test_a_scheme_without_images_refuses_to_train_them() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from nernlit.callbacks import DurableCheckpointIO
 from nernlit.errors import CheckpointError, StorageError
-from nernlit.storage.checkpoint import newest_whole_checkpoint, read_checkpoint
+from nernlit.storage.checkpoint import newest_intact_checkpoint, read_checkpoint
 from tests.storage.test_files import files_of_at_most
 
 CHECKPOINT: dict[str, Any] = {
@@ -73,10 +73,10 @@ def test_the_newest_whole_checkpoint_is_found(clock: int) -> None:
         os.utime(_save(f"checkpoints/{name}.ckpt", global_step=time), (9 + clock * time, 9 + clock * time))
     last = Path("checkpoints/last.ckpt")
     last.write_bytes(last.read_bytes()[:1000])
-    found = newest_whole_checkpoint(Path("checkpoints"))
+    found = newest_intact_checkpoint(Path("checkpoints"))
     assert found is not None
     assert (found[0].name, found[1]["global_step"]) == ("best.ckpt", 1)
-    assert newest_whole_checkpoint(Path("nowhere")) is None
+    assert newest_intact_checkpoint(Path("nowhere")) is None
 
 
 def test_a_full_disk_keeps_the_former_checkpoint() -> None:

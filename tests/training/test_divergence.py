@@ -21,7 +21,7 @@ from nernlit.training import (
     ReconOnly,
     ReconstructionPhase,
 )
-from nernlit.training.divergence import LossWatch
+from nernlit.training.divergence import FiniteLossCheck
 from tests.fakes import QUICK, digits_representation, quiet_trainer
 
 
@@ -113,10 +113,10 @@ def test_every_scheme_that_diverges_says_so(build: Callable[[], ClassifierModule
 
 
 def test_steps_that_are_checked_together_name_the_first_that_failed() -> None:
-    watch = LossWatch(at_once=False, joined=lambda flags: flags)
+    watch = FiniteLossCheck(at_once=False, joined=lambda flags: flags)
     for step in range(10):
         value = torch.tensor(torch.inf if step >= 4 else 1.0)
-        watch.note(step, 0.5, {"recon": torch.ones(()), "kd": value})
+        watch.record(step, 0.5, {"recon": torch.ones(()), "kd": value})
     with pytest.raises(DivergenceError, match=r"at step 4 train/kd is inf \(learning rate 0\.5\)"):
         watch.check()
     watch.check()  # each step once
@@ -211,6 +211,6 @@ def test_a_network_that_is_not_finite_is_not_written() -> None:
 
 
 def test_a_process_that_is_well_does_not_name_its_own_value() -> None:
-    watch = LossWatch(True, torch.zeros_like)  # another process has found something
+    watch = FiniteLossCheck(True, torch.zeros_like)  # another process has found something
     with pytest.raises(DivergenceError, match="at step 7 train/recon is not finite on another process"):
-        watch.note(7, 0.1, {"recon": torch.tensor(0.5)})
+        watch.record(7, 0.1, {"recon": torch.tensor(0.5)})

@@ -22,7 +22,7 @@ from nernlit.training import (
     ReconOnly,
     ReconstructionPhase,
 )
-from nernlit.training.optimization import built_optimizer
+from nernlit.training.optimization import build_optimizer
 from tests.fakes import QUICK, digits_representation, quiet_trainer
 
 Make = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -175,6 +175,6 @@ def test_an_optimizer_that_plans_one_rate_is_refused_where_several_are_needed() 
         schedules_itself = True
 
     first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
-    built_optimizer(lambda parameters: Planned(parameters, lr=1.0), {first: 1.0, second: 1.0}, "--model")
+    build_optimizer(lambda parameters: Planned(parameters, lr=1.0), {first: 1.0, second: 1.0}, "--model")
     with pytest.raises(UsageError, match=r"--model\.optimizer Planned has one learning rate for all parameters"):
-        built_optimizer(lambda parameters: Planned(parameters, lr=1.0), {first: 1.0, second: 0.1}, "--model")
+        build_optimizer(lambda parameters: Planned(parameters, lr=1.0), {first: 1.0, second: 0.1}, "--model")

@@ -13,7 +13,7 @@ from torch import nn
 from nernlit.cli.main import run
 from nernlit.data import DigitsDataModule
 from nernlit.errors import UsageError
-from nernlit.kernels import AllKernels, Uniform, mixed_seed
+from nernlit.kernels import AllKernels, Uniform, derive_seed
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
@@ -85,7 +85,7 @@ def test_a_round_fits_what_the_best_trial_of_the_round_before_reconstructed() ->
     assert first.val_acc == max(first.val_acc_trials)
     assert first.trial == first.val_acc_trials.index(first.val_acc) or first.val_acc_trials.count(first.val_acc) > 1
     fresh = _progressive(rounds=2, trials=3).trial_predictors
-    fresh.reset(*(mixed_seed(module.seed, 1, trial) for trial in range(3)))
+    fresh.reset(*(derive_seed(module.seed, 1, trial) for trial in range(3)))
     for began, expected in zip(starts[0], fresh.parameters(), strict=True):
         assert torch.equal(began, expected)
 

@@ -11,7 +11,7 @@ from nernlit.cli.configs import config_parts, expand_bases
 from nernlit.cli.main import run
 from nernlit.data import DigitsDataModule, NoImages
 from nernlit.errors import CheckpointError, DataError, UsageError
-from nernlit.kernels import AllKernels, Uniform, mixed_seed
+from nernlit.kernels import AllKernels, Uniform, derive_seed
 from nernlit.losses import reconstruction_mse, reconstruction_rmse
 from nernlit.originals import Original, fisher_information
 from nernlit.predictors import MLP, Codebooks, PredictorEnsemble, Quantize
@@ -27,7 +27,7 @@ from nernlit.training import (
     Sensitivity,
     Step,
 )
-from nernlit.training.objectives import whole_error
+from nernlit.training.objectives import full_reconstruction_error
 from nernlit.training.sensitivity import error_weights, normalized
 from tests.fakes import QUICK, TinyCNN, digits_representation, quiet_trainer, tiny_representation
 
@@ -132,7 +132,9 @@ def test_the_weighted_error_trains_and_the_explained_power_is_not_weighted(loss:
     step, plain = _step(representation, error_weights=table), _step(representation)
     found = Reconstruction(AllKernels(), loss)(step)["recon"]  # type: ignore[arg-type]
     assert torch.allclose(found, expected, rtol=1e-5)
-    assert torch.allclose(whole_error(representation, representation.weights(), loss, table), expected, rtol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(
+        full_reconstruction_error(representation, representation.weights(), loss, table), expected, rtol=1e-5
+    )  # type: ignore[arg-type]
     assert not torch.allclose(Reconstruction(AllKernels(), loss)(plain)["recon"], expected, rtol=1e-2)  # type: ignore[arg-type]
     assert float(step.metrics["explained_power"]) == pytest.approx(float(plain.metrics["explained_power"]), abs=1e-6)
 
@@ -159,7 +161,7 @@ def test_a_fit_uses_the_fisher_information_of_training_images() -> None:
     data.setup("fit")
     (images,) = data.training_images(16, 0)
     original, layout = module.representation.original, module.representation.layout
-    found = fisher_information(original, [layer.key for layer in layout.layers], [images], mixed_seed(0, 1))
+    found = fisher_information(original, [layer.key for layer in layout.layers], [images], derive_seed(0, 1))
     assert module.error_weights.table is not None
     assert torch.equal(module.error_weights.table, normalized(module.representation, found, 0.35, None))
     assert again.error_weights.table is not None
