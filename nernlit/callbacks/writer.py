@@ -22,7 +22,7 @@ def write_weights(path: Path, timm_name: str, state: Mapping[str, Tensor]) -> No
 
 def print_written(path: Path, original: Original) -> None:
     """Print the path of a network's weights, and the Python code that loads them into the original's architecture."""
-    Console().print(f"wrote {path}\n{_how_to_load(path, original)}", soft_wrap=True, highlight=False)
+    Console().print(f"wrote {path}\n{_how_to_load(path, original)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _how_to_load(path: Path, original: Original) -> str:

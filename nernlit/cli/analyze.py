@@ -18,7 +18,7 @@ from typing import Any
 
 from nernlit.cli import analyses
 from nernlit.cli.analyses import Outcome, Rows, Runs
-from nernlit.cli.arguments import CommandParser, count, finite, require_writable, split_options
+from nernlit.cli.arguments import CommandParser, count, finite, path, require_writable, split_options
 from nernlit.cli.images import add_device, chosen_device
 from nernlit.cli.runs import Run, distinct_names
 from nernlit.errors import UsageError
@@ -64,7 +64,7 @@ def main(args: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         help="folder of the figure and the JSON file (default: `analysis` beside the first run's files)",
     )
     add_device(parser)

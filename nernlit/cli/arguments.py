@@ -26,7 +26,7 @@ class CommandParser(argparse.ArgumentParser):
         """Add `--original FILE`, for commands that compare with the original."""
         self.add_argument(
             "--original",
-            type=Path,
+            type=path,
             help="file of the original's weights: if it has moved since the fit, or for a .nern file",
         )
 
@@ -54,6 +54,11 @@ def split_options(args: Sequence[str], name: str) -> tuple[list[str], list[str]]
         else:
             raise UsageError(f"{flag} needs a value.")
     return others, taken
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path; `~` is the home folder."""
+    return Path(text).expanduser()
 
 
 def count(text: str) -> int:

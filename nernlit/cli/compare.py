@@ -9,7 +9,7 @@ from typing import final
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference
-from nernlit.cli.arguments import CommandParser, count, positive, require_writable, split_options
+from nernlit.cli.arguments import CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
 from nernlit.cli.fits import continued_fit, epoch_options
 from nernlit.cli.inputs import network_options, original_of, require_images
@@ -45,11 +45,11 @@ def compare(args: Sequence[str]) -> None:
         metavar="NET",
         help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of files, fits, table and figure")
+    parser.add_argument("--out", type=path, required=True, help="folder of files, fits, table and figure")
     parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
     parser.add_argument("--bits", type=positive, nargs="+", help=f"bits per weight of {', '.join(WITH_BITS)}")
-    parser.add_argument("--others", type=Path, metavar="FILE.csv", help="table of files of other programs")
+    parser.add_argument("--others", type=path, metavar="FILE.csv", help="table of files of other programs")
     parser.add_argument("--epochs", type=count, help="passes of each fit over the training images (30 by default)")
     own_args, data_options = split_options(args, "--data")
     options, fit_options = parser.parse_known_args(own_args)
@@ -137,7 +137,7 @@ class _Comparison:
         name, seconds = rival_name(method, setting, "_"), 0.0
         if method in TRAINED:
             fit = [*self.rivals.fit_options(method, setting), *self.fit_options]
-            cli = continued_fit(fit, self.out / "fits", name)
+            cli = continued_fit(fit, self.out / "fits", name, self.rivals.original.fingerprint())
             network, seconds = cli.model.representation, fit_timer(cli.trainer).time_elapsed("train")
         else:
             network = self.rivals.untrained(method, setting)

@@ -8,14 +8,14 @@ from typing import final
 
 from rich.console import Console
 
-from nernlit.cli.arguments import CommandParser, count, positive, require_writable, split_options
+from nernlit.cli.arguments import CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.export import print_sizes, test
 from nernlit.cli.fits import continued_fit, epoch_options
 from nernlit.cli.inputs import ORIGINAL, network_options, original_of, require_images
 from nernlit.cli.main import NernlitCLI
 from nernlit.errors import UsageError
 from nernlit.representation import Sizes
-from nernlit.training.compression import KEPT, file_sizes, planned_size, quantized_table
+from nernlit.training.compression import file_sizes, planned_size, quantized_table
 from nernlit.utilities.sides import Size
 from nernlit.utilities.signals import Interrupted
 
@@ -44,7 +44,7 @@ def compress(args: Sequence[str]) -> None:
         metavar="NET",
         help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.nern")
+    parser.add_argument("-o", "--out", type=path, required=True, help="file to write, NAME.nern")
     parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--target_bytes", type=count, help="size of the file, in bytes")
@@ -55,7 +55,7 @@ def compress(args: Sequence[str]) -> None:
         help="write the smallest file that loses at most this many points of validation accuracy; runs several fits",
     )
     parser.add_argument("--epochs", type=count, help=f"passes over the training images ({_EPOCHS} by default)")
-    parser.add_argument("--out_runs", type=Path, default=Path("runs"), help="folder of the fit")
+    parser.add_argument("--out_runs", type=path, default=Path("runs"), help="folder of the fit")
     others, data = split_options(args, "--data")
     options, fit_args = parser.parse_known_args(others)
     if options.out.suffix != ".nern":
@@ -68,7 +68,8 @@ def compress(args: Sequence[str]) -> None:
     _say(f"{options.net} has {sizes.original_bytes:,} bytes as safetensors")
     kernel_size = representation.predictor.kernel_size
     epochs = options.epochs or _EPOCHS
-    fits = _Fits(options.out, options.out_runs, epochs, network, kernel_size, sizes, [*data, *fit_args])
+    weights = representation.original.fingerprint()
+    fits = _Fits(options.out, options.out_runs, epochs, network, weights, kernel_size, sizes, [*data, *fit_args])
     if options.target_drop is None:
         target, bits = planned_size(sizes, options.target_bytes, options.bits or _BITS)
         fits.save(fits.fit(target, bits), target)
@@ -88,6 +89,7 @@ class _Fits:
         runs: Folder of the fits.
         epochs: Epochs of a fit that starts from the network.
         network: The options of the original.
+        weights: The fingerprint of its weights.
         kernel_size: That of the table.
         sizes: Those of the representation before it is trained.
         options: Further options of each fit.
@@ -97,6 +99,7 @@ class _Fits:
     runs: Path
     epochs: int
     network: Mapping[str, str]
+    weights: str
     kernel_size: Size
     sizes: Sizes
     options: Sequence[str]
@@ -112,16 +115,17 @@ class _Fits:
             fit += [f"--model.representation.predictor.kernel_size={json.dumps(self.kernel_size)}"]
         else:
             fit += ["--model.representation=null", f"--model.init_from={init_from}"]
-        fit += self.options
+        # The checkpoint has those of the representation.
+        fit += self.options if init_from is None else split_options(self.options, "--model.representation")[0]
         try:
-            return continued_fit(fit, self.runs, self.out.stem)
+            return continued_fit(fit, self.runs, self.out.stem, self.weights)
         except Interrupted as interrupted:
             interrupted.message = f"interrupted; the same command continues it, and {self.out} is written at its end"
             raise
 
     def save(self, cli: NernlitCLI, target: int) -> None:
         """Write the file of a fit, and say so if it is larger than `target` bytes."""
-        cli.model.representation.eval().cpu().save(self.out, KEPT, fold_batch_norm=True)
+        cli.model.representation.eval().cpu().save(self.out, **cli.model.save_options)
         size = self.out.stat().st_size
         if size > _TOLERANCE * target:
             _say(f"{self.out} has {size / target - 1:.1%} more bytes than planned: train longer (--epochs)")

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from nernlit.callbacks import ProgressLine, Summary
 from nernlit.callbacks.writer import print_written, write_weights
-from nernlit.cli.arguments import CommandParser, count
+from nernlit.cli.arguments import CommandParser, count, path, split_options
+from nernlit.cli.inputs import require_images
 from nernlit.cli.runs import Run
 from nernlit.coding import Checks, KeptForm, part_bytes, unreadable
 from nernlit.data import ImageDataModule
@@ -29,7 +30,7 @@ def export(args: Sequence[str]) -> None:
     parser.add_argument(
         "run", metavar="RUN", help="folder of a fit (runs/<name>/version_N), a checkpoint or .nern file"
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.nern or NAME.onnx")
+    parser.add_argument("-o", "--out", type=path, required=True, help="file to write, NAME.nern or NAME.onnx")
     parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints; best by default")
     parser.add_argument(
         "--image_size",
@@ -72,6 +73,7 @@ def export(args: Sequence[str]) -> None:
             "input: pixels in [0, 1]; the model normalizes them",
             soft_wrap=True,
             highlight=False,
+            markup=False,
         )
         return
     run.representation().save(options.out, options.kept or "fp32", options.fold_batch_norm)
@@ -81,7 +83,7 @@ def export(args: Sequence[str]) -> None:
 def inspect(args: Sequence[str]) -> None:
     """`nernlit inspect FILE`: show the contents of a .nern file and the size of each part in bytes."""
     parser = CommandParser("inspect", inspect.__doc__)
-    parser.add_argument("file", metavar="FILE", type=Path)
+    parser.add_argument("file", metavar="FILE", type=path)
     options = parser.parse_args(args)
     contents = read_container(options.file)
     with unreadable(options.file):
@@ -107,8 +109,8 @@ def inspect(args: Sequence[str]) -> None:
 def reconstruct(args: Sequence[str]) -> None:
     """`nernlit reconstruct FILE -o NET.safetensors`: write the network as weights that timm loads."""
     parser = CommandParser("reconstruct", reconstruct.__doc__)
-    parser.add_argument("file", metavar="FILE", type=Path)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write, NAME.safetensors")
+    parser.add_argument("file", metavar="FILE", type=path)
+    parser.add_argument("-o", "--out", type=path, required=True, help="file to write, NAME.safetensors")
     options = parser.parse_args(args)
     if options.out.suffix != ".safetensors":
         raise UsageError(f"--out {options.out}: expected a file name that ends in .safetensors.")
@@ -120,8 +122,11 @@ def reconstruct(args: Sequence[str]) -> None:
 def test(args: Sequence[str]) -> None:
     """`nernlit test FILE.nern --data CLASS --data.root DIR`: the accuracy of a .nern file's network on test images."""
     parser = ArgumentParser(prog="nernlit test", description=test.__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("file", metavar="FILE", type=Path)
+    parser.add_argument("file", metavar="FILE", type=path)
     parser.add_subclass_arguments(ImageDataModule, "data", required=True)
+    _, data_options = split_options(args, "--data")
+    if not {"-h", "--help"} & set(args):
+        require_images(data_options)
     given = parser.parse_args(list(args))
     data = parser.instantiate(given).data
     if not data.has_images:
@@ -141,7 +146,7 @@ def test(args: Sequence[str]) -> None:
 
 def print_sizes(file: Path) -> None:
     """Print the bytes of each part of a file, and the ratio of the file to the original's weights."""
-    plain: dict[str, Any] = {"soft_wrap": True, "highlight": False}
+    plain: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
     contents = read_container(file)
     total, original = file.stat().st_size, int(contents.header["original_bytes"])
     parts = part_bytes(contents)

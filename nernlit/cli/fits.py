@@ -12,7 +12,11 @@ from nernlit.errors import UsageError
 
 _LOGGER = "--trainer.logger.init_args"
 #: Options that name a fit's folder or its checkpoint.
-_OWN_OPTIONS = ("--ckpt_path", f"{_LOGGER}.save_dir", f"{_LOGGER}.name", "--trainer.logger.save_dir")
+_OWN_OPTIONS = {
+    "--ckpt_path",
+    "--trainer.logger",
+    *(f"{logger}.{name}" for logger in (_LOGGER, "--trainer.logger") for name in ("save_dir", "name", "version")),
+}
 
 
 def epoch_options(epochs: int) -> list[str]:
@@ -20,15 +24,19 @@ def epoch_options(epochs: int) -> list[str]:
     return [f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={max(1, epochs // 5)}"]
 
 
-def continued_fit(options: Sequence[str], folder: Path, name: str, callbacks: Sequence[Callback] = ()) -> NernlitCLI:
+def continued_fit(
+    options: Sequence[str], folder: Path, name: str, weights: str = "", callbacks: Sequence[Callback] = ()
+) -> NernlitCLI:
     """Run a fit, or continue it.
 
-    A hash of its options and of the contents of its configuration files is part of the name of its folder.
+    A hash of its options, of the contents of its configuration files and of `weights` is part of the name of its
+    folder.
 
     Args:
         options: `fit` and its options.
         folder: Where the fit's folder is.
         name: What the name of the fit's folder starts with.
+        weights: The original's fingerprint: a file of weights may change under its name.
         callbacks: Further ones.
 
     Raises:
@@ -39,7 +47,7 @@ def continued_fit(options: Sequence[str], folder: Path, name: str, callbacks: Se
             raise UsageError(
                 f"{flag} cannot be set here, because this command chooses the folders of its fits; leave it out."
             )
-    key = repr([*options, config_fingerprint(options)])
+    key = repr([*options, config_fingerprint(options), weights])
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     last = ["--ckpt_path=last"] if any((folder / name).glob("version_*/checkpoints/last.ckpt")) else []
     return run([*options, f"{_LOGGER}.save_dir={folder}", f"{_LOGGER}.name={name}", *last], callbacks)

@@ -58,7 +58,7 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         names = ", ".join(f"{option}.{name}" if keys else f"--{name}" for name in below)
         hint = "" if "." in names else " (-c CONFIG; `nernlit configs` lists the shipped ones)"
         return f"{names} must be given{hint}."
-    if keys and re.search(r"instantiatable class, but \S+ is abstract", text):
+    if keys and keys[0] in roots and re.search(r"instantiatable class, but \S+ is abstract", text):
         names = ", ".join(found.__name__ for found in _subclasses(roots.get(keys[0], object)))
         return f"{option}: name a class, one of {names}, or pass a configuration: -c NAME."
     value = _value(text)

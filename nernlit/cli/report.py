@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, curves_figure, energy_figure, layer_energies, paired_difference
-from nernlit.cli.arguments import CommandParser, require_writable, split_options
+from nernlit.cli.arguments import CommandParser, path, require_writable, split_options
 from nernlit.cli.html_page import document, picture, table
 from nernlit.cli.images import OnDevice, add_device, chosen_device
 from nernlit.cli.runs import Run, distinct_names
@@ -61,6 +61,11 @@ class _Measured:
     correct: Tensor
     correct_original: Tensor | None
     scalars: Mapping[str, Sequence[tuple[int, float]]]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the run's checkpoint."""
+        return self.run.step
 
     @classmethod
     def of(cls, name: str, run: Run, data: Sequence[str], device: torch.device) -> "_Measured":
@@ -127,7 +132,7 @@ def page(runs: Sequence[Run], data: Sequence[str] = (), device: torch.device | N
         eval_sets = {row["condition"] for row in conditions}
         short = [row for row in conditions if not any(row["condition"].startswith(f"{name}_") for name in eval_sets)]
         parts += ["<h2>Other distributions and attacks</h2>", table(short)]
-        parts.append("<p class=note>As the run's last <code>test</code> measured them.</p>")
+        parts.append("<p class=note>As the run's last <code>test</code> of this checkpoint measured them.</p>")
         parts.append(f"<details><summary>every condition</summary>{table(conditions)}</details>")
     parts.append("<h2>Curves</h2>")
     if without := [_name(m) for m in measured if not any(m.scalars.get(tag) for tag in _CURVES)]:
@@ -159,7 +164,7 @@ def _name(measured: _Measured) -> str:
 
 
 def _accuracy_row(m: _Measured) -> dict[str, Any]:
-    sizes = m.representation.sizes()
+    sizes = m.run.sizes()
     return {
         "run": m.name,
         "original %": math.nan if m.correct_original is None else 100 * float(m.correct_original.float().mean()),
@@ -189,19 +194,22 @@ def _difference(correct: Tensor, reference: Tensor | None) -> dict[str, Any]:
 
 
 def _conditions(m: _Measured) -> list[dict[str, Any]]:
-    """The last logged accuracy of every further test set, its conditions, and every attack."""
+    """The accuracies of the run's checkpoint on further test sets and their conditions, and under attacks."""
     rows = []
-    for tag, values in m.scalars.items():
+    for tag, logged in m.scalars.items():
+        values = dict(logged)
         name = tag.removeprefix("test/acc_")
         if name == tag or tag.endswith("_original") or name == "top5" or name.startswith("top5_") or name == "original":
             continue
-        original = m.scalars.get(f"{tag}_original")
+        if m.step not in values:
+            continue  # measured on another checkpoint
+        original = dict(m.scalars.get(f"{tag}_original", []))
         rows.append(
             {
                 "run": m.name,
                 "condition": name,
-                "reconstructed %": 100 * values[-1][1],
-                "original %": 100 * original[-1][1] if original else float("nan"),
+                "reconstructed %": 100 * values[m.step],
+                "original %": 100 * original.get(m.step, math.nan),
             }
         )
     return rows
@@ -214,7 +222,7 @@ def main(args: Sequence[str]) -> None:
         "runs", nargs="+", metavar="RUN", help="folder of a fit (runs/<name>/version_N), a checkpoint or a .nern file"
     )
     parser.add_argument("--select", choices=("best", "last"), help="which of a run's checkpoints (default: best)")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
+    parser.add_argument("--out", type=path, default=Path("report.html"), help="file to write")
     add_device(parser)
     parser.add_original()
     own_args, data = split_options(args, "--data")

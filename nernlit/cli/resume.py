@@ -59,7 +59,7 @@ def _run_folder(config: Any) -> Path:
             "--ckpt_path last|best needs a logger with save_dir and name (as in the shipped configurations); "
             "pass the checkpoint's file instead."
         )
-    return Path(str(arguments["save_dir"]), str(arguments["name"]))
+    return Path(str(arguments["save_dir"]), str(arguments["name"])).expanduser()
 
 
 def _whole(path: Path) -> Path:

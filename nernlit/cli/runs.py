@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, final
@@ -16,7 +16,8 @@ from nernlit.cli.yaml_files import read_config
 from nernlit.coding import is_nern
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
-from nernlit.representation import Representation, load_representation
+from nernlit.representation import Representation, Sizes, load_representation
+from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.file_kinds import describe_file
 
 Split = Literal["train", "test"]
@@ -80,6 +81,8 @@ class Run:
             UsageError: If there is no such run, or a file is given and `select` too.
         """
         path = Path(path)
+        if original is not None and original.is_dir():
+            original = cls.open(original).checkpoint
         if is_nern(path):
             if select is not None:
                 raise UsageError(f"--select {select}: {path} holds one representation; leave --select out.")
@@ -156,6 +159,18 @@ class Run:
     @cached_property
     def _representation(self) -> Representation:
         return load_representation(self.checkpoint, original=self.original)[0].eval()
+
+    def sizes(self) -> Sizes:
+        """The sizes of the .nern file; for a fit, those of the file in the form that its `rate` states."""
+        if self.is_file:
+            return replace(self._representation.sizes(), file_bytes=self.checkpoint.stat().st_size)
+        rate = (self.config.get("model") or {}).get("init_args", {}).get("rate") or {}
+        return self._representation.sizes(rate.get("kept", "fp32"), rate.get("fold_batch_norm", False))
+
+    @cached_property
+    def step(self) -> int:
+        """Optimizer steps of the checkpoint; 0 for a .nern file."""
+        return 0 if self.is_file else int(read_checkpoint(self.checkpoint)["global_step"])
 
     def rounds(self) -> list[EndedRound]:
         """The rounds of a Progressive fit, the first one first.

@@ -18,13 +18,14 @@ import lightning as L
 import optuna
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import TrialState
+from sqlalchemy import URL
 
 from nernlit.callbacks import BestCheckpoint
-from nernlit.cli.arguments import CommandParser, count, require_writable
+from nernlit.cli.arguments import CommandParser, count, path, require_writable
 from nernlit.cli.claims import awaited_claim, claim, remove_claims
 from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.fits import continued_fit
-from nernlit.cli.main import ERROR
+from nernlit.cli.main import ERROR, GLOBAL_OPTIONS
 from nernlit.cli.search_study import (
     SPACE,
     dimension,
@@ -80,7 +81,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--study", default="search", help="name of the study (default: search)")
     parser.add_argument("--storage", help="sqlite:///FILE, journal:FILE, ... (default: OUT/STUDY.db, an SQLite file)")
     parser.add_argument("--monitor", choices=_MONITORS, default="val/acc", help="validation figure (default: val/acc)")
-    parser.add_argument("--out", type=Path, default=Path("runs/search"), help="folder of the fits")
+    parser.add_argument("--out", type=path, default=Path("runs/search"), help="folder of the fits")
     options, fit_args = parser.parse_known_args(args)
     space = dict(options.space)
     for flag in (arg.partition("=")[0] for arg in fit_args):
@@ -96,7 +97,8 @@ def main(args: Sequence[str]) -> None:
         "options of fit": shlex.join(fit_args),
         "contents of configurations": config_fingerprint(fit_args),
     }
-    url = options.storage or f"sqlite:///{options.out / options.study}.db"
+    database = str(options.out / f"{options.study}.db")
+    url = options.storage or URL.create("sqlite", database=database).render_as_string(hide_password=False)
     direction: Literal["minimize", "maximize"] = "maximize" if _MONITORS[options.monitor] == "max" else "minimize"
     one_at_a_time = options.out / f"{options.study}.storage"
     with awaited_claim(one_at_a_time):  # optuna creates its tables without a lock
@@ -129,7 +131,7 @@ def _run(study: optuna.Study, trial: optuna.Trial, options: argparse.Namespace, 
         fit = ["fit", *fit_args, *own, *_as_options(trial.params)]
         # Not of the values alone: two processes may draw the same ones.
         name = f"{options.study}-trial{first_number(study, trial)}"
-        cli = continued_fit(fit, options.out, name, [Pruning(trial, monitor)])
+        cli = continued_fit(fit, options.out, name, callbacks=[Pruning(trial, monitor)])
         (best,) = (each for each in cli.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoint))
         if best.monitor != monitor or best.best_model_score is None:
             raise UsageError(
@@ -175,4 +177,4 @@ def _show(study: optuna.Study, monitor: str, fit_args: Sequence[str]) -> None:
     print_table(f"best of {len(study.trials)} trials", ["options", "trial", monitor], rows)
     best = finished[0]
     print(f"folder of the best: {best.user_attrs['folder']}")
-    print(shlex.join(["nernlit", "fit", *fit_args, *_as_options(best.params)]))
+    print(shlex.join(["nernlit", "fit", *fit_args, *_as_options(best.params), *GLOBAL_OPTIONS.get()]))

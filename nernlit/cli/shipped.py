@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from nernlit import __version__
-from nernlit.cli.arguments import CommandParser
+from nernlit.cli.arguments import CommandParser, path
 from nernlit.cli.config_parts import Part
 from nernlit.cli.configs import base_files, config_parts, expand_bases, shipped_configs
 from nernlit.cli.parser_errors import closest
@@ -46,8 +46,8 @@ def listing() -> list[str]:
             lines += _entry(name, text.removeprefix(f"{heading}, hidden "))
         lines.append("")
     lines.append("Files to build on, as in `base: [recon_only, cifar10]`")
-    for name, path in base_files().items():
-        lines += _entry(name, f"{_comment(path).partition('. ')[0].rstrip('.')}.")
+    for name, file in base_files().items():
+        lines += _entry(name, f"{_comment(file).partition('. ')[0].rstrip('.')}.")
     return [
         *lines,
         "",
@@ -84,7 +84,7 @@ def _copy(args: list[str]) -> None:
     """Write a shipped configuration with all its base files as one YAML file, which runs by itself."""
     parser = CommandParser("configs copy", _copy.__doc__)
     parser.add_argument("name", metavar="NAME", help="a name that `nernlit configs` lists")
-    parser.add_argument("-o", "--out", type=Path, help="file to write (default: NAME.yaml)")
+    parser.add_argument("-o", "--out", type=path, help="file to write (default: NAME.yaml)")
     options = parser.parse_args(args)
     out = Path(f"{options.name}.yaml") if options.out is None else options.out
     content = self_contained(options.name)

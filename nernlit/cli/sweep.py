@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nernlit.analysis import tradeoff_figure, width_figure
-from nernlit.cli.arguments import CommandParser, count, require_writable, seed
+from nernlit.cli.arguments import CommandParser, count, path, require_writable, seed
 from nernlit.cli.configs import find_config
 from nernlit.cli.main import GLOBAL_OPTIONS
 from nernlit.cli.sweep_jobs import run_side_by_side
@@ -54,7 +54,7 @@ def main(args: Sequence[str]) -> None:
     )
     parser.add_argument("--hidden", type=count, nargs="+", help="hidden widths (default: the configuration's own)")
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="one fit per width and seed (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="folder of the table and the figures")
+    parser.add_argument("--out", type=path, default=Path("runs/sweep"), help="folder of the table and the figures")
     parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
     parser.add_argument(
         "--jobs", type=count, default=1, help="fits that run at the same time; they divide the threads and the GPUs"

@@ -65,11 +65,16 @@ def tabulate(sweep: Sweep) -> list[Row]:
 
 
 def comparable(rows: Sequence[Row], sweep: Sweep) -> list[Row]:
-    """The rows of fits with the options of a sweep, sorted: the newest of each configuration, width and seed."""
+    """The rows of fits with the options of a sweep, sorted: the newest of each configuration, width and seed.
+
+    Fits of an earlier version of a configuration's files are left out.
+    """
     common = {"select": sweep.select, "settings": sweep.settings}
+    with_options = [row for row in rows if common.items() <= row.items()]
+    files = {row["config"]: row["files"] for row in with_options}  # those of the newest row
     own = {
         (str(row["config"]), int(row["asked_hidden"] or 0), int(row["seed"])): row
-        for row in rows
-        if common.items() <= row.items()
+        for row in with_options
+        if row["files"] == files[row["config"]]
     }
     return [own[key] for key in sorted(own)]

@@ -209,7 +209,10 @@ class NernlitCLI(LightningCLI):
             resolve_name(config["model"]["class_path"]).check_plan(plan, config["model"]["init_args"])
         logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):
-            require_writable(Path(str(logger["init_args"]["save_dir"])), "--trainer.logger.init_args.save_dir")
+            # Lightning expands `~` in some places only.
+            folder = Path(str(logger["init_args"]["save_dir"])).expanduser()
+            logger["init_args"]["save_dir"] = str(folder)
+            require_writable(folder, "--trainer.logger.init_args.save_dir")
 
     def _run_subcommand(self, subcommand: str) -> None:
         logger = self.config[subcommand]["trainer"]["logger"]

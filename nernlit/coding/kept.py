@@ -20,6 +20,8 @@ from nernlit.storage.entropy import decode, encode
 #: as entropy-coded multiples (`int8`) of a 127th of the largest number of a vector, or of a row of a matrix.
 KeptForm = Literal["fp32", "fp16", "bf16", "int8"]
 _ROUNDED = "rounded"
+#: Names below `kept.` that hold tensors of several keys.
+_RESERVED = {"integers", "steps"}
 _STEPS = 127
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -57,6 +59,11 @@ class Kept:
         constants: dict[str, Any] = {}
         coded: dict[str, tuple[str, list[int]]] = {}
         integers: list[Tensor] = []
+        if reserved := _RESERVED & values.keys():
+            raise UsageError(
+                f"the network has a tensor {min(reserved)!r} of its own, a name that .nern files use; rename it, or "
+                "put the network into a module."
+            )
         steps: list[Tensor] = []
         stored: dict[str, Tensor] = {}
         for key, value in sorted(values.items(), key=lambda item: _group(item[0], item[1].shape)):
@@ -126,7 +133,7 @@ def _decoded(described: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict
             else:
                 values[key] = part.to(_REAL[kind]).reshape(shape)
     for name, value in stored.items():
-        if name not in ("kept.integers", "kept.steps"):
+        if name.removeprefix("kept.") not in _RESERVED:
             values[name.removeprefix("kept.")] = (
                 value.float() if form in _HALVES and value.dtype == _HALVES[form] else value
             )

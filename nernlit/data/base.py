@@ -135,6 +135,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self.seed = trainer.strategy.broadcast(self.seed)
         if stage == "predict":
             return  # needs no images
+        overfit = getattr(trainer, "overfit_batches", 0)
+        if overfit:
+            raise UsageError(
+                f"--trainer.overfit_batches {overfit} is not supported; "
+                "--trainer.limit_train_batches N uses the first N batches of each epoch."
+            )
         if self.select_on_test_as_the_paper_did:
             rank_zero_warn(
                 "select_on_test_as_the_paper_did: true: the test images are also the validation images, on which "

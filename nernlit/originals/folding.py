@@ -180,8 +180,11 @@ def _foldable(classifier: Original) -> tuple[dict[str, nn.Conv2d], dict[str, nn.
         # Hooks may change a layer's output, and folding would drop them. There is no public way to list them.
         if names[module] > 1 or module._forward_hooks or module._forward_pre_hooks:
             continue
-        # Subclasses may behave differently. A weight that several convolutions share cannot be scaled for one of them.
-        if type(module) is nn.Conv2d and len(classifier.places[f"{name}.weight"]) == 1:
+        # A tensor that several layers share cannot be changed for one of them.
+        if any(len(classifier.places[f"{name}.{key}"]) > 1 for key, _ in module.named_parameters(recurse=False)):
+            continue
+        # Subclasses may behave differently.
+        if type(module) is nn.Conv2d:
             convs[name] = module
         elif type(module) is nn.BatchNorm2d and module.running_mean is not None and not module.training:
             norms[name] = module

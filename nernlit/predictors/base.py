@@ -108,8 +108,9 @@ class Predictor(WithConstants, ABC):
 
     @property
     def num_params(self) -> int:
-        """Number of parameters; integers that are stored beside them are counted by `code_bits`."""
-        return sum(p.numel() for p in self.parameters())
+        """Number of parameters, without unused entries; stored integers are counted by `code_bits`."""
+        unused = sum(int((~used).sum()) for used in self.used_masks().values())
+        return sum(p.numel() for p in self.parameters()) - unused
 
     @property
     def code_bits(self) -> int:

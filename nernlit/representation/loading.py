@@ -90,7 +90,8 @@ def load_representation(
         return representation, {}
     if representation is not None:
         if is_nern(path):
-            state = _stored_state(NernFile.read(path, [type(representation.predictor)]), representation)
+            predictors = [type(part) for part in representation.predictor.modules() if isinstance(part, Predictor)]
+            state = _stored_state(NernFile.read(path, predictors), representation)
         else:
             state = _fitted_state(path)[0]
         _load_state(representation, state, path)

@@ -33,7 +33,7 @@ from nernlit.kernels import (
     pack_order,
     unpack_order,
 )
-from nernlit.originals import Original, decoded_original, description, without_statistics
+from nernlit.originals import Original, decoded_original, description, with_statistics, without_statistics
 from nernlit.predictors import Predictor, Quantize, Quantized
 from nernlit.representation.fitting import predictors_are_fitted
 from nernlit.representation.hub import WithPretrained
@@ -153,6 +153,8 @@ class Representation(WithConstants, WithPretrained):
             own = original.net.state_dict()
             # Rounded, trained, or with folded BatchNorm.
             kept = {key: value for key, value in file.kept.values.items() if value.is_floating_point()}
+            # Folded statistics move back, so that the two networks have the same parameters.
+            kept |= with_statistics(original.net, {**own, **kept}, own)
             self.tuned = Tuned({key: value for key, value in kept.items() if not torch.equal(value, own[key])})
             self.tuned.requires_grad_(False)  # there may be statistics among them
         self.is_new = False
@@ -238,7 +240,9 @@ class Representation(WithConstants, WithPretrained):
         Args:
             weights: What `weights()` returned; predicted here by default.
         """
-        return {**(self.weights() if weights is None else weights), **self.tuned.named()}
+        # Of the original's type, also where the representation was converted to another (`half()`).
+        tuned = {key: value.to(self.scale.dtype) for key, value in self.tuned.named().items()}
+        return {**(self.weights() if weights is None else weights), **tuned}
 
     def _weights(self, predictor: nn.Module, quiet: bool = False) -> dict[str, Tensor]:
         block = self.predictor.block

@@ -34,6 +34,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         StorageError: If the file cannot be written: no space, no permission, a failing disk.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise StorageError(f"cannot write {path}: it is a device or a pipe; expected a file.")
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path.parent.glob(f".{glob.escape(path.name)}.*"))
         file = _create_unfinished(path)

@@ -5,7 +5,7 @@ is NeRN's for CIFAR-10.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -50,6 +50,8 @@ class JointObjective(Objective):
         gradients: Gradients,
     ) -> None:
         super().__init__()
+        if gradients not in get_args(Gradients):
+            raise UsageError(f"gradients={gradients!r}; expected one of {', '.join(get_args(Gradients))}.")
         self.reconstruction, self.distillation = reconstruction, distillation
         self.recon_weight, self.warmup_steps, self.gradients = recon_weight, warmup_steps, gradients
         self.reconstructs = recon_weight > 0

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from nernlit.errors import DivergenceError, UsageError
 from nernlit.optimizers import NeedsTotalSteps
@@ -40,7 +41,7 @@ class ClassifierModule(L.LightningModule, ABC):
         self.term_names: tuple[str, ...] = ()
         #: Additional metrics of the current step: full metric name -> scalar.
         self.step_metrics: dict[str, Tensor] = {}
-        self.fitted_steps = 0  # of the checkpoint that was loaded
+        self.fitted_steps = 0  # of the last fit, or of the checkpoint that was loaded
         #: Hyperparameters that are written to checkpoints instead of the given ones.
         self.replaced_hyperparameters: dict[str, Any] = {}
 
@@ -96,6 +97,9 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         what = getattr(stage, "value", stage)  # Lightning's is an enumeration
+        if stage == "fit":
+            at_once = self.trainer.strategy.root_device.type == "cpu" and self.trainer.world_size == 1
+            self._losses = FiniteLossCheck(at_once, self.all_flags)
         if self.needs_images(stage):
             require_classifier(f"{type(self).__name__} to {what}", self.original_name, self.num_classes)
         if not self._has_images and self.needs_images(stage):
@@ -140,13 +144,13 @@ class ClassifierModule(L.LightningModule, ABC):
         over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         if over or trainer.global_step == trainer.max_steps:
             trainer.should_stop = True
-        if trainer.should_stop and trainer.check_val_every_n_epoch:
+        epochs, steps = trainer.min_epochs or 0, trainer.min_steps or 0
+        stops = trainer.should_stop and trainer.current_epoch + 1 >= epochs and trainer.global_step >= steps
+        if stops and trainer.check_val_every_n_epoch:
             trainer.check_val_every_n_epoch = 1
 
     def on_fit_start(self) -> None:
         self._check_val_every_n_epoch = self.trainer.check_val_every_n_epoch
-        at_once = self.device.type == "cpu" and self.trainer.world_size == 1
-        self._losses = FiniteLossCheck(at_once, self.all_flags)
 
     def all_flags(self, flags: Tensor) -> Tensor:
         """Logical and of flags (0 or 1) over all processes."""
@@ -182,6 +186,7 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def on_train_end(self) -> None:
         self.trainer.check_val_every_n_epoch = self._check_val_every_n_epoch
+        self.fitted_steps = self.trainer.global_step
         self.refuse_divergence()
 
     def checked_terms(self, batch: Any) -> dict[str, Tensor]:
@@ -225,7 +230,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def on_test_epoch_start(self) -> None:
         self._start_evaluation("test")
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluation.update(batch)
 
     def test_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -237,7 +242,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         self._report("test")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> tuple[str, dict[str, Tensor]]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[str, dict[str, Tensor]]:
         """The network's timm name and state dict, whatever the batch; the command line writes it to a file."""
         name, state = self.network()
         if diverged := not_finite(state):
@@ -252,6 +257,12 @@ class ClassifierModule(L.LightningModule, ABC):
         classifiers = self.classifiers(stage)
         # Evaluation sets beside the dataset's own, whatever the data calls them.
         conditions = list(getattr(self._data, "conditions", [])) if stage == "test" else []
+        loaders = len(self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches)
+        if loaders > 1 + len(conditions):
+            raise UsageError(
+                f"there are {loaders} {stage} data loaders; expected {1 + len(conditions)}. "
+                "Pass one at a time; further test sets are given by the data module (`eval_sets`)."
+            )
         self._evaluation = Evaluation(
             classifiers if self._has_images else {},
             self.finite_weights(),
@@ -328,16 +339,29 @@ class ClassifierModule(L.LightningModule, ABC):
             )
         return int(steps)
 
+    def build(
+        self, make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCallable | None, options: str
+    ) -> tuple[Optimizer, dict[str, Any] | None]:
+        """An optimizer of the trained parameters, and Lightning's description of its schedule.
+
+        Args:
+            make_optimizer: Creates the optimizer.
+            make_scheduler: Creates the schedule.
+            options: Prefix of their options on the command line, for messages.
+
+        Raises:
+            UsageError: If their options are invalid.
+        """
+        ratios = self.lr_multipliers()
+        parameters = {parameter: ratios.get(parameter, 1.0) for parameter in self.trained_parameters()}
+        optimizer = build_optimizer(make_optimizer, parameters, options)
+        return optimizer, build_schedule(make_scheduler, optimizer, self.trainer, options) if make_scheduler else None
+
     def configure_optimizers(self) -> Any:
         plan = Plan.of(self.trainer, self._data)
         # By now the data is set up, and the number of steps known.
         self.check_plan(replace(plan, most_steps=self.trainer.estimated_stepping_batches), self)
-        make_optimizer, make_scheduler = self.optimizer_factories()
-        options = self.optimizer_options
-        rates = self.lr_multipliers()
-        parameters = {parameter: rates.get(parameter, 1.0) for parameter in self.trained_parameters()}
-        optimizer = build_optimizer(make_optimizer, parameters, options)
-        described = build_schedule(make_scheduler, optimizer, self.trainer, options) if make_scheduler else None
+        optimizer, described = self.build(*self.optimizer_factories(), self.optimizer_options)
         for thing in (optimizer, described["scheduler"] if described else None):
             if isinstance(thing, NeedsTotalSteps):
                 thing.set_total_steps(self.planned_steps())

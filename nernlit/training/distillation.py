@@ -78,7 +78,10 @@ class Distillation(Objective):
         self.kd_weight, self.temperature, self.kd_inside_log = kd_weight, temperature, kd_inside_log
         self.feature_weight, self.cross_entropy_weight = feature_weight, cross_entropy_weight
         self.recon_weight = recon_weight
+        self.needs_labels = cross_entropy_weight > 0
         self.taps = taps
+        if feature_weight:
+            FeatureTaps(original.net, taps)  # refuses taps that the network does not have, before phase 1
         self.teacher_flip, self.cache_teacher = teacher_flip, cache_teacher
         self._networks: tuple[Folded, Folded] | None = None
         self._cached_logits_NC: Tensor | None = None

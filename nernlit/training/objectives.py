@@ -9,12 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
 
-from nernlit.errors import DataError
+from nernlit.errors import DataError, UsageError
 from nernlit.kernels import Sampling, Uniform
 from nernlit.losses import reconstruction_mse, reconstruction_rmse, root
 from nernlit.originals import Original
@@ -48,6 +48,7 @@ class Step:
         mean: Averages a scalar over all processes, with gradients.
         curve: Name of an additional metric for the error per predictor; None for none.
         metrics: Metrics to log as `train/<name>` in addition to the loss terms; objectives fill it.
+        used_images: Whether the objective has called `images`.
     """
 
     representation: Representation
@@ -66,6 +67,7 @@ class Step:
     mean: Callable[[Tensor], Tensor] = torch.positive
     curve: str | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    used_images: bool = False
 
     def images(self) -> Tensor:
         """The batch's images.
@@ -76,6 +78,7 @@ class Step:
         batch = self.batch
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not isinstance(batch[0], Tensor):
             raise DataError(f"a training batch is {type(batch).__name__}; expected (images, labels).")
+        self.used_images = True
         return batch[0]
 
     def numbers(self) -> Tensor:
@@ -106,6 +109,9 @@ class Step:
 
 class Objective(WithConstants, ABC):
     """Maps a training step to weighted loss terms by name; their sum is minimized."""
+
+    #: Whether the objective uses the batch's labels.
+    needs_labels: bool = False
 
     #: Whether the objective uses the batch's images.
     needs_images: bool = False
@@ -139,6 +145,8 @@ class Reconstruction(Objective):
     def __init__(self, sampling: Sampling | None = None, loss: ReconstructionLoss = "mse") -> None:
         super().__init__()
         self.sampling = sampling or Uniform()
+        if loss not in get_args(ReconstructionLoss):
+            raise UsageError(f"loss={loss!r}; expected one of {', '.join(get_args(ReconstructionLoss))}.")
         self.loss = loss
 
     def forward(self, step: Step) -> dict[str, Tensor]:

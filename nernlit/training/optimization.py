@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.nn import Parameter
 from torch.optim import Optimizer, SparseAdam
@@ -24,7 +24,8 @@ def build_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
     Raises:
         UsageError: If it does not accept the options or the parameters, or the learning rate is not above 0.
     """
-    ratios = sorted(set(parameters.values()), reverse=True)
+    # The first group has the optimizer's own rate where any has: schedules and messages take it as the reference.
+    ratios = sorted(set(parameters.values()), key=lambda ratio: (ratio != 1.0, -ratio))
     groups = [{"params": [p for p, own in parameters.items() if own == ratio]} for ratio in ratios]
     try:
         optimizer = make(list(parameters) if ratios == [1.0] else groups)
@@ -79,7 +80,7 @@ def build_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any
 
 
 def relative_rate(optimizer: Optimizer) -> float:
-    """The learning rate as a share of the one that the optimizer was created with.
+    """The learning rate as a share of the highest one: the one that the optimizer was created with, or OneCycleLR's.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], lr=0.5)
@@ -88,7 +89,22 @@ def relative_rate(optimizer: Optimizer) -> float:
     0.25
     """
     group = optimizer.param_groups[0]
-    return float(group["lr"]) / float(group.get("initial_lr", optimizer.defaults.get("lr", group["lr"])))
+    initial = group.get("initial_lr", optimizer.defaults.get("lr", group["lr"]))
+    return float(group["lr"]) / float(group.get("max_lr", initial))
+
+
+def refuse_changing_accumulation(trainer: Any) -> None:
+    """Refuse a callback that changes the number of batches per optimizer step during a fit.
+
+    Raises:
+        UsageError: If the trainer has one.
+    """
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, GradientAccumulationScheduler) and len(set(callback.scheduling.values())) > 1:
+            raise UsageError(
+                "GradientAccumulationScheduler changes the number of optimizer steps per epoch, and with it the steps "
+                "at which stages begin; pass --trainer.accumulate_grad_batches N instead."
+            )
 
 
 def refuse_averaging(trainer: Any, reason: str) -> None:

@@ -37,6 +37,12 @@ class Plan:
         for name in ("max_epochs", "max_steps", "limit_train_batches"):
             if getattr(trainer, name) == 0:
                 raise UsageError(f"--trainer.{name} 0: the fit would make no step; leave it out, or pass more.")
+        interval = getattr(trainer, "val_check_interval", None)
+        if isinstance(interval, int) and batches is not None and trainer.check_val_every_n_epoch and interval > batches:
+            raise UsageError(
+                f"--trainer.val_check_interval {interval} is more than the {batches} batches of an epoch; pass fewer, "
+                "or --trainer.check_val_every_n_epoch null to count batches over all epochs."
+            )
         epochs, steps = trainer.max_epochs, trainer.max_steps
         epochs = None if epochs is None or epochs < 0 else epochs
         most = math.inf if steps is None or steps < 0 else float(steps)

@@ -176,6 +176,11 @@ class Progressive(Scheme):
             self._start_round(first_NKK.to(self.round_target.device, copy=True))
         # It is copied from the best trial and not trained itself; DDP would wait for its gradients.
         self.representation.predictor.requires_grad_(stage != "fit")
+        if stage == "fit" and self.trainer.check_val_every_n_epoch is None:
+            raise UsageError(
+                "--trainer.check_val_every_n_epoch null: Progressive chooses a round's winner in a validation at the "
+                "end of its last epoch; pass a number of epochs."
+            )
         if stage == "fit" and self.trainer.limit_val_batches == 0:
             raise UsageError("limit_val_batches=0: Progressive chooses a round's winner in a validation.")
         callbacks = getattr(self.trainer, "callbacks", [])
@@ -188,6 +193,12 @@ class Progressive(Scheme):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        batches, every = self.trainer.num_training_batches, self.trainer.val_check_batch
+        if every is None or batches % every:
+            raise UsageError(
+                f"--trainer.val_check_interval {self.trainer.val_check_interval}: Progressive chooses a round's winner "
+                f"in a validation after the last of the {batches} batches of an epoch; leave it out, or pass a divisor."
+            )
         if self.trainer.val_dataloaders is None:  # Lightning reads them when an epoch with a validation starts
             self.trainer.validating = True
             with suppress(MisconfigurationException):  # there are none

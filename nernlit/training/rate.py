@@ -62,25 +62,23 @@ class RateTerm:
         if not isinstance(predictor, Quantized):
             raise UsageError("a rate needs a quantized predictor; pass --model.representation.quantize.bits.")
         self.options = rate
+        self._representation = representation
         self.predictor, self.num_weights = predictor, representation.layout.num_weights
         self.target_bytes = rate.target_bytes
         self.weight = rate.weight or (0.0 if rate.target_bytes is None else _INITIAL_WEIGHT)
-        sizes = representation.sizes(rate.kept, rate.fold_batch_norm)
         #: Size of the file, estimated in the last step.
         self.file_bytes = torch.zeros(())
-        #: Ratio of the coded numbers' bits to their entropy, as it was measured last, and the number of steps so far.
+        #: Ratio of the coded integers' bits to their entropy, as it was measured last, and the number of steps so far.
         self.coded_ratio, self.steps = 1.0, 0
-        #: What the file needs beside the quantized numbers.
-        self.fixed_bytes = sizes.file_bytes - (sizes.code_bits - predictor.predictor.code_bits) / 8
-        #: The part of it that the predictor stores, as it was measured last.
-        self.stored_bytes: float | None = None
+        #: Bytes of the file without the coded integers, as they were measured last.
+        self.fixed_bytes, coded_bits = self._measured()
         if rate.target_bytes is not None and rate.target_bytes <= self.fixed_bytes:
             raise UsageError(
                 f"rate.target_bytes={rate.target_bytes}; the file needs {self.fixed_bytes:.0f} bytes beside the "
                 "quantized numbers. Pass more."
             )
         if rate.target_bytes is not None and (
-            representation.is_new or sizes.file_bytes > _MAX_EXCESS * rate.target_bytes
+            representation.is_new or self.fixed_bytes + coded_bits / 8 > _MAX_EXCESS * rate.target_bytes
         ):
             # A coarse start reaches a small size sooner than the term's gradient does.
             bits = 8 * (rate.target_bytes - self.fixed_bytes) / sum(predictor.all_sizes)
@@ -93,21 +91,16 @@ class RateTerm:
             metrics: Takes `bits_per_weight`, of the coded numbers, and the weight, `rate_weight`.
         """
         estimated, entropy = self.predictor.rate()
-        if self.steps % _MEASURE_INTERVAL == 0:  # the code has contexts, which the entropy of each group does not know
-            stored = self.predictor.stored()
-            self.coded_ratio = 8 * len(stored["integers"]) / max(float(entropy), 1.0)
-            beside = sum(value.nbytes for name, value in stored.items() if name != "integers")
-            if self.stored_bytes is not None:  # codes that moved take more or fewer bytes
-                self.fixed_bytes += beside - self.stored_bytes
-            self.stored_bytes = beside
+        if self.steps % _MEASURE_INTERVAL == 0:
+            # The code has contexts, which the entropy of each group does not know. Codes and kept tensors may change.
+            self.fixed_bytes, coded_bits = self._measured()
+            self.coded_ratio = coded_bits / max(float(entropy), 1.0)
         self.steps += 1
         self.file_bytes = self.fixed_bytes + entropy * self.coded_ratio / 8
         weight = self.weight
         if self.target_bytes is not None:
-            excess = (
-                float(self.file_bytes - self.fixed_bytes) / (_TARGET_FRACTION * (self.target_bytes - self.fixed_bytes))
-                - 1
-            )
+            available = max(_TARGET_FRACTION * (self.target_bytes - self.fixed_bytes), 1.0)
+            excess = float(self.file_bytes - self.fixed_bytes) / available - 1
             # A file below the target is not made smaller.
             weight = 0.0 if excess < 0 else min(_MAX_WEIGHT, weight * math.exp(min(3.0, _PROPORTIONAL_GAIN * excess)))
             step = _INTEGRAL_GAIN * max(-1.0, min(1.0, excess))
@@ -117,12 +110,17 @@ class RateTerm:
         metrics["rate_weight"] = estimated.new_tensor(weight)
         return term
 
+    def _measured(self) -> tuple[float, float]:
+        """The bytes of the file without the coded integers, and the bits of these."""
+        sizes = self._representation.sizes(self.options.kept, self.options.fold_batch_norm)
+        coded_bits = sizes.code_bits - self.predictor.predictor.code_bits
+        return sizes.file_bytes - coded_bits / 8, coded_bits
+
     def state_dict(self) -> dict[str, float]:
         """What a resumed fit needs to go on in the same way."""
         return {
             "weight": self.weight,
             "fixed_bytes": self.fixed_bytes,
-            **({} if self.stored_bytes is None else {"stored_bytes": self.stored_bytes}),
             "coded_ratio": self.coded_ratio,
             "steps": self.steps,
         }
@@ -130,5 +128,4 @@ class RateTerm:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take over the state of the fit that is resumed."""
         self.weight, self.fixed_bytes = state["weight"], state["fixed_bytes"]
-        self.stored_bytes = state.get("stored_bytes")  # not there before the first measurement
         self.coded_ratio, self.steps = state["coded_ratio"], int(state["steps"])

@@ -78,19 +78,27 @@ class Recovery:
         """With `restart`: keep a copy of the module's state, which is good.
 
         Raises:
-            UsageError: If the optimizer does not take its learning rate from its parameter groups, or uses its state
-                before it computes the loss.
+            UsageError: See `require_support`.
         """
         if not self.restarts_fits:
             return
         optimizer = module.trainer.optimizers[0]
-        if getattr(optimizer, "schedules_itself", False) or isinstance(optimizer, LBFGS):
+        self.require_support(optimizer)
+        self.step = module.trainer.global_step
+        self._state = copy.deepcopy({**module.trained_state(), "optimizer": optimizer.state_dict()})
+
+    def require_support(self, optimizer: Optimizer) -> None:
+        """With `restart`: refuse an optimizer that a restart cannot continue.
+
+        Raises:
+            UsageError: If it does not take its learning rate from its parameter groups, or uses its state before it
+                computes the loss.
+        """
+        if self.restarts_fits and (getattr(optimizer, "schedules_itself", False) or isinstance(optimizer, LBFGS)):
             raise UsageError(
                 f"on_divergence=restart does not work with the optimizer {type(optimizer).__name__}; pass "
                 "--model.on_divergence stop, or another optimizer."
             )
-        self.step = module.trainer.global_step
-        self._state = copy.deepcopy({**module.trained_state(), "optimizer": optimizer.state_dict()})
 
     def keep_if_finite(self, module: Recoverable) -> None:
         """With `restart`: keep a copy of the module's state, or return to the last one if the fit has diverged."""

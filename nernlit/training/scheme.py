@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -19,7 +19,7 @@ from nernlit.training.classifier import ClassifierModule
 from nernlit.training.error_weights import ErrorWeights, changes_fit
 from nernlit.training.measurements import Measurements, Networks
 from nernlit.training.objectives import Step
-from nernlit.training.optimization import refuse_averaging, relative_rate
+from nernlit.training.optimization import refuse_averaging, refuse_changing_accumulation, relative_rate
 from nernlit.training.rate import Rate, RateTerm
 from nernlit.training.recovery import OnDivergence, Recovery
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity, require_training_images
@@ -29,6 +29,17 @@ from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.processes import Processes
 
 Precision = Literal["fp32", "bf16"]
+
+
+def class_names(data: Any) -> tuple[str, ...]:
+    """The names of a data module's classes, whatever type its `classes` has; empty if there are none.
+
+    >>> from types import SimpleNamespace
+    >>> class_names(SimpleNamespace(classes=range(3))), class_names(SimpleNamespace(classes=10)), class_names(None)
+    (('0', '1', '2'), (), ())
+    """
+    classes = getattr(data, "classes", None)
+    return tuple(map(str, classes)) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
 
 
 class Scheme(ClassifierModule, WithConstants, ABC):
@@ -71,12 +82,15 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         super().__init__(representation.original)
         representation.original.require_weights()
         self.representation = representation
+        if precision not in get_args(Precision):
+            raise UsageError(f"precision={precision!r}; expected one of {', '.join(get_args(Precision))}.")
         self.precision = precision
         self.stages = tuple(stages)
         self.objectives = nn.ModuleList(dict.fromkeys(stage.objective for stage in stages))
         self.stage = 0
         self.replaced_hyperparameters = dict(rebuilt or {})
         self._tuned = list(representation.tuned.parameters())
+        self._used_images = False  # since the last optimizer step
         self.calibration_images = calibration_images or 0
         require_at_least(0, calibration_images=self.calibration_images)
         if self._tuned and not self.trains_on_images and not calibration_images:
@@ -134,10 +148,11 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             curve=self.curve,
         )
         terms: dict[str, Tensor] = self.stages[self.stage].objective(step)
+        self._used_images |= step.used_images
         if self._tuned and self.trainer.world_size > 1:
             # DistributedDataParallel demands a gradient for every parameter in every step, and reconstruction has none.
             first = next(iter(terms))
-            terms[first] = terms[first] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
+            terms[first] = terms[first] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()  # see below
         if self.rate is not None:
             terms["rate"] = self.rate(step.metrics)
             self.step_metrics["size/file_bytes_estimate"] = self.rate.file_bytes
@@ -208,6 +223,12 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.representation.predictor.start_stage()
             self.recovery.keep(self)
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if not self._used_images:
+            for value in self._tuned:  # as with one process: weight decay must not change them in such a step
+                value.grad = None
+        self._used_images = False
+
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         with self.recovery.lowered(self.trainer.optimizers[0]):
             super().optimizer_step(*args, **options)
@@ -228,6 +249,10 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             step, before = self._resumed
             refuse_other_lengths(type(self).__name__, self.stage, step, before, self._stage_ends())
             self._resumed = None
+        later = {(id(stage.optimizer), id(stage.scheduler)): stage for stage in self.stages[self.stage + 1 :]}
+        for stage in later.values():  # refuses their options now, and not when they start
+            optimizer, _ = self.build(stage.optimizer, stage.scheduler, stage.options)
+            self.recovery.require_support(optimizer)
         return super().configure_optimizers()
 
     def _stage_ends(self) -> list[float]:
@@ -303,18 +328,19 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.stage = 0  # an earlier fit of this module ended in its last one
         self.recovery = Recovery(self.recovery.on_divergence)  # of this run
         # Checkpoints and .nern files keep them.
-        if classes := getattr(self._data, "classes", ()):
-            self.representation.original.class_names = tuple(classes)
+        names = class_names(self._data)
+        if len(names) == self.representation.original.num_classes:
+            self.representation.original.class_names = names
         # Of this run: the next one may have other images.
         self.measurements = Measurements(self.representation)
         for part in self.stages:
             part.objective.reset()
         # All processes must use the same seed, or their shares of the global batch would overlap.
         self.seed = self.trainer.strategy.broadcast(self.seed)
-        if stage == "fit":
-            self._share_new_predictor()
         if weighs:
             self._weigh_errors()
+        if stage == "fit":
+            self._share_new_predictor()
 
     def _require_images(self, weighs: bool) -> None:
         """Refuse a fit without the images that its options need; `weighs`: it computes sensitivities."""
@@ -325,6 +351,11 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             require_training_images("calibration_images", "leave it and tune_kept out", original, self._data)
         if self.trains_on_images and getattr(self._data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
+        labels = any(stage.objective.needs_labels for stage in self.stages)
+        if labels and getattr(self._data, "train_on", None) == "noise":
+            raise UsageError("cross_entropy_weight needs labels, but noise has none; pass cross_entropy_weight 0.")
+        if len(self.stages) > 1:
+            refuse_changing_accumulation(self.trainer)
         if self.representation.predictor.changes_after_steps:
             refuse_averaging(self.trainer, "codewords whose codes change (the predictor's move); pass move: 0")
 
@@ -406,6 +437,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        self.train()  # Lightning keeps the mode, and a representation from a file is in evaluation mode
         if self.trainer.ckpt_path is None and not self.representation.is_new:
             self.representation.predictor.start_stage()
         self.representation.is_new = False

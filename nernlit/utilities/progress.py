@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 T = TypeVar("T")
@@ -34,13 +35,13 @@ def progress(description: str, total: int, delay: float = DELAY_SECONDS) -> Iter
         A function to call with the units done since its last call; it is thread-safe.
     """
     bar = Progress(console=CONSOLE, transient=True)
-    task = bar.add_task(description, total=total)
+    task = bar.add_task(escape(description), total=total)
 
     def show() -> None:
         if CONSOLE.is_terminal:
             bar.start()
         else:
-            CONSOLE.print(f"{description} ...", highlight=False, soft_wrap=True)
+            CONSOLE.print(f"{description} ...", highlight=False, soft_wrap=True, markup=False)
 
     # In a separate thread, because the first unit of work may take minutes.
     timer = threading.Timer(delay, show)

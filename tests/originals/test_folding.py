@@ -365,6 +365,26 @@ def test_one_tap_leaves_the_other_layers_folded() -> None:
     assert isinstance(folded.net.get_submodule("second.bn"), nn.Identity)
 
 
+def test_shared_tensors_of_batch_norm_are_left_alone() -> None:
+    """An entry for a shared tensor changes all layers that have it, so folding it into one of them would be wrong."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.BatchNorm2d(3),
+        ),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)),
+    ).eval()
+    net[4].weight, net[4].bias, net[3].bias = net[1].weight, net[1].bias, net[0].bias
+    original = Original.of(net, 10, (0.5,) * 3, (0.5,) * 3).freeze()
+    images = torch.rand(2, 3, 8, 8)
+    weights = {key: torch.randn(3) for key in ("0.bias", "1.weight", "1.bias")}
+    assert torch.allclose(Folded(original, images)(images, weights), original(images, weights), atol=1e-5)
+
+
 def test_it_can_be_made_where_autograd_and_precision_are_off() -> None:
     original = Original.of(timm.create_model("digits_resnet8"), 10, [0.3], [0.4]).freeze()
     images = torch.rand(2, 1, 8, 8)

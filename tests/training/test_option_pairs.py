@@ -1,0 +1,248 @@
+"""Options that work alone must also work together, or be refused before the first step."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import nernlit
+from nernlit.cli.main import main
+from nernlit.data import DigitsDataModule
+from nernlit.errors import UsageError
+from nernlit.optimizers.ranger21 import Ranger21
+from nernlit.originals import Original
+from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Table
+from nernlit.representation import Representation
+from nernlit.storage.checkpoint import read_checkpoint
+from nernlit.training import (
+    BaselineJoint,
+    DecoupledDistill,
+    OriginalModule,
+    Progressive,
+    Rate,
+    ReconOnly,
+    ReconstructionPhase,
+)
+from nernlit.training.optimization import relative_rate
+from tests.fakes import QUICK, quiet_trainer
+
+
+def _adam(lr: float = 1e-3) -> Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]:
+    return lambda parameters: torch.optim.Adam(parameters, lr=lr)
+
+
+def _representation(predictor: Predictor | None = None, **options: object) -> Representation:
+    torch.manual_seed(0)
+    original = Original("digits_resnet8", pretrained=True)
+    return Representation(original, predictor or MLP(8, depth=3), order="none", **options)  # type: ignore[arg-type]
+
+
+class _Own(Table):
+    """A user's predictor."""
+
+
+class _OwnData(L.LightningDataModule):
+    """A user's data module."""
+
+    def __init__(self, classes: object) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(TensorDataset(torch.rand(4, 1, 8, 8), torch.zeros(4).long()), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "message"),
+    [
+        ({"feature_weight": 1.0, "taps": ["nothing*"]}, {}, r"the tap 'nothing\*' matches no module"),
+        (
+            {"cross_entropy_weight": 0.1},
+            {"train_on": "noise", "steps_per_epoch": 10},
+            "cross_entropy_weight needs labels, but noise has none",
+        ),
+        ({"optimizer": _adam(-1.0)}, {}, r"--model.optimizer cannot be built: Invalid learning rate: -1"),
+        ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, {}, "does not say which metric it follows"),
+        (
+            {"optimizer": lambda parameters: Ranger21(parameters, lr=1e-3), "tune_kept": "affine"},
+            {},
+            "Ranger21 has one",
+        ),
+        ({"optimizer": torch.optim.LBFGS, "on_divergence": "restart"}, {}, "restart does not work with .* LBFGS"),
+    ],
+)
+def test_options_of_the_second_phase_are_refused_before_the_first(
+    options: dict[str, object], data: dict[str, object], message: str
+) -> None:
+    options = {"optimizer": _adam(), **options}
+    representation = _representation(tune_kept=options.pop("tune_kept", "none"))
+    trainer = quiet_trainer(max_epochs=2)
+    with pytest.raises(UsageError, match=message):
+        trainer.fit(
+            DecoupledDistill(representation, reconstruction=ReconstructionPhase(7, _adam()), **options),  # type: ignore[arg-type]
+            datamodule=DigitsDataModule(batch_size=200, **data),  # type: ignore[arg-type]
+        )
+    assert trainer.global_step == 0
+
+
+def test_changing_accumulation_is_refused_where_stages_begin_at_steps() -> None:
+    trainer = quiet_trainer(max_epochs=2, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])
+    module = DecoupledDistill(_representation(), optimizer=_adam(), reconstruction=ReconstructionPhase(3, _adam()))
+    with pytest.raises(UsageError, match="GradientAccumulationScheduler changes the number of optimizer steps"):
+        trainer.fit(module, datamodule=DigitsDataModule(batch_size=200))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"check_val_every_n_epoch": None}, "--trainer.check_val_every_n_epoch null: Progressive chooses"),
+        ({"val_check_interval": 0.4}, "--trainer.val_check_interval 0.4: Progressive chooses"),
+    ],
+)
+def test_rounds_that_do_not_end_with_a_validation_are_refused(options: dict[str, object], message: str) -> None:
+    module = Progressive(_representation(), optimizer=_adam(), rounds=2, trials=1)
+    with pytest.raises(UsageError, match=message):
+        quiet_trainer(max_epochs=2, **options).fit(
+            module, datamodule=DigitsDataModule(train_on="none", steps_per_epoch=5)
+        )
+
+
+def test_codes_move_in_a_fit_of_a_loaded_file(tmp_path: Path) -> None:
+    codebooks = Codebooks(2, 4, iterations=3, move=0.1, move_rate=0.5)
+    _representation(codebooks).save(tmp_path / "net.nern")
+    loaded = nernlit.load(tmp_path / "net.nern")
+    before = loaded.predictor.stored()["codes"].clone()
+    module = DecoupledDistill(loaded, optimizer=_adam(1e-2), teacher=Original("digits_resnet8", pretrained=True))
+    quiet_trainer(max_epochs=2).fit(module, datamodule=DigitsDataModule(batch_size=200))
+    after = loaded.predictor.stored()["codes"]
+    assert after.shape != before.shape or not torch.equal(after, before)
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (list(np.arange(10)), tuple(map(str, range(10)))),
+        (np.array(list("abcdefghij")), tuple("abcdefghij")),
+        (10, ()),
+        ("ten", ()),
+        (["a", "b"], ()),  # not those of the network
+    ],
+)
+def test_class_names_of_any_type_leave_checkpoints_and_files_readable(
+    classes: object, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    module = ReconOnly(_representation(), _adam())
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, datamodule=_OwnData(classes))
+    assert module.representation.original.class_names == names
+    trainer.save_checkpoint(tmp_path / "fit.ckpt")
+    read_checkpoint(tmp_path / "fit.ckpt")
+    module.representation.save(tmp_path / "net.nern")
+    assert nernlit.load(tmp_path / "net.nern").original.class_names == names
+
+
+def test_a_quantized_predictor_of_ones_own_starts_from_a_file(tmp_path: Path) -> None:
+    options = {"quantize": Quantize(6.0)}
+    written = _representation(_Own(), **options)
+    written.save(tmp_path / "own.nern")
+    module = DecoupledDistill(_representation(_Own(), **options), optimizer=_adam(), init_from=tmp_path / "own.nern")
+    expected = written.reconstructed()
+    assert all(torch.equal(value, expected[key]) for key, value in module.representation.reconstructed().items())
+
+
+@pytest.mark.parametrize("train_on", ["noise", "none"])
+def test_an_original_is_trained_on_labeled_images_only(train_on: str) -> None:
+    module = OriginalModule(Original("digits_resnet8"), _adam())
+    with pytest.raises(UsageError, match=f"--data.train_on {train_on}: OriginalModule is trained on labeled images"):
+        quiet_trainer(max_epochs=1).fit(module, datamodule=DigitsDataModule(train_on=train_on, steps_per_epoch=2))  # type: ignore[arg-type]
+
+
+def test_overfitting_a_few_batches_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"overfit_batches 2 is not supported; --trainer.limit_train_batches N"):
+        quiet_trainer(max_epochs=1, overfit_batches=2).fit(
+            ReconOnly(_representation(), _adam()), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2)
+        )
+
+
+@pytest.mark.parametrize("run", ["validate", "test"])
+def test_several_data_loaders_are_refused(run: str) -> None:
+    loader = DataLoader(TensorDataset(torch.rand(4, 1, 8, 8), torch.zeros(4).long()), batch_size=4)
+    module = DecoupledDistill(_representation(), optimizer=_adam())
+    with pytest.raises(UsageError, match=r"there are 2 (val|test) data loaders; expected 1"):
+        getattr(quiet_trainer(), run)(module, [loader, loader], verbose=False)
+
+
+def test_an_interval_between_validations_beyond_an_epoch_is_one_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", *QUICK, "--trainer.val_check_interval=300"])
+    assert "--trainer.val_check_interval 300 is more than the 5 batches of an epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ReconOnly(_representation(), _adam(), precision="fp16"),  # type: ignore[arg-type]
+        lambda: ReconOnly(_representation(), _adam(), loss="rsme"),  # type: ignore[arg-type]
+        lambda: BaselineJoint(_representation(), _adam(), gradients="some"),  # type: ignore[arg-type]
+    ],
+)
+def test_unknown_names_of_options_are_refused_in_python_too(make: Callable[[], object]) -> None:
+    with pytest.raises(UsageError, match=r"='(fp16|rsme|some)'; expected one of"):
+        make()
+
+
+def test_the_step_of_a_test_after_a_fit_is_that_of_the_fit() -> None:
+    data = DigitsDataModule(train_on="none", steps_per_epoch=3)
+    module = ReconOnly(_representation(), _adam())
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(module, datamodule=data)
+    assert trainer.test(module, datamodule=data, verbose=False)[0]["step"] == 6
+
+
+class _Validated(Callback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: object, pl_module: object) -> None:
+        self.steps.append(trainer.global_step)  # type: ignore[attr-defined]
+
+
+def test_a_stop_that_min_epochs_delays_does_not_add_validations() -> None:
+    validated = _Validated()
+    stopping = EarlyStopping("val/recon_rmse", patience=0, min_delta=10.0, verbose=False)
+    quiet_trainer(
+        max_epochs=20,
+        min_epochs=8,
+        check_val_every_n_epoch=3,
+        num_sanity_val_steps=0,
+        callbacks=[stopping, validated],
+    ).fit(ReconOnly(_representation(), _adam()), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2))
+    assert validated.steps[:2] == [6, 12]
+    assert validated.steps[-1] == 16
+
+
+def test_learning_rates_are_relative_to_the_highest() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+    rates = []
+    for _ in range(10):
+        rates.append(relative_rate(optimizer))
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(1.0)
+
+
+def test_kept_tensors_that_become_different_numbers_are_counted_by_the_rate() -> None:
+    representation = _representation(Table(scale="layer"), quantize=Quantize(2.0), tune_kept="affine")
+    target = representation.sizes().file_bytes + 500
+    module = DecoupledDistill(representation, optimizer=_adam(1e-2), rate=Rate(target_bytes=target))
+    trainer = quiet_trainer(max_epochs=40)
+    trainer.fit(module, datamodule=DigitsDataModule(batch_size=400))
+    estimate = float(trainer.callback_metrics["size/file_bytes_estimate"])
+    assert representation.sizes().file_bytes == pytest.approx(estimate, rel=0.01)
