@@ -34,8 +34,12 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(f"{message}; `{self.prog} --help` lists the options.")
 
 
-def split_options(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
-    """Split off an option and those below it, such as `--data` and `--data.root`, wherever they stand.
+#: Options of `fit` that take a value; those that other commands pass on to it.
+FIT_OPTIONS = ("--model", "--trainer", "--best_checkpoint", "--seed_everything", "--threads")
+
+
+def split_options(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
+    """Split off options and those below them, such as `--data` and `--data.root`, wherever they stand.
 
     Returns:
         All other arguments, and these, each with its value: `--data.root=DIR`.
@@ -45,7 +49,7 @@ def split_options(args: Sequence[str], name: str) -> tuple[list[str], list[str]]
     rest = iter(args)
     for arg in rest:
         flag, equals, _ = arg.partition("=")
-        if flag != name and not flag.startswith(f"{name}."):
+        if not any(flag == name or flag.startswith(f"{name}.") for name in names):
             others.append(arg)
         elif equals:
             taken.append(arg)

@@ -9,7 +9,7 @@ from typing import final
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference
-from nernlit.cli.arguments import CommandParser, count, path, positive, require_writable, split_options
+from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
 from nernlit.cli.fits import continued_fit, epoch_options
 from nernlit.cli.inputs import network_options, original_of, require_images
@@ -52,7 +52,9 @@ def compare(args: Sequence[str]) -> None:
     parser.add_argument("--others", type=path, metavar="FILE.csv", help="table of files of other programs")
     parser.add_argument("--epochs", type=count, help="passes of each fit over the training images (30 by default)")
     own_args, data_options = split_options(args, "--data")
-    options, fit_options = parser.parse_known_args(own_args)
+    own_args, fit_options = split_options(own_args, *FIT_OPTIONS)  # their values would be taken for NET
+    options, further = parser.parse_known_args(own_args)
+    fit_options += further
     network, fit_options = network_options(options.net, options.network, fit_options)
     if options.epochs is not None:
         fit_options += epoch_options(options.epochs)

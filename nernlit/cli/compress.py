@@ -8,7 +8,7 @@ from typing import final
 
 from rich.console import Console
 
-from nernlit.cli.arguments import CommandParser, count, path, positive, require_writable, split_options
+from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.export import print_sizes, test
 from nernlit.cli.fits import continued_fit, epoch_options
 from nernlit.cli.inputs import ORIGINAL, network_options, original_of, require_images
@@ -57,7 +57,9 @@ def compress(args: Sequence[str]) -> None:
     parser.add_argument("--epochs", type=count, help=f"passes over the training images ({_EPOCHS} by default)")
     parser.add_argument("--out_runs", type=path, default=Path("runs"), help="folder of the fit")
     others, data = split_options(args, "--data")
-    options, fit_args = parser.parse_known_args(others)
+    others, fit_args = split_options(others, *FIT_OPTIONS)  # their values would be taken for NET
+    options, further = parser.parse_known_args(others)
+    fit_args += further
     if options.out.suffix != ".nern":
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern.")
     require_images(data)

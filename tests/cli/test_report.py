@@ -85,6 +85,13 @@ def test_the_page_stands_alone_and_says_what_the_networks_do(runs: list[Run]) ->
     assert "a&lt;b" in text
 
 
+def test_conditions_of_another_checkpoint_are_not_shown(runs: list[Run]) -> None:
+    tested, text = Run.open(runs[0].folder, "last"), page([Run.open(runs[0].folder)])
+    assert "Other distributions and attacks" in text
+    last = page([tested])
+    assert ("Other distributions and attacks" in last) == (tested.step == runs[0].step)
+
+
 def test_the_command_writes_it(runs: list[Run]) -> None:
     main(["report", str(runs[0].folder), "--out", "r.html"])
     assert Path("r.html").read_text().startswith("<!doctype html>")
