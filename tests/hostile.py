@@ -79,8 +79,8 @@ _TRAINED: dict[str, tuple[Any, str]] = {
         {"name": "digits_resnet8", "arguments": {"widths": _POPEN}},
         "expected a number, text or a list of them",
     ),
-    "options in a text": ("name", "does not say which network its weights are of"),
-    "no name": ({"num_classes": 10}, "does not say which network its weights are of"),
+    "options in a text": ("name", "does not contain the name of its network"),
+    "no name": ({"num_classes": 10}, "does not contain the name of its network"),
 }
 _FORGED: dict[str, tuple[Mapping[str, Any], str]] = {
     "a predictor that is a function": ({"predictor": {"class_path": "os.system", "init_args": {}}}, "is a os.system"),
@@ -115,7 +115,10 @@ _FORGED: dict[str, tuple[Mapping[str, Any], str]] = {
         {"network": {"name": "vit_giant_patch14_224", "num_classes": 10}},
         "bad.nern does not fit vit_giant_patch14_224",
     ),
-    "arguments in a list": ({"network": {"name": "digits_resnet8", "arguments": [1]}}, "expected argument -> value"),
+    "arguments in a list": (
+        {"network": {"name": "digits_resnet8", "arguments": [1]}},
+        "expected a mapping from argument names to values",
+    ),
     "no specification": ({"specification": None}, "cannot be built"),
     "an empty specification": ({"specification": {}}, "cannot be built"),
     "a mean that is a text": ({"mean": "x"}, "expected a list of numbers"),
@@ -123,8 +126,8 @@ _FORGED: dict[str, tuple[Mapping[str, Any], str]] = {
     "a standard deviation of 0": ({"std": [0.0]}, "cannot be built"),
     "class names that are a number": ({"class_names": 3}, "class_names is '3'; expected a list of texts"),
     "class names that are numbers": ({"class_names": [1]}, "class_names is '[1]'; expected a list of texts"),
-    "a text as number of classes": ({"num_classes": "ten"}, "num_classes is 'ten'; expected a whole number"),
-    "an original of 0 bytes": ({"original_bytes": 0}, "original_bytes is '0'; expected a whole number"),
+    "a text as number of classes": ({"num_classes": "ten"}, "num_classes is 'ten'; expected an integer"),
+    "an original of 0 bytes": ({"original_bytes": 0}, "original_bytes is '0'; expected an integer"),
     "no kept tensors": ({"kept": None}, "cannot be built"),
     "an unknown form": (
         {"kept": {"form": "fp7", "constants": {}, "coded": {}, "error": 0.0}},
@@ -145,14 +148,14 @@ _FORGED: dict[str, tuple[Mapping[str, Any], str]] = {
     "a wrongly shaped kept tensor": ({"kept.linear.bias": torch.zeros(11)}, "linear.bias (11,) instead of (10,)"),
     "a wrongly shaped parameter": (
         {"predictor.first.bias": torch.zeros(9)},
-        "are not those of its predictor's description",
+        "do not match its description in the header",
     ),
     "a parameter that is not finite": ({"predictor.first.bias": torch.full((8,), float("nan"))}, "another network"),
-    "a layer of one dimension": ({"layers": {"conv1.weight": [16]}}, "not two to five positive whole numbers"),
-    "a negative layer": ({"layers": {"conv1.weight": [16, -1, 3, 3]}}, "not two to five positive whole numbers"),
-    "a boolean shape": ({"layers": {"conv1.weight": [16, True, 3, 3]}}, "not two to five positive whole numbers"),
-    "a shape of floats": ({"layers": {"conv1.weight": [16.0, 1, 3, 3]}}, "not two to five positive whole numbers"),
-    "a shape that is a text": ({"layers": {"conv1.weight": "abcd"}}, "not two to five positive whole numbers"),
+    "a layer of one dimension": ({"layers": {"conv1.weight": [16]}}, "list of two to five positive integers"),
+    "a negative layer": ({"layers": {"conv1.weight": [16, -1, 3, 3]}}, "list of two to five positive integers"),
+    "a boolean shape": ({"layers": {"conv1.weight": [16, True, 3, 3]}}, "list of two to five positive integers"),
+    "a shape of floats": ({"layers": {"conv1.weight": [16.0, 1, 3, 3]}}, "list of two to five positive integers"),
+    "a shape that is a text": ({"layers": {"conv1.weight": "abcd"}}, "list of two to five positive integers"),
     "a shape that is null": ({"layers": {"conv1.weight": None}}, "cannot be built"),
     "a huge layer": ({"layers": {"conv1.weight": [10**9, 10**9, 1, 1]}}, "GiB; pass max_gib"),
     "an enormous layer": ({"layers": {"conv1.weight": [10**400, 1, 1, 1]}}, "cannot be built"),
@@ -161,14 +164,14 @@ _FORGED: dict[str, tuple[Mapping[str, Any], str]] = {
     "no layer": ({"layers": {}}, "there is no weight to predict"),
     "layers in a list": ({"layers": []}, "cannot be built"),
     "an unknown form of pointwise": ({"pointwise": "skip"}, "pointwise='skip'; expected 'crop' or 'tile'"),
-    "a tile without a side": ({"tile": 0}, "tiles have a side of 0; expected at least 1"),
-    "a boolean tile": ({"tile": True}, "tiles have a side of True; expected at least 1: a whole number"),
+    "a tile without a side": ({"tile": 0}, "tile=0; expected an integer of at least 1"),
+    "a boolean tile": ({"tile": True}, "tile=True; expected an integer of at least 1"),
     "a tile that is larger than a kernel": (
         {"layers": {"conv1.weight": [16, 1]}, "tile": 4},
         "kernel_size=3 is smaller than layer 'conv1' (4x4)",
     ),
     "an unknown order": ({"order": "random"}, "unknown order, 'random'"),
-    "two tensors of one name": ({"aliases": {"conv1.weight": ["bn1.weight"]}}, "two tensors of one name"),
+    "two tensors of one name": ({"aliases": {"conv1.weight": ["bn1.weight"]}}, "two tensors have the same name"),
     "an unknown alias": ({"aliases": {"conv1.weight": ["again.weight"]}}, "1 unexpected (again.weight)"),
     "aliases in a list": ({"aliases": []}, "cannot be built"),
 }
@@ -341,8 +344,8 @@ _TABLES: dict[str, tuple[str, dict[str, Writer], str]] = {
     "a result that is cut": (SWEEP, {RESULT: '{"config": "x'}, "test.json cannot be read: Unterminated string"),
     "a result of bytes": (SWEEP, {RESULT: b"\xff\xfe\x00"}, "test.json cannot be read: 'utf-16"),
     "a result that is nested": (SWEEP, {RESULT: "[" * 100_000}, "test.json cannot be read: "),
-    "a result that is a list": (SWEEP, {RESULT: "[]"}, "test.json is no result of a fit of this version"),
-    "a result of another kind": (SWEEP, {RESULT: '{"acc": 1}'}, "test.json is no result of a fit of this version"),
+    "a result that is a list": (SWEEP, {RESULT: "[]"}, "test.json is not a result file of this version"),
+    "a result of another kind": (SWEEP, {RESULT: '{"acc": 1}'}, "test.json is not a result file of this version"),
     "a result that is a folder": (SWEEP, {f"{RESULT}/file": ""}, "test.json cannot be read: "),
     "a result of NaN": (SWEEP, tested(acc=float("nan")), "test.json: acc is 'nan', which it cannot be; delete it"),
     "a result of a list": (SWEEP, tested(acc=[1]), "test.json: acc is '[1]', which it cannot be; delete it"),
@@ -372,8 +375,11 @@ _YAML: dict[str, tuple[Writer, str]] = {
     "a tab": ("a:\n\tb: 1\n", "bad.yaml is not valid YAML"),
     "nested": ("a: " + "[" * 100_000, "bad.yaml is not valid YAML: maximum recursion depth"),
     "bytes": (bytes(range(256)), "bad.yaml is not a text file in UTF-8"),
-    "a call": ("model: !!python/object/apply:os.system ['touch ran']", "bad.yaml is no configuration: could not"),
-    "a function": ("model: !!python/name:os.system", "bad.yaml is no configuration: could not determine"),
+    "a call": (
+        "model: !!python/object/apply:os.system ['touch ran']",
+        "bad.yaml is not a valid configuration: could not",
+    ),
+    "a function": ("model: !!python/name:os.system", "bad.yaml is not a valid configuration: could not determine"),
     "billions of values": (aliases(), "bad.yaml has more than 100,000 values"),
     "a list in itself": ("a: &a [*a]\nbase: *a\n", "bad.yaml has more than 100,000 values"),
     "a name twice": ("model: 1\nmodel: 2\n", "bad.yaml, line 2: 'model' is given again"),
@@ -427,7 +433,10 @@ _CONFIG: dict[str, tuple[str, str]] = {
     "empty": ("", "run/config.yaml is empty"),
     "a list": ("[1]", "run/config.yaml holds no options"),
     "cut": ("data: {a: [", "run/config.yaml is not valid YAML"),
-    "a call": ('data: !!python/object/apply:os.system ["touch ran"]', "run/config.yaml is no configuration: could not"),
+    "a call": (
+        'data: !!python/object/apply:os.system ["touch ran"]',
+        "run/config.yaml is not a valid configuration: could not",
+    ),
     "no data": ("data: null", "run was fitted without data"),
     "other options": ("trainer: {}", "run was fitted without data"),
     "a function": (
@@ -493,10 +502,10 @@ _ARRAYS: dict[str, tuple[dict[str, Writer], str]] = {
     "negative labels": ({"c/labels.npy": array(np.full(50, -1))}, "has labels from -1 to -1; expected 0 to 9"),
     "a label less": (
         {"c/labels.npy": array(np.zeros(49, int))},
-        "of shape (49,); expected whole numbers of shape (50,)",
+        "of shape (49,); expected integers of shape (50,)",
     ),
-    "one label": ({"c/labels.npy": array(np.array(3))}, "of shape (); expected whole numbers of shape (50,)"),
-    "other labels": ({"c/labels.npy": array(np.zeros(50, int))}, "has other labels than the clean test images"),
+    "one label": ({"c/labels.npy": array(np.array(3))}, "of shape (); expected integers of shape (50,)"),
+    "other labels": ({"c/labels.npy": array(np.zeros(50, int))}, "does not have the labels of the clean test images"),
     "images cut": (
         {"c/fog.npy": lambda path: path.write_bytes(path.read_bytes()[:-9])},
         "cannot read c/fog.npy (mmap length is greater than file size)",
@@ -553,13 +562,13 @@ BAD_INPUTS: dict[str, BadInput] = {
         f"bad.nern has format version 7, and this nernlit reads version {VERSION}",
     ),
     ".nern file: gone": BadInput("inspect gone.nern", {}, "gone.nern is not there; expected a .nern file"),
-    "checkpoint: gone": BadInput("export gone.ckpt -o out.nern", {}, "gone.ckpt is no run"),
+    "checkpoint: gone": BadInput("export gone.ckpt -o out.nern", {}, "gone.ckpt is not a run"),
     "checkpoint: in itself": BadInput(
         EXPORT, {"bad.ckpt": saved_in_itself()}, "bad.ckpt is damaged: state_dict contains itself"
     ),
     "weights: gone": BadInput(COMPRESS.replace("bad", "gone"), {}, "no file at gone.pt; expected a file of weights"),
     "weights: a folder": BadInput(
-        COMPRESS.replace("bad.pt", "images"), {}, "images is no run: no checkpoints/best.ckpt"
+        COMPRESS.replace("bad.pt", "images"), {}, "images is not a run: no checkpoints/best.ckpt"
     ),
     **{
         f"weights: a checkpoint with {name}": BadInput(

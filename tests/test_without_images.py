@@ -95,7 +95,7 @@ def test_a_missing_dataset_stops_a_fit_and_no_prediction() -> None:
     line = ["-c", str(CONFIGS / "cifar10_h120.yaml"), *QUICK[2:], "--model.representation.order=none"]
     line.append("--trainer.check_val_every_n_epoch=1")
     line.append("--model.representation.original.checkpoint=original.safetensors")
-    with pytest.raises(DataError, match=r"Or do without images, and without accuracies: --data null\."):
+    with pytest.raises(DataError, match=r"To run without images and without accuracies, pass --data null\."):
         run(["fit", *line, "--data.root=nowhere"])
     run(["fit", *line, "--data=null"])
     run(["predict", *line, "--data.root=nowhere", "--ckpt_path=best"])

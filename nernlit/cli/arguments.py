@@ -71,7 +71,7 @@ def count(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A whole number of at least 0."""
+    """An integer of at least 0."""
     return _at_least(text, 0)
 
 
@@ -113,5 +113,5 @@ def _at_least(text: str, least: int) -> int:
     except ValueError:
         value = least - 1
     if value < least:
-        raise argparse.ArgumentTypeError(f"{text}; expected a whole number of at least {least}")
+        raise argparse.ArgumentTypeError(f"{text}; expected an integer of at least {least}")
     return value

@@ -12,11 +12,11 @@ from typing import Any
 from nernlit.utilities.trust import is_installed, is_refused, refusal, refused_name
 
 _TYPES = {
-    "PositiveInt": "a whole number above 0",
+    "PositiveInt": "a positive integer",
     "int": "an integer",
     "float": "a number",
     "bool": "true or false",
-    "str": "a text",
+    "str": "a string",
     "NoneType": "null",
     "Sequence": "a list",
     "List": "a list",
@@ -78,7 +78,7 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         _TYPES.get(name, "")
         for name in re.findall(r"(?:Expected an? (?:<class '(?:\w+\.)*|(?=Sequence|List))|Not of type )(\w+)", text)
     ]
-    types += ["a list of two whole numbers"] if "tuple[int, int]" in text else []
+    types += ["a list of two integers"] if "tuple[int, int]" in text else []
     types = [name for name in dict.fromkeys(types) if name not in ("", "null")]
     if keys and (allowed or types):
         expected = " or ".join([*([f"one of {', '.join(allowed)}"] if allowed else []), *types])

@@ -44,7 +44,7 @@ def finite(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """A column of whole numbers of at least 1."""
+    """A column of integers of at least 1."""
     if (value := int(text)) < 1:
         raise ValueError(f"{text} is less than 1")
     return value

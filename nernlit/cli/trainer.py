@@ -120,9 +120,7 @@ class NernlitCLI(LightningCLI):
             raise UsageError(explain(str(error), ROOTS, options)) from error
         seed = self.config[self.config["subcommand"]]["seed_everything"]
         if not isinstance(seed, bool) and not 0 <= seed <= _LARGEST_SEED:
-            raise UsageError(
-                f"--seed_everything {seed}: expected a whole number from 0 to {_LARGEST_SEED}, true or false."
-            )
+            raise UsageError(f"--seed_everything {seed}: expected an integer from 0 to {_LARGEST_SEED}, true or false.")
 
     # LightningCLI has no public hooks between parsing and instantiating, nor around the run of a command. Three private
     # methods are extended here; pyproject.toml bounds lightning's version for them, and tests/cli/ tests what they do.

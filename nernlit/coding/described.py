@@ -21,7 +21,7 @@ def described_layout(specification: Mapping[str, Any]) -> Layout:
     """The layout of a specification's layers.
 
     Raises:
-        LayoutError: If there are none, a shape is not two to five positive whole numbers, or the description of blocks
+        LayoutError: If there are none, a shape is not two to five positive integers, or the description of blocks
             is invalid.
     """
     layers = [(key, tuple(shape)) for key, shape in specification["layers"].items()]

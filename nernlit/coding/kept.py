@@ -143,7 +143,7 @@ def _decoded(described: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict
 def _counts(coded: Mapping[str, tuple[str, Sequence[int]]]) -> list[int]:
     """How many integers have one model each."""
     if any(type(length) is not int or length < 0 for _, shape in coded.values() for length in shape):
-        raise LayoutError("a shape of its kept tensors does not consist of whole numbers.")
+        raise LayoutError("a shape of its kept tensors does not consist of integers.")
     grouped = groupby(coded.items(), key=lambda item: (item[1][0], _group(item[0], item[1][1])))
     return [sum(math.prod(shape) for _, (_, shape) in items) for _, items in grouped]
 

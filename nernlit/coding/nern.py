@@ -237,7 +237,7 @@ def _require_valid_metadata(header: Mapping[str, Any]) -> None:
     counts["original_bytes"] = header["original_bytes"]
     for name, count in counts.items():
         if type(count) is not int or count < 1:
-            raise LayoutError(f"{name} is {str(count)[:100]!r}; expected a whole number of at least 1.")
+            raise LayoutError(f"{name} is {str(count)[:100]!r}; expected an integer of at least 1.")
     names = header["class_names"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise LayoutError(f"class_names is {str(names)[:100]!r}; expected a list of texts.")

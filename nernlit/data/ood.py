@@ -74,7 +74,7 @@ class _CifarC(EvalSet, ABC):
         wrong = None
         if labels.dtype.kind not in "iu" or labels.shape != (expected,):
             wrong = (
-                f"is {labels.dtype} of shape {labels.shape}; expected whole numbers of shape {(expected,)}, one per "
+                f"is {labels.dtype} of shape {labels.shape}; expected integers of shape {(expected,)}, one per "
                 f"severity for each of the {len(clean):,} clean test images"
             )
         elif labels.min() < 0 or labels.max() >= self.expected_classes:

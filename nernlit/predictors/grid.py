@@ -17,7 +17,7 @@ LIMIT = 2**15
 
 
 def round_ste(values_n: Tensor) -> Tensor:
-    """The nearest whole numbers, at most `LIMIT` from 0; gradients pass through (straight-through estimator).
+    """The nearest integers, at most `LIMIT` from 0; gradients pass through (straight-through estimator).
 
     >>> round_ste(torch.tensor([0.4, -1.7]))
     tensor([ 0., -2.])
@@ -85,7 +85,7 @@ class Counts:
         return self._sizes_G.double() @ self.entropies()
 
     def bits(self, values_n: Tensor) -> Tensor:
-        """Bits of each value, (n,), with gradients; between two whole numbers they are interpolated linearly."""
+        """Bits of each value, (n,), with gradients; between two integers they are interpolated linearly."""
         # Half a count more for each number, so that numbers that do not occur have finite bits.
         total_X = (self._sizes_G + self._width_G / 2).repeat_interleave(self._width_G)
         bits_X = total_X.log2() - (self._counts_X + 0.5).log2()

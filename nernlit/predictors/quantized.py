@@ -50,7 +50,7 @@ class Quantized(Predictor):
 
     The forward pass rounds; the backward pass uses the straight-through estimator. Parameters without parts
     (`Predictor.quantized_parts`), such as biases and scales, are rounded to half precision. The .nern file holds the
-    whole numbers in an entropy code, and the step sizes.
+    integers in an entropy code, and the step sizes.
 
     A step size is learned as its ratio to the root mean square of its group. So it follows parameters that grow, and a
     predictor can be quantized from its random start on.

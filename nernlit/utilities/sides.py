@@ -10,7 +10,7 @@ def sides(size: Any) -> tuple[int, int]:
     """The (height, width) of a size.
 
     Raises:
-        ValueError: If it is neither one nor two whole numbers of at least 1; the message says what is expected.
+        ValueError: If it is neither one nor two integers of at least 1; the message says what is expected.
 
     >>> sides(3), sides([1, 9])
     ((3, 3), (1, 9))

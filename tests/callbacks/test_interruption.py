@@ -107,7 +107,7 @@ def test_a_fit_that_was_told_to_stop_goes_on_exactly(
     (folder,) = Path("runs").glob("*/version_*")
     step = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert ended.value.code == 143
-    assert ended.value.message == f"interrupted at step {step}; go on with --ckpt_path last"
+    assert ended.value.message == f"interrupted at step {step}; continue with --ckpt_path last"
     assert step > 0
     run([*line, "--ckpt_path=last"])
     for name in ("last", "best"):
@@ -126,13 +126,13 @@ def test_the_step_that_was_running_is_the_last_one() -> None:
     with pytest.raises(Interrupted) as ended:
         run(["fit", *SCHEMES["recon_only"], *stopping("on_train_batch_start", 7, signal.SIGINT)])
     assert ended.value.code == 130
-    assert ended.value.message == "interrupted at step 7; go on with --ckpt_path last"
+    assert ended.value.message == "interrupted at step 7; continue with --ckpt_path last"
 
 
 def test_a_signal_in_the_last_epoch_lets_the_fit_end_and_says_so() -> None:
     with pytest.raises(Interrupted) as ended:
         run(["fit", *SCHEMES["recon_only"], *stopping("on_train_batch_end", 15)])
-    assert ended.value.message == "interrupted at step 15; go on with --ckpt_path last"
+    assert ended.value.message == "interrupted at step 15; continue with --ckpt_path last"
     assert torch.load(next(Path("runs").rglob("last.ckpt")), weights_only=True)["global_step"] == 15
 
 
@@ -182,7 +182,7 @@ def test_a_slurm_job_that_is_told_of_its_end_is_requeued_and_goes_on_exactly(
     with pytest.raises(Interrupted) as ended:
         run([*line, "--ckpt_path=last", *stopping("on_train_batch_start", 7, signal.SIGUSR1)])
     assert ended.value.code == 128 + signal.SIGUSR1
-    assert ended.value.message == "interrupted at step 7; go on with --ckpt_path last; job 4321 was requeued"
+    assert ended.value.message == "interrupted at step 7; continue with --ckpt_path last; job 4321 was requeued"
     assert slurm.read_text() == "requeue 4321\n"
     run([*line, "--ckpt_path=last"])
     (folder,) = Path("runs").glob("*/version_*")
@@ -200,4 +200,4 @@ def test_a_slurm_job_that_cannot_be_requeued_says_why(slurm: Path, monkeypatch: 
     slurm.mkdir()  # the shell cannot write there
     with pytest.raises(Interrupted) as ended:
         run(["fit", *SCHEMES["recon_only"], *stopping("on_train_batch_start", 7, signal.SIGUSR1)])
-    assert "; go on with --ckpt_path last; `scontrol requeue 77_3` failed: " in ended.value.message
+    assert "; continue with --ckpt_path last; `scontrol requeue 77_3` failed: " in ended.value.message

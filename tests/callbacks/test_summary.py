@@ -44,7 +44,7 @@ def test_resuming_a_complete_fit_says_so(capsys: pytest.CaptureFixture[str]) -> 
     main(["fit", *QUICK])
     assert "complete" not in capsys.readouterr().out
     main(["fit", *QUICK, "--ckpt_path=last"])
-    assert "The fit was complete already, after 10 steps." in capsys.readouterr().out
+    assert "The fit is already complete after 10 steps." in capsys.readouterr().out
     main(["fit", *QUICK, "--ckpt_path=last", "--trainer.max_epochs=9", "--trainer.max_time=00:00:00:00"])
     assert "complete" not in capsys.readouterr().out
 

@@ -77,24 +77,24 @@ def test_layers_and_spectra_have_a_row_a_layer(fits: list[str]) -> None:
 
 def test_what_an_analysis_does_not_use_is_refused(fits: list[str]) -> None:
     for args, message in {
-        ("spectrum", fits[0], "--split", "train"): "`analyze spectrum` has no use for --split",
+        ("spectrum", fits[0], "--split", "train"): "`analyze spectrum` has no option --split",
         (
             "layers",
             fits[0],
             "--imges",
             "5",
         ): "unrecognized arguments: --imges 5; `nernlit analyze --help` lists the options",
-        ("smooth", fits[0], "--batch_norm", "reestimated"): "`analyze smooth` has no use for --batch_norm",
-        ("layers", fits[0], "--data.root", "x"): "`analyze layers` looks at no data; leave out --data.root=x",
+        ("smooth", fits[0], "--batch_norm", "reestimated"): "`analyze smooth` has no option --batch_norm",
+        ("layers", fits[0], "--data.root", "x"): "`analyze layers` does not use data; leave out --data.root=x",
         ("layers", fits[0], "--spl", "train"): "unrecognized arguments: --spl train",
         ("landscape", fits[0], "--points", "1"): "--points 1: a plane needs at least 2 points a side",
-        ("landscape", fits[0], "--points", "0"): "argument --points: 0; expected a whole number of at least 1",
-        ("landscape", fits[0], "--points", "-3"): "argument --points: -3; expected a whole number of at least 1",
-        ("interpolate", fits[0], "--points", "many"): "argument --points: many; expected a whole number",
+        ("landscape", fits[0], "--points", "0"): "argument --points: 0; expected an integer of at least 1",
+        ("landscape", fits[0], "--points", "-3"): "argument --points: -3; expected an integer of at least 1",
+        ("interpolate", fits[0], "--points", "many"): "argument --points: many; expected an integer",
         ("interpolate", fits[0], "--low", "nan"): "argument --low: nan; expected a finite number",
         ("interpolate", fits[0], "--high", "inf"): "argument --high: inf; expected a finite number",
         ("interpolate", fits[0], "--low", "1", "--high", "1"): "--low 1 --high 1: expected the low end first",
-        ("smooth", fits[0], "--images", "0"): "argument --images: 0; expected a whole number of at least 1",
+        ("smooth", fits[0], "--images", "0"): "argument --images: 0; expected an integer of at least 1",
         ("smooth", fits[0], "--images", "361"): "--images 361: the test split has 360 images",
         ("smooth", fits[0], "--out", "file/out"): "--out file/out: file is a file; expected a folder",
         ("rounds", *fits): "`analyze rounds` takes 1 run; 2 were given",
@@ -135,7 +135,7 @@ def test_an_analysis_replaces_its_own_file_only(fits: list[str], capsys: pytest.
     copy = shutil.copytree(fits[0], Path("other", *Path(fits[0]).parts[-2:]))  # a run of the same name
     with pytest.raises(SystemExit):
         main(["analyze", "layers", str(copy), "--out", "out"])
-    assert "layers_digits_h96-version_0.json is of another analysis; move it away" in capsys.readouterr().err
+    assert "layers_digits_h96-version_0.json belongs to another analysis; move it" in capsys.readouterr().err
     assert json.loads(file.read_text())["runs"].keys() == {"digits_h96/version_0"}
 
 
@@ -144,7 +144,7 @@ def test_a_plane_holds_runs_of_one_original(fits: list[str]) -> None:
     save_file({key: value + 0.001 if value.is_floating_point() else value for key, value in state.items()}, "w.st")
     given = ("--model.representation.original.pretrained=false", "--model.representation.original.checkpoint=w.st")
     other = run(["fit", *QUICK, *given]).trainer.log_dir
-    with pytest.raises(UsageError, match="represent different originals: no plane holds one original and both runs"):
+    with pytest.raises(UsageError, match="represent different originals, so no plane contains the original of both"):
         analyze(["landscape", fits[0], str(other), *OUT])
     assert not Path("out").exists()
 
@@ -155,7 +155,7 @@ def test_a_plane_holds_runs_of_one_original(fits: list[str]) -> None:
         ("", r"config\.yaml is empty"),
         ("[1, 2]", "holds no options; expected a YAML mapping"),
         ("data: {a: [", "is not valid YAML"),
-        ('data: !!python/object/apply:os.system ["touch pwned"]', "is no configuration: could not determine"),
+        ('data: !!python/object/apply:os.system ["touch pwned"]', "is not a valid configuration: could not determine"),
         ("data: null", r"was fitted without data; name it: --data=CIFAR10DataModule --data\.root=DIR"),
         ("trainer: {}", "was fitted without data"),
         ("data: {class_path: os.system, init_args: {command: touch pwned}}", "os.system"),
@@ -163,7 +163,7 @@ def test_a_plane_holds_runs_of_one_original(fits: list[str]) -> None:
         ("data: {class_path: DigitsDataModule, init_args: {batch_size: 1.0e+300}}", "batch_size"),
         (
             "data: {class_path: DigitsDataModule, init_args: {batch_size: 2001-13-44}}",
-            "is no configuration: month must be",
+            "is not a valid configuration: month must be",
         ),
         (
             "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
@@ -268,11 +268,13 @@ def test_rounds_and_smoothing_are_compared_with_the_original(fits: list[str]) ->
 
 
 def test_what_is_no_run_is_refused(fits: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match=r"nowhere is no run: no checkpoints/best.ckpt in it or in a version_\* below"):
+    with pytest.raises(
+        UsageError, match=r"nowhere is not a run: no checkpoints/best.ckpt in it or in a version_\* below"
+    ):
         Run.open("nowhere")
     with pytest.raises(SystemExit):
         main(["analyze", "rounds", fits[0]])
-    assert "has no rounds/rounds.json: it is no run of Progressive" in capsys.readouterr().err
+    assert "has no rounds/rounds.json, so it is not a Progressive run" in capsys.readouterr().err
     assert Run.open(Path(fits[0]).parent).folder == Run.open(fits[0]).folder
     assert Run.open(Run.open(fits[0]).checkpoint) == Run.open(fits[0])
 
@@ -390,7 +392,7 @@ def test_what_a_file_does_not_hold_is_named(fits: list[str], nern: str) -> None:
         ("layers", "gone.nern", *WITH_ORIGINAL): r"gone\.nern is not there",
         ("layers", nern, "--original", "wrong.safetensors"): r"wrong\.safetensors is not the original of net\.nern",
         ("layers", nern, "--original", "gone.safetensors"): r"gone\.safetensors",
-        ("layers", nern, nern, *WITH_ORIGINAL): r"net\.nern is given twice; name every run once",
+        ("layers", nern, nern, *WITH_ORIGINAL): r"net\.nern is given twice; pass each run once",
         ("layers", "other.nern", fits[0], *WITH_ORIGINAL): "represent networks of different layers",
     }.items():
         with pytest.raises(NernlitError, match=message) as caught:

@@ -150,7 +150,7 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         ),
         (
             ["fit", *QUICK, "--model.representation.predictor.kernel_size=[3,5,7]"],
-            r"predictor\.kernel_size \[3, 5, 7\]: expected a whole number or a list of two whole numbers\.",
+            r"predictor\.kernel_size \[3, 5, 7\]: expected an integer or a list of two integers\.",
         ),
         (
             ["fit", *QUICK, "--model.representation.predictor.kernel_size=[1,9]"],
@@ -168,7 +168,7 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *DECOUPLED, "--data.steps_per_epoch=5"],
             r"--data\.steps_per_epoch 5 has no effect with --data\.train_on images, where an epoch is",
         ),
-        (["fit", *QUICK, "--trainer.max_epochs=many"], r"--trainer\.max_epochs many: expected a whole number"),
+        (["fit", *QUICK, "--trainer.max_epochs=many"], r"--trainer\.max_epochs many: expected an integer"),
         (
             ["fit", *QUICK, "--trainer.max_epoch=1"],
             r"no option --trainer\.max_epoch; did you mean --trainer\.max_epochs",
@@ -216,12 +216,12 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         (["fit", *DECOUPLED, "--model.reconstruction=null"], r"--model\.reconstruction null: expected the options of"),
         (["fit", "--data.steps_per_epoch=5"], r"--data: name a class, one of .*DigitsDataModule.*, or pass a config"),
         (["fit", *QUICK, "--modle.x=5"], r"there is no option --modle\.x; did you mean --model\?"),
-        (["fit", *QUICK, "--seed_everything=-1"], "--seed_everything -1: expected a whole number from 0 to 4294967295"),
+        (["fit", *QUICK, "--seed_everything=-1"], "--seed_everything -1: expected an integer from 0 to 4294967295"),
         (
             ["fit", *QUICK, "--seed_everything=4294967296"],
-            "--seed_everything 4294967296: expected a whole number from 0",
+            "--seed_everything 4294967296: expected an integer from 0",
         ),
-        (["fit", *QUICK, "--seed_everything=1.5"], r"--seed_everything 1\.5: expected true or false or a whole number"),
+        (["fit", *QUICK, "--seed_everything=1.5"], r"--seed_everything 1\.5: expected true or false or an integer"),
         (
             ["fit", *QUICK, "--trainer.logger.init_args.save_dir=/dev/null"],
             r"save_dir /dev/null: null is a file; expected a folder",
@@ -253,8 +253,8 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             "--trainer.strategy ddp_spawn is for notebooks and Python sessions; pass ddp, which",
         ),
         (["fit", *QUICK, "--trainer.strategy=deepspeed_stage_3"], "--trainer.strategy deepspeed_stage_3 splits parame"),
-        (["fit", *QUICK, "--threads=0"], r"--threads 0: expected one of auto or a whole number above 0"),
-        (["fit", *QUICK, "more"], "'more' is no option; options are given as --name value"),
+        (["fit", *QUICK, "--threads=0"], r"--threads 0: expected one of auto or an integer above 0"),
+        (["fit", *QUICK, "more"], "'more' is not an option; options are given as --name value"),
         (["fit"], r"--data, --model must be given \(-c CONFIG; `nernlit configs` lists"),
         (["fit", *QUICK, "--data.val_share=2"], r"val_share=2\.0; expected a share"),
         (["fit", *QUICK, "--ckpt_path="], "--ckpt_path : no such file; pass a .ckpt, a run's folder"),
@@ -270,8 +270,8 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             r"original\.checkpoint runs/cifar10_original: no such file or run; fit it once with "
             r"`lightning fit -c cifar10_original`, or pass the file of a checkpoint",
         ),
-        (["nonsense"], r"there is no command 'nonsense'; the command comes first, one of fit, validate, .*, report\."),
-        (["tset"], r"there is no command 'tset' \(did you mean test\?\); the command comes first, one of fit"),
+        (["nonsense"], r"unknown command 'nonsense'; the first argument is one of fit, validate, .*, report\."),
+        (["tset"], r"unknown command 'tset' \(did you mean test\?\); the first argument is one of fit"),
         (["sweep", "--configs", QUICK[1], "--seed", "3"], "there is no option --seed; did you mean --seeds?"),
         (["fit", *QUICK, "--data.eval_sets={a.b: {class_path: x}}"], r"--data\.eval_sets \{.*\}: expected a list"),
     ],
@@ -333,7 +333,9 @@ def test_a_name_that_the_locale_cannot_write_is_one_line() -> None:
     Path("name.yaml").write_text("trainer: {logger: {init_args: {name: é}}}\n", encoding="utf-8")
     done = _program("fit", *QUICK, "-c", "name.yaml", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 2
-    assert re.search(r"nernlit: error: this locale has no file name '.+'; set PYTHONUTF8=1", done.stderr)
+    assert re.search(
+        r"nernlit: error: the file name '.+' cannot be encoded in this locale; set PYTHONUTF8=1", done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -389,7 +391,7 @@ def test_the_papers_schedule_is_printed_and_saved_as_what_it_is(capsys: pytest.C
 
 def test_a_configuration_that_names_code_runs_none(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text("model: !!python/object/apply:os.mkdir [run]\n", encoding="utf-8")
-    assert "bad.yaml is no configuration: could not determine" in _refused(capsys, "fit", "-c", "bad.yaml")
+    assert "bad.yaml is not a valid configuration: could not determine" in _refused(capsys, "fit", "-c", "bad.yaml")
     assert not Path("run").exists()
 
 

@@ -123,7 +123,7 @@ def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixtu
     ("args", "message"),
     [
         ([], "the following arguments are required: NET, --out"),
-        (["digits_resnet8", "--out", "out"], "images are needed: --data FolderDataModule --data.root DIR"),
+        (["digits_resnet8", "--out", "out"], "no dataset is given: pass --data FolderDataModule --data.root DIR"),
         (["digits_resnet8", "--out", "out", "--data", "NoImages"], "--data has no images; name a dataset"),
         (["gone.pt", "--out", "out", *DATA], "no file at gone.pt"),
         (["digits_resnet8", "--out", "out", *DATA, "--methods", "zip"], "argument --methods: invalid choice: 'zip'"),
@@ -132,7 +132,7 @@ def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixtu
         (["digits_resnet8", "--out", "out", *DATA, "--methods", "svd", "--epochs", "2"], "is for methods that train"),
         (
             ["digits_resnet8", "--out", "out", *DATA, "--methods", "table", "--trainer.logger.init_args.name=x"],
-            "--trainer.logger.init_args.name: this command names the folder of its fits itself; leave it out",
+            "--trainer.logger.init_args.name cannot be set here, because this command chooses the folders",
         ),
     ],
 )

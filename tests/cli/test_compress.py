@@ -86,7 +86,7 @@ def test_a_file_of_weights_says_its_network_or_is_told(capsys: pytest.CaptureFix
     save_file(state, "silent.safetensors")
     save_file(state, "speaking.safetensors", {"timm_name": "digits_resnet8"})
     quick = [*DIGITS, "--epochs=1", "--data.batch_size=500"]
-    assert "silent.safetensors does not say which network its weights are of; pass --network NAME" in _refused(
+    assert "silent.safetensors does not contain the name of its network; pass --network NAME" in _refused(
         ["silent.safetensors", "-o", "a.nern", *quick], capsys
     )
     main(["compress", "silent.safetensors", "--network", "digits_resnet8", "-o", "a.nern", *quick])
@@ -114,7 +114,7 @@ def test_the_run_that_trained_a_network_says_all_of_it(capsys: pytest.CaptureFix
 
     main(["fit", "-c", "digits_h96", "--trainer.max_steps=1", *quick])
     message = _refused(["runs/digits_h96", "-o", "a.nern", *DIGITS], capsys)
-    assert "best.ckpt is of a fit that stores a network in a predictor; pass the .nern file" in message
+    assert "best.ckpt is a checkpoint of a predictor, not of a network. Export it" in message
 
 
 def test_options_of_the_original_describe_the_network(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,8 +153,8 @@ def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["digits_resnet8", "-o", "a.nern"], "images are needed: --data FolderDataModule --data.root DIR"),
-        (["digits_resnet8", "-o", "a.nern", "--data.root=x"], "images are needed: --data FolderDataModule"),
+        (["digits_resnet8", "-o", "a.nern"], "no dataset is given: pass --data FolderDataModule --data.root DIR"),
+        (["digits_resnet8", "-o", "a.nern", "--data.root=x"], "no dataset is given: pass --data FolderDataModule"),
         (["digits_resnet8", "-o", "a.zip", *DIGITS], "--out a.zip: expected a file name that ends in .nern"),
         (["gone.pt", "-o", "a.nern", *DIGITS], "no file at gone.pt; expected a file of weights, or the name of a timm"),
         (["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=0"], "--bits: 0; expected a number above 0"),

@@ -54,7 +54,7 @@ def test_versions_devices_speed_and_caches_are_reported_in_seconds(
     assert f"threads {torch.get_num_threads()} of torch" in shown
     assert "GFLOP/s (float32 products of 1024 x 1024)" in shown
     assert "orders" in shown
-    assert shown.endswith("nothing is wrong")
+    assert shown.endswith("no problems found")
 
 
 def test_a_version_that_is_not_supported_is_wrong(
@@ -64,7 +64,7 @@ def test_a_version_that_is_not_supported_is_wrong(
     shown = _report(capsys, exit_code=1)
     assert "wrong: torch is 2.5.1, which is not supported: pip install 'torch>=2.6'" in shown
     assert "wrong: rich is missing: pip install 'rich>=13'" in shown
-    assert "nothing is wrong" not in shown
+    assert "no problems found" not in shown
 
 
 def test_a_missing_extra_is_a_note(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_a_missing_extra_is_a_note(capsys: pytest.CaptureFixture[str], monkeypat
     shown = _report(capsys)
     assert "note: onnx>=1.19 is missing, which exports to .onnx need: pip install 'nernlit[onnx]'" in shown
     assert "pytest" not in shown
-    assert shown.endswith("nothing is wrong")
+    assert shown.endswith("no problems found")
 
 
 def test_a_cache_that_cannot_be_written_is_wrong(
@@ -82,7 +82,7 @@ def test_a_cache_that_cannot_be_written_is_wrong(
     Path("file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").absolute()))
     shown = _report(capsys, exit_code=1)
-    assert "cannot be written, so that each command makes its content again" in shown
+    assert "is not writable, so each command recreates its content" in shown
     assert "set XDG_CACHE_HOME to another folder" in shown
 
 

@@ -106,7 +106,7 @@ def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
         "--model.reconstruction.steps=0",
         "--trainer.logger.init_args.name=from_file",
     ]
-    with pytest.raises(UsageError, match=r"there is nothing to learn from it; pass --model\.teacher"):
+    with pytest.raises(UsageError, match=r"so the student would be its own teacher; pass --model\.teacher"):
         run(["fit", *distill, "--model.init_from=first.nern", "--trainer.max_epochs=1"])
     distill.append("--model.cross_entropy_weight=1.0")
     first = run(["fit", *distill, "--model.init_from=first.nern", "--trainer.max_epochs=1"]).model
@@ -196,7 +196,7 @@ def test_a_file_becomes_an_onnx_model(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["export", "nowhere", "-o", "a.nern"], "nowhere is no run"),
+        (["export", "nowhere", "-o", "a.nern"], "nowhere is not a run"),
         (["inspect", "nowhere.nern"], "nowhere.nern is not there"),
         (["reconstruct", "nowhere.nern", "-o", "a.pt"], "expected a file name that ends in .safetensors"),
         (["test", "nowhere.nern", "--data", "DigitsDataModule"], "nowhere.nern is not there"),

@@ -139,7 +139,10 @@ def test_a_runs_folder_is_a_checkpoint_and_works_from_anywhere(
     (folder.parents[2] / "original.safetensors").rename("moved.safetensors")
     with pytest.raises(SystemExit):
         main(["analyze", "spectrum", str(folder)])
-    assert "original.safetensors, which is gone; say where it is now: --original FILE" in capsys.readouterr().err
+    assert (
+        "original.safetensors, which does not exist any more. Pass its new path: --original FILE"
+        in capsys.readouterr().err
+    )
     main(["analyze", "spectrum", str(folder), "--original", "moved.safetensors"])
     assert (folder / "analysis" / "spectrum.json").is_file()
 

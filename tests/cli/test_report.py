@@ -184,7 +184,7 @@ def test_a_file_is_reported_beside_a_run(runs: list[Run]) -> None:
             of_run = {name: of_run[name] for name in of_file}
         assert of_file == of_run
         assert against[1][:2] == [runs[0].name, "0"]
-        assert ("Compared with no original: pass its weights" in text) == (original is None)
+        assert ("No comparison with the original: pass its weights" in text) == (original is None)
         assert "No curves were logged by net.nern." in text
         assert "<summary>specification</summary>" in text
 

@@ -42,7 +42,7 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_whole_one_aloud(
     cli = run(["fit", *QUICK, "--ckpt_path=last", "--trainer.max_epochs=3"])
     said = capsys.readouterr().err
     assert f"nernlit: warning: {CHECKPOINTS}/last.ckpt is " in said
-    assert f"nernlit: going on with {CHECKPOINTS}/best.ckpt, of step " in said
+    assert f"nernlit: continuing with {CHECKPOINTS}/best.ckpt (step " in said
     assert cli.trainer.global_step == 15
     assert torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)["global_step"] == 15
 
@@ -53,7 +53,7 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_with(capsys: pytes
         _cut(path, 0)
     message = _refused(capsys, "fit", *QUICK, "--ckpt_path=last")
     assert f"nernlit: error: {CHECKPOINTS}/last.ckpt is an empty file (0 bytes)." in message
-    assert f"No other checkpoint in {CHECKPOINTS} is whole." in message
+    assert f"All other checkpoints in {CHECKPOINTS} are damaged too." in message
     # An accuracy of another checkpoint than the one that was asked for would be a wrong number.
     message = _refused(capsys, "test", *QUICK, "--ckpt_path=best")
     assert f"nernlit: error: {CHECKPOINTS}/best.ckpt is an empty file (0 bytes). Pass a .ckpt" in message
@@ -86,7 +86,7 @@ def test_a_fit_cannot_go_on_from_weights_alone(capsys: pytest.CaptureFixture[str
         del content[key]
     torch.save(content, "weights_only.ckpt")
     message = _refused(capsys, "fit", *QUICK, "--ckpt_path=weights_only.ckpt")
-    assert "weights_only.ckpt holds weights and no optimizer state, so that a fit cannot go on from it" in message
+    assert "weights_only.ckpt has no optimizer state, so a fit cannot be resumed from it" in message
     run(["test", *QUICK, "--ckpt_path=weights_only.ckpt"])
 
 

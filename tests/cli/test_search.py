@@ -123,7 +123,7 @@ def test_a_trial_that_fails_is_reported_and_the_others_go_on(
     assert [trial.state.name for trial in _study().trials] == ["FAIL", "COMPLETE"]
     assert "nernlit: error: trial 0: the loss is nan\n" in capsys.readouterr().err
     ran.clear()
-    with pytest.raises(NernlitError, match="no trial has ended with a figure"):
+    with pytest.raises(NernlitError, match="no trial has finished with a value of the metric"):
         search.main([*LINE[1:], "--study", "other", "--trials", "1"])
 
 
@@ -179,7 +179,9 @@ def test_an_interrupted_trial_is_run_again_with_its_values(
         claim = Path("found/claim.search.1.1")
         claim.write_text(json.dumps({"host": host, "pid": 2**22 + 1, "started": 1}))
         if how == "another machine died":
-            with pytest.raises(NernlitError, match="no trial has ended with a figure"):  # it may run still
+            with pytest.raises(
+                NernlitError, match="no trial has finished with a value of the metric"
+            ):  # it may run still
                 search.main([*LINE[1:], "--trials", "1"])
             old = time.time() - claims.STALE_SECONDS - 60
             os.utime(claim, (old, old))
@@ -224,10 +226,10 @@ def test_processes_share_the_trials_of_a_study(fits: Callable[[Fit], list[dict[s
         (["--space", "n=int(1)"], "argument --space: n=int(1); expected"),
         (["--space", "n=choice(a,a)"], "argument --space: n=choice(a,a); expected"),
         (["--monitor", "test/acc"], "argument --monitor: invalid choice: 'test/acc'"),
-        (["--trials", "0"], "argument --trials: 0; expected a whole number of at least 1"),
+        (["--trials", "0"], "argument --trials: 0; expected an integer of at least 1"),
         (["--study", "a/b"], "--study a/b: expected letters, digits, '_', '-' and '.'"),
-        (["--model.optimizer.lr=1"], "--model.optimizer.lr: the search sets it itself; leave it out"),
-        (["--trainer.devices", "2"], "--trainer.devices: the search sets it itself; leave it out"),
+        (["--model.optimizer.lr=1"], "--model.optimizer.lr: this option is set by the search; leave it out"),
+        (["--trainer.devices", "2"], "--trainer.devices: this option is set by the search; leave it out"),
         (["--storage", "nowhere"], "--storage nowhere: "),
         (["--storage", "sqlite:///no/where.db"], "--storage sqlite:///no/where.db: "),
         (["--storage", "journal:no/where"], "--storage journal:no/where: "),
@@ -248,7 +250,7 @@ def test_a_fit_without_the_figure_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     best = BestCheckpoint(monitor="val/recon_rmse")  # as with `data: null`
     trainer = SimpleNamespace(checkpoint_callbacks=[best])
     monkeypatch.setattr(search, "continued_fit", lambda *_: SimpleNamespace(trainer=trainer))
-    with pytest.raises(UsageError, match="--monitor val/acc: the fit has no such figure; validate it, or pass another"):
+    with pytest.raises(UsageError, match="--monitor val/acc: the fit logs no such metric; enable validation, or pass"):
         search.main([*LINE[1:], "--trials", "1"])
 
 

@@ -99,7 +99,7 @@ def test_a_copy_is_written_once_with_the_comment_of_its_configuration(capsys: py
         (["copy", "digits_h69"], "there is no shipped configuration 'digits_h69' (did you mean digits_h96"),
         (
             ["copy", "robustness"],
-            "'robustness' is a part of configurations; build on it in a file of your own: `base: [rob",
+            "'robustness' is a base file and cannot be run alone; use it in a configuration of your own: `base: [rob",
         ),
         (["copy"], "the following arguments are required: NAME; `nernlit configs copy --help` lists the options"),
         (["list"], "unrecognized arguments: list; `nernlit configs --help` lists the options"),

@@ -148,7 +148,7 @@ def test_every_fit_is_in_one_shard(capsys: pytest.CaptureFixture[str]) -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     sweep([*line, "--shard", "6/6"])
     shown = capsys.readouterr().out
-    assert shown == "--shard 6/6: there are fewer fits than shares, and none is in this one\n"
+    assert shown == "--shard 6/6: there are fewer fits than shards; this shard has none\n"
 
 
 def test_the_table_lists_the_fits_of_all_shards(
@@ -214,7 +214,7 @@ def test_a_fit_that_another_process_runs_is_left_to_it(
     with claim(_folder(1)):
         sweep(["--configs", QUICK[1], "--seeds", "0", "1", "--out", "swept"])
     assert [row["seed"] for row in _rows()] == ["0"]
-    assert "1 of 2 fits are being run by other processes: digits_h96, seed 1\n" in capsys.readouterr().out
+    assert "1 of 2 fits are running in other processes: digits_h96, seed 1\n" in capsys.readouterr().out
 
 
 def _folder(seed: int) -> Path:
@@ -258,21 +258,21 @@ def test_an_interrupted_fit_goes_on_from_its_last_checkpoint(monkeypatch: pytest
         ),
         (["--shard", "3/2"], "argument --shard: 3/2; expected K/N"),
         (["--shard", "1of2"], "argument --shard: 1of2; expected K/N"),
-        (["--trainer.logger.version=x"], "a sweep sets it itself; its fits are told apart by their options"),
-        (["--jobs", "0"], "argument --jobs: 0; expected a whole number of at least 1"),
+        (["--trainer.logger.version=x"], "this option is set by the sweep; its fits are told apart by their options"),
+        (["--jobs", "0"], "argument --jobs: 0; expected an integer of at least 1"),
         (["--jobs", "2", "--dry-run"], "--jobs 2 and --dry-run: a dry run starts no fits; leave one of them out"),
         (["--dry"], "there is no option --dry; did you mean --dry-run?"),
-        (["--hidden", "0"], "argument --hidden: 0; expected a whole number of at least 1"),
-        (["--seeds", "-1"], "argument --seeds: -1; expected a whole number of at least 0"),
+        (["--hidden", "0"], "argument --hidden: 0; expected an integer of at least 1"),
+        (["--seeds", "-1"], "argument --seeds: -1; expected an integer of at least 0"),
         (["--select", "first"], "argument --select: invalid choice: 'first'"),
         (["--out", "file"], "--out file: file is a file; expected a folder"),
         (["--out", "file/swept"], "--out file/swept: file is a file"),
         (["--configs", "nowhere.yaml"], r"no configuration file nowhere\.yaml"),
         (["--configs", "digits_h69"], r"no configuration file digits_h69 \(did you mean digits_h96"),
         (["--configs", "a/x.yaml", "b/x.yaml"], "2 files are named x; rename them"),
-        (["--seed_everything", "3"], "--seed_everything 3: a sweep sets it itself; pass --seeds"),
-        (["--ckpt_path=last"], "--ckpt_path last: a sweep sets it itself; its fits start anew"),
-        (["--trainer.logger.init_args.save_dir=x"], "a sweep sets it itself; pass --out"),
+        (["--seed_everything", "3"], "--seed_everything 3: this option is set by the sweep; pass --seeds"),
+        (["--ckpt_path=last"], "--ckpt_path last: this option is set by the sweep; each fit resumes"),
+        (["--trainer.logger.init_args.save_dir=x"], "this option is set by the sweep; pass --out"),
         (["--hidden", "4", "--model.representation.predictor.hidden", "8"], "8 and --hidden: both are the width"),
         (["--trainer.devices=2"], "--trainer.devices 2: a sweep's fits run on one device"),
     ],

@@ -112,7 +112,7 @@ if seed != 3:  # which another process runs
     shown, said = capsys.readouterr()
     assert "failed: digits_h96, seed 1: it diverged\n" in shown
     assert "failed: digits_h96, seed 2: its process ended with SIGKILL\n" in shown
-    assert "1 of 5 fits are being run by other processes: digits_h96, seed 3\n" in shown
+    assert "1 of 5 fits are running in other processes: digits_h96, seed 3\n" in shown
     for seed, reason in ((1, "it diverged"), (2, "its process ended with SIGKILL")):
         log = Sweep(Path("swept"), "best", []).folder(Fit(QUICK[1], None, seed))
         lines = "".join(f"\n  line {number} of {seed}" for number in range(10, 20))

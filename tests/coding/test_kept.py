@@ -123,7 +123,7 @@ def test_files_shrink_in_the_order_of_their_forms(tmp_path: Path) -> None:
         ({"constants": {"a": ["int64", [-1], 0]}}, "cannot be built"),
         ({"constants": {"a": ["complex64", [1], 0]}}, "cannot be built"),
         ({"coded": {"a": ["int64", [10**12]]}}, "GiB; pass max_gib"),
-        ({"coded": {"a": ["int64", [-1]]}}, "does not consist of whole numbers"),
+        ({"coded": {"a": ["int64", [-1]]}}, "does not consist of integers"),
         ({"coded": {"a": ["rounded", [4]]}}, "cannot be built"),
         ({"coded": []}, "cannot be built"),
         ({"form": None}, "cannot be built"),

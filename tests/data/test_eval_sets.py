@@ -54,7 +54,7 @@ def test_another_seed_is_other_noise_and_no_other_blur() -> None:
 
 def test_a_condition_that_is_there_twice_is_refused() -> None:
     data = DigitsDataModule(eval_sets=[Corrupted(["contrast"], [3]), Corrupted(["contrast"], [3], seed=1)])
-    with pytest.raises(UsageError, match="eval_sets: corrupted contrast_3 is there twice"):
+    with pytest.raises(UsageError, match="eval_sets: corrupted contrast_3 occurs twice"):
         data.setup("test")
 
 
@@ -114,18 +114,18 @@ def test_cifar_c_of_other_classes_or_corruptions_is_refused(tmp_path: Path) -> N
 def test_cifar_c_must_have_five_severities_of_every_clean_image(size: int, tmp_path: Path) -> None:
     np.save(tmp_path / "fog.npy", np.zeros((size, 32, 32, 3), np.uint8))
     np.save(tmp_path / "labels.npy", np.arange(size) % 6)
-    _refused_cifar_c(tmp_path, rf"labels.npy is int64 of shape \({size},\); expected whole numbers of shape \(30,\)")
+    _refused_cifar_c(tmp_path, rf"labels.npy is int64 of shape \({size},\); expected integers of shape \(30,\)")
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.tile(np.arange(6), 5) + 0.5, r"is float64 of shape \(30,\); expected whole numbers"),
-        (np.tile(np.arange(6), 5)[:, None], r"is int64 of shape \(30, 1\); expected whole numbers"),
+        (np.tile(np.arange(6), 5) + 0.5, r"is float64 of shape \(30,\); expected integers"),
+        (np.tile(np.arange(6), 5)[:, None], r"is int64 of shape \(30, 1\); expected integers"),
         (np.tile(np.arange(6), 5) - 1, "has labels from -1 to 4; expected 0 to 9"),
         (np.tile(np.arange(6), 5) + 5, "has labels from 5 to 10; expected 0 to 9"),
         (np.repeat(np.arange(6), 5), "has other labels at severity 2, 3, 4, 5 than at severity 1"),
-        (np.tile([0, 0, 2, 3, 4, 5], 5), "has other labels than the clean test images"),
+        (np.tile([0, 0, 2, 3, 4, 5], 5), "does not have the labels of the clean test images"),
     ],
 )
 def test_cifar_c_with_wrong_labels_is_refused(labels: np.ndarray, message: str, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_imagenet_r_knows_its_classes_places_among_the_thousand(tmp_path: Path) 
         eval_set.conditions(clean, 10)
     (tmp_path / "r" / ids[1] / "0.png").rename(tmp_path / "r" / ids[1] / "0.txt")
     with (
-        pytest.warns(UserWarning, match=r"files left out because they are no images: 1 \.txt"),
+        pytest.warns(UserWarning, match=r"ignored files that are not images: 1 \.txt"),
         pytest.raises(DataError, match=rf"no image in {ids[1]} \(1 of 200 classes\)"),
     ):
         eval_set.conditions(clean, 1000)

@@ -118,7 +118,7 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
         (tmp_path / "train" / "class001" / name).touch()
     for name, suffix in (("0.png", ".JFIF"), ("1.png", ".gif")):
         (tmp_path / "train" / "class000" / name).rename((tmp_path / "train" / "class000" / name).with_suffix(suffix))
-    expected = r"train: files left out because they are no images: 2 \.txt, 1 \.eps, 1 \.npy, 1 without suffix"
+    expected = r"train: ignored files that are not images: 2 \.txt, 1 \.eps, 1 \.npy, 1 without suffix"
     with pytest.warns(UserWarning, match=expected):
         images = tree_images(tmp_path / "train", {"class000": 0, "class001": 1}, None)
     assert images.labels.tolist() == [0, 0, 1, 1]

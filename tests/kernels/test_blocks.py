@@ -80,7 +80,7 @@ def test_tiles_have_the_height_and_width_that_are_asked_for() -> None:
     layout = Layout([("linear.weight", (3, 5))], tile=(1, 3))
     table = layout.table({"linear.weight": torch.arange(1.0, 16.0).view(3, 5)})
     assert table.tolist() == [[[1, 2, 3]], [[4, 5, 0]], [[6, 7, 8]], [[9, 10, 0]], [[11, 12, 13]], [[14, 15, 0]]]
-    with pytest.raises(LayoutError, match=r"tiles have a side of \(1, 0\); expected at least 1"):
+    with pytest.raises(LayoutError, match=r"tile=\(1, 0\); expected an integer of at least 1"):
         Layout([("linear.weight", (3, 5))], tile=(1, 0))
 
 
@@ -139,5 +139,5 @@ def test_messages_name_the_type_of_layer() -> None:
 def test_computed_linear_weights_are_refused_only_where_they_would_be_predicted(wrap: object) -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 3), wrap(nn.Linear(2, 2)))  # type: ignore[operator]
     assert [layer.name for layer in Layout.of(net).layers] == ["0"]
-    with pytest.raises(LayoutError, match="the layer '1' has no weight in the state dict but computes it"):
+    with pytest.raises(LayoutError, match="the weight of '1' is not in the state dict: it is computed"):
         Layout.of(net, "all")

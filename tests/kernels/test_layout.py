@@ -135,7 +135,7 @@ def test_networks_without_a_convolution_or_with_computed_weights_are_refused() -
     with pytest.raises(LayoutError, match="the network has no convolution"):
         Layout.of(torch.nn.Linear(2, 2))
     net = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 2, 3)))
-    with pytest.raises(LayoutError, match="the layer '0' has no weight in the state dict but computes it"):
+    with pytest.raises(LayoutError, match="the weight of '0' is not in the state dict: it is computed"):
         Layout.of(net)
 
 

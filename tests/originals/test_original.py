@@ -106,10 +106,10 @@ def test_the_fingerprint_changes_with_a_single_bit() -> None:
 def test_counts_that_no_classifier_has_are_refused(options: dict[str, int]) -> None:
     (name, count), least = next(iter(options.items())), 1 if "in_chans" in options else 2
     with pytest.raises(
-        UsageError, match=rf"{name}={count} for 'cifar_resnet20'; expected a whole number of at least {least}"
+        UsageError, match=rf"{name}={count} for 'cifar_resnet20'; expected an integer of at least {least}"
     ):
         Original("cifar_resnet20", **options)
-    with pytest.raises(UsageError, match=rf"{name}={count} for 'TinyCNN'; expected a whole number of at least {least}"):
+    with pytest.raises(UsageError, match=rf"{name}={count} for 'TinyCNN'; expected an integer of at least {least}"):
         Original.of(TinyCNN(), **{"num_classes": 10, **options}, **STATISTICS)  # type: ignore[arg-type]
 
 

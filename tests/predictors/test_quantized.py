@@ -127,7 +127,7 @@ def test_impossible_options_are_refused(options: dict[str, float], message: str)
 
 
 def test_a_quantized_predictor_is_not_quantized_again() -> None:
-    with pytest.raises(UsageError, match="is Quantized already"):
+    with pytest.raises(UsageError, match="is already a Quantized"):
         Representation(tiny_original(), Quantized(Table(5)), quantize=Quantize())
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_step_size_is_an_error() -> None:
     predictor = _predictor(_quantized("table"))
     stored = predictor.stored()
     stored["steps"][0] = math.nan
-    with pytest.raises(LayoutError, match="step size of its predictor is not a number above 0"):
+    with pytest.raises(LayoutError, match="step size of the predictor is not a finite number above 0"):
         predictor.load_stored(stored)
 
 

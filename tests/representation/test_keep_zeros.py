@@ -204,8 +204,8 @@ def test_damaged_positions_are_refused(tmp_path: Path) -> None:
     without = {name: value for name, value in good.tensors.items() if name != "zeros"}
     plain = {name: value for name, value in specification.items() if name != "keep_zeros"}
     for header, tensors, expected in (
-        (good.header, without, "differ in whether zeros are kept"),
-        ({**good.header, "specification": plain}, good.tensors, "differ in whether zeros are kept"),
+        (good.header, without, "disagree about keep_zeros"),
+        ({**good.header, "specification": plain}, good.tensors, "disagree about keep_zeros"),
         (good.header, {**good.tensors, "zeros": encode_weights(integers, shapes)}, "not all 0 or 1"),
         (good.header, {**good.tensors, "zeros": good.tensors["zeros"][:-3]}, "damaged|another network"),
     ):

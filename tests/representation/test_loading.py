@@ -48,7 +48,10 @@ def test_a_representation_out_of_a_file_is_built_again_from_that_file(tmp_path: 
     assert rebuilt_again == rebuilt
     assert torch.equal(again(IMAGES), loaded(IMAGES))
     shutil.move(path, tmp_path / "moved.nern")
-    with pytest.raises(CheckpointError, match=r"fit\.ckpt was fitted with .*net\.nern, which is gone; say where"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"fit\.ckpt was fitted with .*net\.nern, which does not exist any more. Pass its new path",
+    ):
         nernlit.load(tmp_path / "fit.ckpt")
     with pytest.raises(
         CheckpointError, match=r"was fitted from .*net\.nern; expected that \.nern file as original, not o"
@@ -120,7 +123,7 @@ def test_a_class_that_a_checkpoint_names_is_not_imported_from_anywhere(
 
 def test_options_for_nern_files_are_refused_with_checkpoints() -> None:
     for options in ({"max_gib": 8.0}, {"net": torch.nn.Identity()}):
-        with pytest.raises(UsageError, match=r"are for \.nern files, and fit\.ckpt is none"):
+        with pytest.raises(UsageError, match=r"fit\.ckpt is not a \.nern file"):
             nernlit.load("fit.ckpt", **options)  # type: ignore[arg-type]
 
 

@@ -167,7 +167,7 @@ def test_a_table_of_other_layers_is_refused_before_it_is_built(tmp_path: Path) -
     first = next(iter(header["specification"]["layers"]))
     header["specification"]["layers"][first] = [4096, 4096, 3, 3]
     write_container(path, Contents(header, tensors))
-    with pytest.raises(FileFormatError, match="tensors are not those of its predictor's description"):
+    with pytest.raises(FileFormatError, match="do not match its description in the header"):
         nernlit.load(path)
 
 

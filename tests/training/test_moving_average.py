@@ -108,7 +108,9 @@ def test_a_fit_is_resumed_with_its_own_decay_and_other_uses_are_refused(tmp_path
         DecoupledDistill(moving, optimizer=_adam, ema=0.9)
     phase_1 = ReconstructionPhase(1)
     module = DecoupledDistill(digits_representation(), optimizer=_adam, reconstruction=phase_1, ema=0.9)
-    with pytest.raises(UsageError, match="EMAWeightAveraging would average what ema averages already; pass ema: 0, or"):
+    with pytest.raises(
+        UsageError, match="EMAWeightAveraging would average parameters that `ema` already averages; pass ema: 0, or"
+    ):
         quiet_trainer(max_steps=2, callbacks=[EMAWeightAveraging()]).fit(module, datamodule=data)
     trainer = quiet_trainer(max_steps=2)
     trainer.fit(module, datamodule=data)

@@ -107,7 +107,7 @@ def test_the_chain_ends_with_the_first_round_that_does_not_improve(capsys: pytes
     capsys.readouterr()
     resumed = run(["fit", *QUICK_PROGRESSIVE, "--model.min_delta=2.0", "--ckpt_path=last"])
     assert resumed.trainer.global_step == 8
-    assert "The chain has ended: round 2 gained no more than min_delta." in capsys.readouterr().out
+    assert "The fit ended after round 2, whose gain was not above min_delta." in capsys.readouterr().out
     smaller = run(["fit", *QUICK_PROGRESSIVE, "--model.min_delta=-2.0", "--ckpt_path=last"])
     assert smaller.trainer.global_step == 12
     assert [record.improved for record in smaller.model.ended] == [True, True, True]

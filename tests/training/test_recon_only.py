@@ -116,5 +116,5 @@ def test_endless_runs_with_a_schedule_are_refused() -> None:
     from nernlit.optimizers import WarmupCosine
 
     module = ReconOnly(tiny_representation(), _adam, WarmupCosine)
-    with pytest.raises(UsageError, match="the run has no end, so its schedule has none"):
+    with pytest.raises(UsageError, match="the number of training steps is unlimited"):
         quiet_trainer(max_epochs=-1).fit(module, _steps(1))

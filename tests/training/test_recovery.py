@@ -160,7 +160,8 @@ def test_the_next_step_starts_from_the_last_good_state_with_half_the_learning_ra
         log_every_n_steps=1,
     )
     message = (
-        r"the fit has diverged: at step 4 train/recon is nan \(learning rate 0\.5\); going on with the state after 3 "
+        r"the fit has diverged: at step 4 train/recon is nan \(learning rate 0\.5\); "
+        r"continuing from the state after step 3 "
         r"steps and 0\.5 of the learning rate \(restart 1 of at most 5\)\."
     )
     with pytest.warns(UserWarning, match=message):
@@ -230,7 +231,7 @@ def test_a_fit_that_diverged_can_be_continued_with_restarts() -> None:
     fit = ["fit", *QUICK, f"--trainer.callbacks={Poison.__module__}.Poison", "--trainer.callbacks.before_batch=7"]
     with pytest.raises(SystemExit):
         main(fit)
-    with pytest.warns(UserWarning, match=r"going on with the state after 5 steps and 0\.5 of the learning rate"):
+    with pytest.warns(UserWarning, match=r"continuing from the state after step 5 with 0\.5 times the learning rate"):
         cli = run([*fit, "--ckpt_path=last", "--model.on_divergence=restart"])
     assert cli.trainer.global_step == 10
     assert cli.model.recovery.restarts == 1

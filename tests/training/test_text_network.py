@@ -149,5 +149,7 @@ def test_what_needs_images_or_classes_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"num_classes": 10}, {"mean": [0.5], "std": [0.5]}, {"in_chans": 3}])
 def test_half_a_classifier_is_refused(options: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="an image classifier needs the first three, and a network that is none takes"):
+    with pytest.raises(
+        UsageError, match="an image classifier needs num_classes, mean and std; for any other network, pass none"
+    ):
         Original.of(TextNetwork(), **options)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def test_a_fit_ends_with_the_signals_code_and_one_line(signum: signal.Signals, c
     (last,) = Path("runs").rglob("last.ckpt")
     step = read_checkpoint(last)["global_step"]
     assert returned == code
-    assert errors.splitlines()[-1] == f"nernlit: interrupted at step {step}; go on with --ckpt_path last"
+    assert errors.splitlines()[-1] == f"nernlit: interrupted at step {step}; continue with --ckpt_path last"
     assert "Traceback" not in errors
 
 
