@@ -29,7 +29,7 @@ def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 def listening() -> Iterator[None]:
     """As in a command's own process, before Lightning handles signals."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    SIGNALS.start_anew()
+    SIGNALS.restart()
     SIGNALS.listen()
     yield
     signal.signal(signal.SIGTERM, before[0])

@@ -34,7 +34,7 @@ class Interruption(Checkpoint):
         self._signum = 0  # the signal that some process received
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        SIGNALS.start_anew()
+        SIGNALS.restart()
         SIGNALS.forward = getattr(trainer.strategy.launcher, "kill", None)
         self._signum = 0
 

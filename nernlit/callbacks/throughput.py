@@ -40,7 +40,7 @@ class Throughput(L.Callback):
         inside = {predictor for several in trials for predictor in several.each}
         alone = [m for m in pl_module.modules() if isinstance(m, Predictor) and m not in inside]
         self._handles = [module.register_forward_pre_hook(self._note) for module in [*trials, *alone]]
-        self._start_anew()
+        self._restart()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for handle in self._handles:
@@ -53,7 +53,7 @@ class Throughput(L.Callback):
         self._kernels, self._operations = self._before
         self._began += time.perf_counter() - self._paused
 
-    def _start_anew(self) -> None:
+    def _restart(self) -> None:
         self._steps, self._kernels, self._operations = 0, 0, 0
         self._began = time.perf_counter()
 
@@ -78,7 +78,7 @@ class Throughput(L.Callback):
             "share_of_matrix_products": self._operations / seconds / self._rate,
         }.items():
             pl_module.log(f"throughput/{name}", value)
-        self._start_anew()
+        self._restart()
 
 
 def _matrix_product_rate(device: torch.device, kind: torch.dtype) -> float:

@@ -81,7 +81,7 @@ def _whole(path: Path) -> Path:
 
 
 def require_usable(path: Path, scheme: str, command: str) -> dict[str, Any]:
-    """A checkpoint's content, unless the configured scheme cannot load it or a fit cannot go on from it.
+    """A checkpoint's content, unless the configured scheme cannot load it or a fit cannot be resumed from it.
 
     Args:
         path: The checkpoint.

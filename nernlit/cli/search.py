@@ -144,7 +144,7 @@ def _run(study: optuna.Study, trial: optuna.Trial, options: argparse.Namespace, 
         print(f"trial {trial.number}: ended {pruned}, worse than the median", flush=True)
     except Interrupted as interrupted:
         queue_again(study, trial)
-        interrupted.message = f"interrupted in trial {trial.number}; the same command goes on with it"
+        interrupted.message = f"interrupted in trial {trial.number}; the same command continues it"
         raise
     except Exception as error:
         study.tell(trial, state=TrialState.FAIL)

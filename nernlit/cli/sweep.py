@@ -1,6 +1,6 @@
 """`nernlit sweep`: fit configurations at several hidden widths and seeds, test each, and tabulate.
 
-A finished fit is not run again, and an interrupted one goes on from its last checkpoint, so that the same command
+A finished fit is not run again, and an interrupted one continues from its last checkpoint, so that the same command
 continues a sweep. Two fits are the same if their options and the contents of their configuration files are. If a fit
 fails, the others still run. Each fit uses one device. Several processes, on one machine or on several that share the
 folder, can work on one sweep: each takes a share (`--shard`), or the fits that no other process runs. To start from a

@@ -37,7 +37,7 @@ def peak_memory_mib() -> float:
 
 
 def fit_timer(trainer: Trainer) -> Timer:
-    """The timer of a fit, which goes on where a fit is continued."""
+    """The timer of a fit, which continues in a resumed fit."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     return next(callback for callback in callbacks if isinstance(callback, Timer))
 

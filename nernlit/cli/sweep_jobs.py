@@ -94,7 +94,7 @@ def run_side_by_side(sweep: Sweep, waiting: Sequence[Fit], outcome: Outcome) -> 
     except Interrupted as interrupted:
         interrupted.message = (
             f"interrupted; {outcome.finished} of {outcome.total} fits are in {sweep.table}, "
-            "and the same command goes on with the others"
+            "and the same command continues with the others"
         )
         raise
     finally:

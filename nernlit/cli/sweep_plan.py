@@ -83,7 +83,7 @@ class Sweep:
         return self.out / fit.folder_name / f"version_{key}"
 
     def options(self, fit: Fit) -> list[str]:
-        """The options of `nernlit fit` for a fit. One that was interrupted goes on from its last checkpoint."""
+        """The options of `nernlit fit` for a fit. An interrupted one continues from its last checkpoint."""
         logger = "--trainer.logger.init_args"
         width = [f"--model.init_args.representation.predictor.init_args.hidden={fit.hidden}"] if fit.hidden else []
         folder = self.folder(fit)

@@ -1,6 +1,6 @@
 """What the fits of a sweep measured: a file `test.json` in the folder of each fit, and the table of all of them.
 
-The table is always written anew from the files of the folders, so that several processes can work on one sweep.
+The table is always written again from the files of the folders, so that several processes can work on one sweep.
 """
 
 import json

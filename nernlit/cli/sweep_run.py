@@ -76,7 +76,7 @@ def run_in_turn(sweep: Sweep, waiting: Sequence[Fit], outcome: Outcome) -> None:
             except Interrupted as interrupted:
                 interrupted.message = (
                     f"interrupted in {fit.name}; {outcome.finished} of {outcome.total} fits are in {sweep.table}, "
-                    "and the same command goes on with the others"
+                    "and the same command continues with the others"
                 )
                 raise
             except Exception as error:

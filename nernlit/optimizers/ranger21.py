@@ -3,7 +3,7 @@
 Properties of the package that the adapter cannot change: it schedules the learning rate itself, so schedulers and
 learning-rate monitors see a constant rate; its weight decay and norm loss apply to the last parameter only. The adapter
 passes the length of the run, suppresses the package's prints, and saves its counters, so that a resumed run is equal to
-an uninterrupted one to the bit.
+an uninterrupted one bit for bit.
 """
 
 from collections.abc import Iterable

@@ -52,7 +52,7 @@ class ErrorWeights(WithConstants):
         processes: Processes,
         broadcast: Callable[[Any], Any],
     ) -> Tensor:
-        """Compute the weights, the same to the bit on all processes.
+        """Compute the weights, bitwise the same on all processes.
 
         Args:
             representation: The representation that is trained.

@@ -117,7 +117,7 @@ class RateTerm:
         return sizes.file_bytes - coded_bits / 8, coded_bits
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed fit needs to go on in the same way."""
+        """What a resumed fit needs to continue in the same way."""
         return {
             "weight": self.weight,
             "fixed_bytes": self.fixed_bytes,

@@ -22,7 +22,7 @@ State = dict[str, Any]
 
 
 class Recoverable(Protocol):
-    """A Lightning module whose training can go on from an earlier state."""
+    """A Lightning module whose training can continue from an earlier state."""
 
     @property
     def trainer(self) -> Trainer:
@@ -42,7 +42,7 @@ class Recoverable(Protocol):
 class Recovery:
     """Keeps the last good state of a fit, and returns to it when the fit diverges.
 
-    A restart takes back the trained parameters and the optimizer's state, but not the position: the fit goes on with
+    A restart takes back the trained parameters and the optimizer's state, but not the position: the fit continues with
     the same step, and so does the schedule, of which all learning rates are halved for the rest of the fit.
 
     Args:
@@ -65,7 +65,7 @@ class Recovery:
 
     @property
     def restarts_fits(self) -> bool:
-        """Whether a fit that diverges goes on."""
+        """Whether a fit that diverges continues."""
         return self.on_divergence == "restart"
 
     @property

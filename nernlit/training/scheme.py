@@ -260,7 +260,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return [*self.stage_starts(), total]
 
     def calibrate(self) -> None:
-        """Calibrate the kept tensors on training images, the same on all processes to the bit."""
+        """Calibrate the kept tensors on training images, bitwise the same on all processes."""
         processes, tuned = Processes.of(self.trainer), self.representation.tuned
         # Always the same images: the values depend on the predictor alone, not on the run's seed.
         calibrate(self.representation, self._data.training_images(self.calibration_images, 0, processes), processes)

@@ -62,7 +62,7 @@ class Signals:
             for each in (*_SIGNALS, *also):
                 signal.signal(each, self._handle)
 
-    def start_anew(self) -> None:
+    def restart(self) -> None:
         """Reset at the beginning of a new run."""
         self.received = None
         self._held, self._released = False, False

@@ -168,7 +168,7 @@ def test_an_interrupted_trial_is_run_again_with_its_values(
     ran = fits(fit)
     with pytest.raises(Interrupted) as ended:
         main([*LINE, "--trials", "2"])
-    assert ended.value.message == "interrupted in trial 0; the same command goes on with it"
+    assert ended.value.message == "interrupted in trial 0; the same command continues it"
     if how != "a signal":  # its process could not even record that
         study = _study()
         left = study.ask({"model.optimizer.lr": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)})

@@ -159,7 +159,7 @@ else:
         sweep([*LINE, "--seeds", "0", "1", "2", "3", "--jobs", "2"])
     assert ended.value.code == code
     assert ended.value.message == (
-        "interrupted; 1 of 4 fits are in swept/sweep.csv, and the same command goes on with the others"
+        "interrupted; 1 of 4 fits are in swept/sweep.csv, and the same command continues with the others"
     )
     assert sorted(Path("notes").read_text().splitlines()) == ["1 received 1", "2 received 1", "ready", "ready"]
 

@@ -49,7 +49,7 @@ class _Free(Predictor):
         return self.entries[tuple(addresses_N3.long().T)]
 
 
-def test_what_cannot_start_anew_is_refused() -> None:
+def test_what_cannot_restart_is_refused() -> None:
     predictor = _Free()
     predictor.bind(LAYERS)
     with pytest.raises(

@@ -45,7 +45,7 @@ def test_a_sweep_ends_as_a_whole() -> None:
     assert returned == 143
     assert errors.splitlines()[-1] == (
         "nernlit: interrupted in digits_h96, hidden 8, seed 0; 0 of 2 fits are in runs/sweep/sweep.csv, "
-        "and the same command goes on with the others"
+        "and the same command continues with the others"
     )
     assert not list(Path("runs").rglob("*seed1*"))
 
