@@ -10,10 +10,8 @@ from torch import Tensor
 
 from nernlit.analysis.attacks import Attack, count_unchanged, warn_unchanged
 from nernlit.errors import UsageError
-from nernlit.originals import Folded
+from nernlit.originals import Folded, Original
 from nernlit.representation import Representation
-
-_SUFFIXES = ("", "_original")
 
 
 @final
@@ -21,7 +19,8 @@ class AdversarialAccuracy(L.Callback):
     """Accuracy of the original and of the reconstructed CNN on attacked test images, in white-box attacks on each.
 
     Logs `test/acc_fgsm_EPS` and `test/acc_ifgsm_EPS`, and the same with the suffix `_original`; EPS is in units of
-    1/255. Warns if an attack did not change some of the images. `nernlit.analysis.find_eps` finds an EPS.
+    1/255. A module that trains an original has one network, without a suffix. Warns if an attack did not change some of
+    the images. `nernlit.analysis.find_eps` finds an EPS.
 
     Args:
         fgsm_255: Strengths of FGSM (one step), in units of 1/255.
@@ -44,7 +43,8 @@ class AdversarialAccuracy(L.Callback):
         self._forget()
 
     def _forget(self) -> None:
-        self._representation: Representation | None = None
+        self._attacked: Representation | Original | None = None
+        self._suffixes: tuple[str, ...] = ()
         self._networks: dict[str, Callable[[Tensor], Tensor]] = {}  # holds a copy of the network's weights
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -55,9 +55,10 @@ class AdversarialAccuracy(L.Callback):
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._forget()
-        representation = getattr(pl_module, "representation", None)
-        self._representation = representation if isinstance(representation, Representation) else None
-        shape = (len(self.attacks), len(_SUFFIXES))
+        attacked = getattr(pl_module, "representation", getattr(pl_module, "original", None))
+        self._attacked = attacked if isinstance(attacked, Representation | Original) else None
+        self._suffixes = ("",) if isinstance(attacked, Original) else ("", "_original")
+        shape = (len(self.attacks), len(self._suffixes))
         self._correct = torch.zeros(shape, device=pl_module.device, dtype=torch.long)
         self._unchanged = torch.zeros_like(self._correct)
         self._count = torch.zeros((), device=pl_module.device, dtype=torch.long)
@@ -74,38 +75,40 @@ class AdversarialAccuracy(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if dataloader_idx or self._representation is None:
+        if dataloader_idx or self._attacked is None:
             return
         images_BCHW, labels_B = batch
         if not self._networks:
-            self._networks = _networks(self._representation, images_BCHW)
+            self._networks = _networks(self._attacked, images_BCHW)
         self._count += len(labels_B)
         for row, attack in enumerate(self.attacks):
-            for column, suffix in enumerate(_SUFFIXES):
+            for column, suffix in enumerate(self._suffixes):
                 classify = self._networks[suffix]
                 attacked_BCHW = attack(classify, images_BCHW, labels_B)
                 self._correct[row, column] += (classify(attacked_BCHW).argmax(1) == labels_B).sum()
                 self._unchanged[row, column] += count_unchanged(images_BCHW, attacked_BCHW)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._representation is None:
+        if self._attacked is None:
             return
-        right, still, count = (
+        correct, unchanged, count = (
             trainer.strategy.reduce(values, reduce_op="sum") for values in (self._correct, self._unchanged, self._count)
         )
         for row, attack in enumerate(self.attacks):
-            for column, suffix in enumerate(_SUFFIXES):
-                pl_module.log(f"test/acc_{attack.name}{suffix}", right[row, column] / count, sync_dist=True)
+            for column, suffix in enumerate(self._suffixes):
+                pl_module.log(f"test/acc_{attack.name}{suffix}", correct[row, column] / count, sync_dist=True)
                 if trainer.is_global_zero:
                     warn_unchanged(
-                        attack, int(still[row, column]), int(count), f"{suffix[1:] or 'reconstructed'} network"
+                        attack, int(unchanged[row, column]), int(count), f"{suffix[1:] or 'reconstructed'} network"
                     )
         self._forget()
 
 
-def _networks(representation: Representation, images_BCHW: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    original = Folded(representation.original, images_BCHW[:2])
+def _networks(attacked: Representation | Original, images_BCHW: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    if isinstance(attacked, Original):
+        return {"": Folded(attacked, images_BCHW[:2])}
+    original = Folded(attacked.original, images_BCHW[:2])
     # Outside of inference mode: autograd refuses tensors that were created in it.
     with torch.inference_mode(False), torch.no_grad():
-        weights = representation.entries()
+        weights = attacked.entries()
     return {"": partial(original, weights=weights), "_original": original}

@@ -14,8 +14,9 @@ from nernlit.cli.main import run
 from nernlit.data import DigitsDataModule, EvalSet
 from nernlit.data.corruptions import corrupt
 from nernlit.errors import UsageError
-from nernlit.training import ReconOnly
-from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_representation
+from nernlit.originals import Original
+from nernlit.training import OriginalModule, ReconOnly
+from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_original, tiny_representation
 
 MORE = """
 data:
@@ -121,15 +122,10 @@ def test_layers_are_followed_over_a_fit(tmp_path: Path) -> None:
 
 
 def test_modules_without_a_representation_are_left_alone() -> None:
-    from nernlit.training import OriginalModule
-    from tests.fakes import tiny_original
-
-    callbacks = [AdversarialAccuracy(), LowFrequencyEnergy()]
     module = OriginalModule(tiny_original(), optimizer=torch.optim.Adam)
-    trainer = quiet_trainer(callbacks=callbacks)
+    trainer = quiet_trainer(callbacks=[LowFrequencyEnergy()])
     trainer.test(module, DigitsDataModule(), verbose=False)
     assert "test/acc" in trainer.callback_metrics
-    assert not [name for name in trainer.callback_metrics if "fgsm" in name]
     assert not list(Path().rglob("low_frequency_energy.csv"))
 
 
@@ -170,3 +166,11 @@ def test_images_that_an_attack_does_not_move_are_reported() -> None:
 def test_a_strength_that_is_given_twice_is_refused() -> None:
     with pytest.raises(UsageError, match=r"fgsm_255=\[1, 1\], ifgsm_255=\[\]: give every strength only once"):
         AdversarialAccuracy(fgsm_255=[1, 1], ifgsm_255=[])
+
+
+def test_an_original_is_attacked_too() -> None:
+    module = OriginalModule(Original("digits_resnet8", pretrained=True), torch.optim.SGD)
+    trainer = quiet_trainer(callbacks=[AdversarialAccuracy(fgsm_255=[8.0], ifgsm_255=[])])
+    (results,) = trainer.test(module, datamodule=DigitsDataModule(), verbose=False)
+    assert results["test/acc_fgsm_8"] < results["test/acc"] - 0.03
+    assert "test/acc_fgsm_8_original" not in results
