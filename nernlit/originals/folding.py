@@ -181,7 +181,10 @@ def _foldable(classifier: Original) -> tuple[dict[str, nn.Conv2d], dict[str, nn.
         if names[module] > 1 or module._forward_hooks or module._forward_pre_hooks:
             continue
         # A tensor that several layers share cannot be changed for one of them.
-        if any(len(classifier.places[f"{name}.{key}"]) > 1 for key, _ in module.named_parameters(recurse=False)):
+        if any(
+            len(classifier.places[f"{name}.{key}".removeprefix(".")]) > 1
+            for key, _ in module.named_parameters(recurse=False)
+        ):
             continue
         # Subclasses may behave differently.
         if type(module) is nn.Conv2d:

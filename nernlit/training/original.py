@@ -99,10 +99,10 @@ class OriginalModule(ClassifierModule, WithConstants):
             raise UsageError(
                 f"kd_weight={self.kd_weight}, but there is no teacher; pass --model.teacher, or leave it out."
             )
+        super().setup(stage)
         train_on = getattr(self._data, "train_on", "images")
         if stage == "fit" and train_on != "images":
             raise UsageError(f"--data.train_on {train_on}: OriginalModule is trained on labeled images; pass images.")
-        super().setup(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

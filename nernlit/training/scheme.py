@@ -349,7 +349,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.error_weights.option.require_images(original, self._data)
         if self.calibration_images:
             require_training_images("calibration_images", "leave it and tune_kept out", original, self._data)
-        if self.trains_on_images and getattr(self._data, "train_on", None) == "none":
+        if self.trains_on_images and self._has_images and getattr(self._data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
         labels = any(stage.objective.needs_labels for stage in self.stages)
         if labels and getattr(self._data, "train_on", None) == "noise":

@@ -253,7 +253,7 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             "--trainer.strategy ddp_spawn is for notebooks and Python sessions; pass ddp, which",
         ),
         (["fit", *QUICK, "--trainer.strategy=deepspeed_stage_3"], "--trainer.strategy deepspeed_stage_3 splits parame"),
-        (["fit", *QUICK, "--threads=0"], r"--threads 0: expected one of auto or an integer above 0"),
+        (["fit", *QUICK, "--threads=0"], r"--threads 0: expected one of auto or a positive integer"),
         (["fit", *QUICK, "more"], "'more' is not an option; options are given as --name value"),
         (["fit"], r"--data, --model must be given \(-c CONFIG; `nernlit configs` lists"),
         (["fit", *QUICK, "--data.val_share=2"], r"val_share=2\.0; expected a share"),
@@ -480,5 +480,5 @@ def test_a_sweep_refuses_several_processes_and_other_tables() -> None:
     assert not Path("swept").exists()
     Path("swept").mkdir()
     Path("swept/sweep.csv").write_text("config,seed\ndigits_h96,0\n")
-    with pytest.raises(UsageError, match=r"sweep\.csv is no table of this version of nernlit"):
+    with pytest.raises(UsageError, match=r"sweep\.csv is not a table of this version of nernlit"):
         sweep(["--configs", QUICK[1], "--out", "swept"])

@@ -179,11 +179,11 @@ def test_files_of_another_program_are_measured_in_the_same_way(
     ("content", "message"),
     [
         (None, "--others other/files.csv: there is no such file; expected a CSV with the columns method, setting"),
-        ("a,b\n1,2\n", "is no table of this version of nernlit; expected a CSV with the columns method, setting"),
+        ("a,b\n1,2\n", "is not a table of this version of nernlit; expected a CSV with the columns method, setting"),
         ("method,setting,file,weights\n", "--others other/files.csv lists no file; expected a CSV with the columns"),
         (
             "method,setting,file,weights\nx,high,nncodec_-20.nnc,nncodec_-20.safetensors\n",
-            "line 2: setting is 'high', which it cannot be",
+            "line 2: setting is 'high', which is invalid",
         ),
         (
             "method,setting,file,weights\ntable,2,nncodec_-20.nnc,nncodec_-20.safetensors\n",

@@ -62,7 +62,7 @@ def test_a_version_that_is_not_supported_is_wrong(
 ) -> None:
     _with_versions(monkeypatch, torch="2.5.1", rich=None)
     shown = _report(capsys, exit_code=1)
-    assert "wrong: torch is 2.5.1, which is not supported: pip install 'torch>=2.6'" in shown
+    assert "problem: torch is 2.5.1, which is not supported: pip install 'torch>=2.6'" in shown
     assert "wrong: rich is missing: pip install 'rich>=13'" in shown
     assert "no problems found" not in shown
 
@@ -92,7 +92,7 @@ def test_a_library_that_cannot_be_imported_is_wrong(
     _with_versions(monkeypatch, torch="2.14.1")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     shown = _report(capsys, exit_code=1)
-    assert "wrong: torchvision cannot be imported (ModuleNotFoundError: " in shown
+    assert "problem: torchvision cannot be imported (ModuleNotFoundError: " in shown
 
 
 def test_a_gpu_that_torch_does_not_see_is_wrong(
@@ -101,7 +101,7 @@ def test_a_gpu_that_torch_does_not_see_is_wrong(
     _with_versions(monkeypatch, torch="2.14.1")
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "wrong: torch sees no GPU, but there is nvidia-smi: install torch for" in _report(capsys, exit_code=1)
+    assert "problem: torch sees no GPU, but there is nvidia-smi: install torch for" in _report(capsys, exit_code=1)
 
 
 def test_options_that_it_does_not_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,12 +129,14 @@ def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
     with pytest.raises(SystemExit):
         main(["export", "runs/from_file", "-o", "third.nern"])
     assert "was fitted with" in (shown := capsys.readouterr().err)
-    assert "first.nern, which is gone" in shown
+    assert "first.nern, which does not exist" in shown
     main(["export", "runs/from_file", "-o", "third.nern", "--select", "last", "--original", "moved.nern"])
     assert Path("third.nern").read_bytes() == Path("second.nern").read_bytes()
     moved_run = run(["test", *distill, "--ckpt_path=best", f"--model.init_from={moved}"])
     assert moved_run.model.representation.original.weights_from == str(moved.absolute())
-    with pytest.raises(CheckpointError, match=r"first\.nern, which is gone; pass --model.init_from FILE"):
+    with pytest.raises(
+        CheckpointError, match=r"first\.nern, which does not exist any more; pass its new path: --model.init_from FILE"
+    ):
         run(["test", *distill, "--ckpt_path=best"])
 
 
@@ -190,16 +192,16 @@ def test_a_file_becomes_an_onnx_model(tmp_path: Path, capsys: pytest.CaptureFixt
     main(["export", str(tmp_path / "net.nern"), "-o", str(tmp_path / "net.onnx")])
     shown = capsys.readouterr().out
     assert shown.startswith(f"wrote {tmp_path / 'net.onnx'} ({(tmp_path / 'net.onnx').stat().st_size:,} bytes)")
-    assert "which the model normalizes itself" in shown
+    assert "the model normalizes them" in shown
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["export", "nowhere", "-o", "a.nern"], "nowhere is not a run"),
-        (["inspect", "nowhere.nern"], "nowhere.nern is not there"),
+        (["inspect", "nowhere.nern"], "nowhere.nern is missing"),
         (["reconstruct", "nowhere.nern", "-o", "a.pt"], "expected a file name that ends in .safetensors"),
-        (["test", "nowhere.nern", "--data", "DigitsDataModule"], "nowhere.nern is not there"),
+        (["test", "nowhere.nern", "--data", "DigitsDataModule"], "nowhere.nern is missing"),
         (["export", "nowhere", "-o", "a.pt"], "--out a.pt: expected a file name that ends in .nern or .onnx"),
         (["export", "nowhere", "-o", "a.nern", "--image_size", "8"], "--image_size 8 is for .onnx files"),
         (["export", "nowhere", "-o", "a.nern", "--integers"], "--integers is for .onnx files; leave it out"),

@@ -75,7 +75,7 @@ def test_the_original_may_move_and_must_stay_the_same() -> None:
     line = [*QUICK, f"{ORIGINAL}.pretrained=false"]
     with pytest.raises(
         CheckpointError,
-        match=r"original\.safetensors, which is gone; pass --model\.representation\.original\.checkpoint",
+        match=r"original\.safetensors, which does not exist any more; .*--model\.representation\.original\.checkpoint",
     ):
         run(["test", *line, f"{ORIGINAL}.checkpoint=original.safetensors", "--ckpt_path=best"])
     moved = f"{ORIGINAL}.checkpoint=moved.safetensors"
@@ -97,7 +97,9 @@ def test_a_teacher_may_move_but_not_change() -> None:
     Path("teacher.safetensors").rename("moved.safetensors")
     moved = {**teacher, "checkpoint": "moved.safetensors"}
     more = [*DECOUPLED, "--trainer.max_epochs=2", "--ckpt_path=last"]
-    with pytest.raises(CheckpointError, match=r"which is gone; pass --model\.teacher\.checkpoint FILE"):
+    with pytest.raises(
+        CheckpointError, match=r"which does not exist any more; pass its new path: --model\.teacher\.checkpoint FILE"
+    ):
         run(["fit", *more, f"--model.teacher={json.dumps(teacher)}"])
     resumed = run(["fit", *more, f"--model.teacher={json.dumps(moved)}"])
     assert resumed.model.teacher.weights_from == str(Path("moved.safetensors").absolute())

@@ -249,7 +249,7 @@ def test_wrong_options_are_one_message(args: list[str], message: str, capsys: py
 def test_a_fit_without_the_figure_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     best = BestCheckpoint(monitor="val/recon_rmse")  # as with `data: null`
     trainer = SimpleNamespace(checkpoint_callbacks=[best])
-    monkeypatch.setattr(search, "continued_fit", lambda *_: SimpleNamespace(trainer=trainer))
+    monkeypatch.setattr(search, "continued_fit", lambda *_, **__: SimpleNamespace(trainer=trainer))
     with pytest.raises(UsageError, match="--monitor val/acc: the fit logs no such metric; enable validation, or pass"):
         search.main([*LINE[1:], "--trials", "1"])
 

@@ -37,7 +37,7 @@ def test_options_of_load_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"model\.nern is not there"):
+    with pytest.raises(FileFormatError, match=r"model\.nern is missing"):
         Representation.from_pretrained(tmp_path)
 
 

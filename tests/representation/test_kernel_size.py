@@ -93,5 +93,5 @@ def test_the_needed_size_is_that_of_all_layers() -> None:
 
 @pytest.mark.parametrize("size", [(3,), (3, 0), (1, 2, 3), 2.5, "3", True])
 def test_what_is_no_size_is_refused(size: object) -> None:
-    with pytest.raises(UsageError, match=r"kernel_size=.*; expected an integer of at least 1, or two of them, \[heig"):
+    with pytest.raises(UsageError, match=r"kernel_size=.*; expected an integer of at least 1, or two of them: \[heig"):
         Table(size)  # type: ignore[arg-type]

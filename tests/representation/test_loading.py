@@ -93,7 +93,7 @@ def test_an_original_takes_a_files_weights_classes_and_pixel_statistics(tmp_path
         Original("digits_resnet8", checkpoint=path, ema=True)
     with pytest.raises(CheckpointError, match="does not fit CifarResNet"):
         Original("cifar_resnet20", checkpoint=path)
-    with pytest.raises(FileFormatError, match="is not there"):
+    with pytest.raises(FileFormatError, match="is missing"):
         Original("digits_resnet8", checkpoint=str(tmp_path / "gone.nern"))
 
 

@@ -189,7 +189,7 @@ def test_weights_and_missing_files_are_refused(tmp_path: Path, file: Path) -> No
     save_file({"a": torch.ones(1)}, tmp_path / "weights.nern")
     with pytest.raises(FileFormatError, match=r"is a safetensors file \(tensors: 1\); expected a .nern file"):
         nernlit.load(tmp_path / "weights.nern")
-    with pytest.raises(FileFormatError, match="is not there"):
+    with pytest.raises(FileFormatError, match="is missing"):
         nernlit.load(tmp_path / "none.nern")
     with pytest.raises(UsageError, match=r"expected a file name that ends in \.nern"):
         digits_representation().save(tmp_path / "net.safetensors")

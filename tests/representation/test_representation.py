@@ -251,7 +251,7 @@ def test_unknown_orders_activations_and_kernel_sizes_are_refused() -> None:
         tiny_representation(order="in-filter")
     with pytest.raises(UsageError, match="activation='swish'; expected one of relu, gelu, silu, tanh"):
         MLP(4, activation="swish")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="kernel_size=0; expected at least 1"):
+    with pytest.raises(UsageError, match="kernel_size=0; expected an integer of at least 1"):
         MLP(4, kernel_size=0)
 
 

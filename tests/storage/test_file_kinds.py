@@ -130,7 +130,7 @@ def test_a_file_is_told_by_its_content(kind: str) -> None:
 
 
 def test_what_is_no_file_is_told_too() -> None:
-    assert describe_file("nothing.pt") == "not there"
+    assert describe_file("nothing.pt") == "missing"
     assert describe_file(".") == "a folder"
 
 

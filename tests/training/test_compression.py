@@ -58,7 +58,13 @@ class Headless(nn.Module):
         ("half", None, {}, UsageError, r"is float16, but an original's weights are float32; call net.float\(\) first"),
         ("digits", None, {"bits": 0.0}, UsageError, r"bits=0.0; expected a finite number above 0"),
         ("digits", None, {"steps": 0}, UsageError, r"steps=0; expected at least 1"),
-        ("digits", None, {"target_bytes": 1000}, UsageError, r"target_bytes=1,000: the file needs [\d,]+ bytes beside"),
+        (
+            "digits",
+            None,
+            {"target_bytes": 1000},
+            UsageError,
+            r"target_bytes=1,000: the file needs [\d,]+ bytes in addition",
+        ),
         ("headless", None, {}, UsageError, r"the network does not return logits \(B, C\)"),
     ],
 )

@@ -162,7 +162,7 @@ def test_the_next_step_starts_from_the_last_good_state_with_half_the_learning_ra
     message = (
         r"the fit has diverged: at step 4 train/recon is nan \(learning rate 0\.5\); "
         r"continuing from the state after step 3 "
-        r"steps and 0\.5 of the learning rate \(restart 1 of at most 5\)\."
+        r"with 0\.5 times the learning rate \(restart 1 of at most 5\)\."
     )
     with pytest.warns(UserWarning, match=message):
         trainer.fit(module, DigitsDataModule(train_on="none", steps_per_epoch=3))
