@@ -342,7 +342,7 @@ _TABLES: dict[str, tuple[str, dict[str, Writer], str]] = {
     "NaN": (SWEEP, swept(acc="nan"), "sweep.csv, line 2: acc is 'nan', which is invalid"),
     "infinity": (SWEEP, swept(acc="1e999"), "sweep.csv, line 2: acc is '1e999', which is invalid"),
     "a word": (SWEEP, swept(acc="high"), "sweep.csv, line 2: acc is 'high', which is invalid"),
-    "a width that is a word": (SWEEP, swept(hidden="wide"), "sweep.csv, line 2: hidden is 'wide', which it cannot"),
+    "a width that is a word": (SWEEP, swept(hidden="wide"), "sweep.csv, line 2: hidden is 'wide', which is invalid"),
     "a result that is empty": (SWEEP, {RESULT: ""}, f"{RESULT} cannot be read: Expecting value"),
     "a result that is cut": (SWEEP, {RESULT: '{"config": "x'}, "test.json cannot be read: Unterminated string"),
     "a result of bytes": (SWEEP, {RESULT: b"\xff\xfe\x00"}, "test.json cannot be read: 'utf-16"),
@@ -356,7 +356,11 @@ _TABLES: dict[str, tuple[str, dict[str, Writer], str]] = {
     "a seed that is a word": (SWEEP, tested(seed="a"), "test.json: seed is 'a', which is invalid"),
     "empty, of compare": (COMPARE, {"compare.csv": ""}, "compare.csv is not a table of this version of nernlit"),
     "of a sweep": (COMPARE, {"compare.csv": SWEEP_HEAD}, "compare.csv is not a table of this version of nernlit"),
-    "a setting that is a word": (COMPARE, compared(setting="x"), "compare.csv, line 2: setting is 'x', which it"),
+    "a setting that is a word": (
+        COMPARE,
+        compared(setting="x"),
+        "compare.csv, line 2: setting is 'x', which is invalid",
+    ),
     "a fraction of a byte": (
         COMPARE,
         compared(bytes="1.5"),
@@ -365,7 +369,7 @@ _TABLES: dict[str, tuple[str, dict[str, Writer], str]] = {
     "an original of 0 bytes": (
         COMPARE,
         compared(original_bytes="0"),
-        "line 2: original_bytes is '0', which it cannot",
+        "line 2: original_bytes is '0', which is invalid",
     ),
     "another original": (COMPARE, compared(original="x"), "was written with original 'x'"),
     "other data": (COMPARE, compared(data="x"), "was written with data 'x'"),

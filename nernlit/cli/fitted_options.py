@@ -112,7 +112,8 @@ def _place_source(path: Path, arguments: Any, source: Any) -> None:
         arguments["init_from"] = str(place.absolute())
     elif not Path(fitted).exists():
         raise CheckpointError(
-            f"{path} was fitted with {fitted}, which is gone; pass --model.init_from FILE, where it is now."
+            f"{path} was fitted with {fitted}, which does not exist any more; "
+            "pass its new path: --model.init_from FILE."
         )
 
 

@@ -99,7 +99,7 @@ def read_rows(
                     raise UsageError(f"{place}: expected {len(columns)} values; {advice}")
                 for name, column in columns.items():
                     if not holds(column, row[name]):
-                        raise UsageError(f"{place}: {name} is {row[name][:100]!r}, which it cannot be; {advice}")
+                        raise UsageError(f"{place}: {name} is {row[name][:100]!r}, which is invalid; {advice}")
                 rows.append(dict(row))
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} is no table of fits: {error}; {advice}") from error

@@ -63,7 +63,7 @@ def test_a_version_that_is_not_supported_is_wrong(
     _with_versions(monkeypatch, torch="2.5.1", rich=None)
     shown = _report(capsys, exit_code=1)
     assert "problem: torch is 2.5.1, which is not supported: pip install 'torch>=2.6'" in shown
-    assert "wrong: rich is missing: pip install 'rich>=13'" in shown
+    assert "problem: rich is missing: pip install 'rich>=13'" in shown
     assert "no problems found" not in shown
 
 
