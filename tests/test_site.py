@@ -13,6 +13,8 @@ from nernlit.representation.onnx import can_write_onnx
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 LESSONS = [DOCS / "index.md", *sorted((DOCS / "tutorials").glob("*.md"))]
+#: Their commands are those of other tests too.
+REPEATED = ("cluster", "progressive_chain", "stronger_teacher")
 #: What makes a command of a lesson short, by its name.
 SHORT = {
     "fit": [
@@ -50,12 +52,17 @@ def test_every_error_that_the_page_quotes_is_a_message_of_the_package() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda page: page.stem)
 def test_a_lesson_runs_as_it_is_written(lesson: Path) -> None:
     _follow(lesson, {})
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "lesson",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in REPEATED else ()) for page in LESSONS],
+    ids=lambda page: page.stem,
+)
 def test_a_lesson_runs_with_short_fits(lesson: Path) -> None:
     if lesson.stem == "compress_and_ship" and not can_write_onnx():
         pytest.skip("this torch cannot write the ONNX models")

@@ -71,14 +71,14 @@ def _curves(folder: Path) -> dict[str, dict[int, float]]:
 PLACES = [
     ("on_train_batch_start", 7),
     ("on_train_batch_end", 10),
-    ("on_validation_start", 2),
     ("on_validation_batch_end", 1),
-    ("on_validation_end", 2),
-    ("on_train_epoch_end", 2),
 ]
-CASES = [("recon_only", *place) for place in PLACES]
+MORE_PLACES = [("on_validation_start", 2), ("on_validation_end", 2), ("on_train_epoch_end", 2)]
+CASES: list[Any] = [("recon_only", *place) for place in PLACES]
+CASES += [pytest.param("recon_only", *place, marks=pytest.mark.slow) for place in MORE_PLACES]
 CASES += [("original", "on_train_batch_start", 25), ("decoupled", "on_train_batch_end", 3)]
-CASES += [("progressive", "on_train_batch_start", 3), ("progressive", "on_train_batch_start", 4)]
+CASES += [("progressive", "on_train_batch_start", 4)]
+CASES += [pytest.param("progressive", "on_train_batch_start", 3, marks=pytest.mark.slow)]
 CASES += [("progressive", "on_validation_batch_start", 2), ("progressive_once", "on_validation_batch_start", 1)]
 CASES += [("progressive_once", "on_train_batch_end", 4), ("progressive_once", "on_validation_batch_start", 2)]
 

@@ -36,8 +36,24 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("scheme", SCHEMES)
+#: Each predictor and each scheme at least once; `make test-slow` has the other pairs.
+FAST = {
+    ("digits_h96", "mlp_with_options"),
+    ("digits_h96", "quantized_table"),
+    ("digits_h96_decoupled", "quantized_mlp"),
+    ("digits_h96_decoupled", "codebooks"),
+    ("digits_h96_baseline", "table"),
+    ("digits_h96_baseline", "codebooks"),
+    ("digits_h128", "quantized_table"),
+    ("digits_h128", "codebooks"),
+}
+PAIRS = [(scheme, predictor) for scheme in SCHEMES for predictor in PREDICTORS]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "predictor"),
+    [pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow) for pair in PAIRS],
+)
 def test_a_scheme_trains_a_predictor_and_a_checkpoint_restores_it(scheme: str, predictor: str) -> None:
     fit = ["fit", "-c", str(CONFIGS / f"{scheme}.yaml"), *PREDICTORS[predictor], *SCHEMES[scheme], *QUICK[5:]]
     fit += ["--model.optimizer=torch.optim.Adam", "--model.optimizer.lr=0.001", "--trainer.check_val_every_n_epoch=1"]
