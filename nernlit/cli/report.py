@@ -62,11 +62,6 @@ class _Measured:
     correct_original: Tensor | None
     scalars: Mapping[str, Sequence[tuple[int, float]]]
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps of the run's checkpoint."""
-        return self.run.step
-
     @classmethod
     def of(cls, name: str, run: Run, data: Sequence[str], device: torch.device) -> "_Measured":
         representation = run.representation()
@@ -201,15 +196,15 @@ def _conditions(m: _Measured) -> list[dict[str, Any]]:
         name = tag.removeprefix("test/acc_")
         if name == tag or tag.endswith("_original") or name == "top5" or name.startswith("top5_") or name == "original":
             continue
-        if m.step not in values:
+        if m.run.step not in values:
             continue  # measured on another checkpoint
         original = dict(m.scalars.get(f"{tag}_original", []))
         rows.append(
             {
                 "run": m.name,
                 "condition": name,
-                "reconstructed %": 100 * values[m.step],
-                "original %": 100 * original.get(m.step, math.nan),
+                "reconstructed %": 100 * values[m.run.step],
+                "original %": 100 * original.get(m.run.step, math.nan),
             }
         )
     return rows

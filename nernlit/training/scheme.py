@@ -150,9 +150,10 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         terms: dict[str, Tensor] = self.stages[self.stage].objective(step)
         self._used_images |= step.used_images
         if self._tuned and self.trainer.world_size > 1:
-            # DistributedDataParallel demands a gradient for every parameter in every step, and reconstruction has none.
+            # DistributedDataParallel demands a gradient for every parameter in every step, and reconstruction has none;
+            # `on_before_optimizer_step` removes these zeros.
             first = next(iter(terms))
-            terms[first] = terms[first] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()  # see below
+            terms[first] = terms[first] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
         if self.rate is not None:
             terms["rate"] = self.rate(step.metrics)
             self.step_metrics["size/file_bytes_estimate"] = self.rate.file_bytes
