@@ -46,7 +46,10 @@ BATCH, EARLY, LATE = 100, 1_000, 5_000
 DATA = {"val_share": 1e-4, "eval_batch_size": BATCH, "batch_size": BATCH}
 #: A ResNet50 with all weights in kernels of 7x7, as `compress` stores one.
 ALL_WEIGHTS = ["--model.representation.layers=all", "--model.representation.pointwise=tile"]
-PREDICTORS = {"Table": [], "Codebooks": ["--model.representation.predictor.codebooks=2"]}
+PREDICTORS = {
+    "Table": [],
+    "Codebooks": ["--model.representation.predictor.codebooks=2", "--model.representation.predictor.bits=8"],
+}
 Figures = dict[str, Any]
 
 
