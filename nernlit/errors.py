@@ -4,6 +4,7 @@ The command line prints the message of a `NernlitError` and exits with code 2; l
 """
 
 import math
+from typing import Any, get_args
 
 
 class NernlitError(Exception):
@@ -48,6 +49,24 @@ def require_at_least(minimum: float, **options: float) -> None:
         if not minimum <= value < math.inf:
             finite = " and a finite number" if value == math.inf else ""
             raise UsageError(f"{name}={value}; expected at least {minimum}{finite}.")
+
+
+def require_one_of(choices: Any, **options: object) -> None:
+    """Check that options have one of the values of a `Literal`.
+
+    Args:
+        choices: The `Literal`.
+        options: Name of an option -> value.
+
+    Raises:
+        UsageError: If a value is another one; the message names the option.
+
+    >>> from typing import Literal
+    >>> require_one_of(Literal["mse", "rmse"], loss="rmse")
+    """
+    for name, value in options.items():
+        if value not in get_args(choices):
+            raise UsageError(f"{name}={value!r}; expected one of {', '.join(get_args(choices))}.")
 
 
 def require_positive(**options: float) -> None:

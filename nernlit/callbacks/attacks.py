@@ -98,9 +98,10 @@ class AdversarialAccuracy(L.Callback):
             for column, suffix in enumerate(self._suffixes):
                 pl_module.log(f"test/acc_{attack.name}{suffix}", correct[row, column] / count, sync_dist=True)
                 if trainer.is_global_zero:
-                    warn_unchanged(
-                        attack, int(unchanged[row, column]), int(count), f"{suffix[1:] or 'reconstructed'} network"
+                    network = (
+                        "reconstructed" if isinstance(self._attacked, Representation) and not suffix else "original"
                     )
+                    warn_unchanged(attack, int(unchanged[row, column]), int(count), f"{network} network")
         self._forget()
 
 

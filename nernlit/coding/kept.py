@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, final, get_args
 import torch
 from torch import Tensor
 
-from nernlit.errors import LayoutError, UsageError
+from nernlit.errors import LayoutError, UsageError, require_one_of
 from nernlit.storage.entropy import decode, encode
 
 #: How floating-point numbers are stored: as they are (`fp32`, whatever their type is), in 16 bits (`fp16`, `bf16`), or
@@ -54,8 +54,7 @@ class Kept:
         Raises:
             UsageError: If the form is unknown, or a number cannot be stored in it.
         """
-        if form not in get_args(KeptForm):
-            raise UsageError(f"kept={form!r}; expected one of {', '.join(get_args(KeptForm))}.")
+        require_one_of(KeptForm, kept=form)
         constants: dict[str, Any] = {}
         coded: dict[str, tuple[str, list[int]]] = {}
         integers: list[Tensor] = []
@@ -80,8 +79,8 @@ class Kept:
                 step_R1 = steps[-1].float()[:, None]
                 integers.append((rows_RC / step_R1.where(step_R1 > 0, 1)).round().long().flatten())
             else:
-                round_to_half = form in _HALVES and value.is_floating_point()
-                stored[f"kept.{key}"] = value.to(_HALVES[form]) if round_to_half else value
+                in_half = form in _HALVES and value.is_floating_point()
+                stored[f"kept.{key}"] = value.to(_HALVES[form]) if in_half else value
         if integers:
             stored["kept.integers"] = encode(torch.cat(integers), _counts(coded))
         if steps:

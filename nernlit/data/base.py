@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -16,7 +16,7 @@ from nernlit.data.batches import image_loader, require_enough, step_loader
 from nernlit.data.channels import require_channels, statistics_of
 from nernlit.data.eval_sets import EvalCondition, EvalSet, conditions_of
 from nernlit.data.sources import ImageSource, InChannels
-from nernlit.errors import DataError, NernlitError, UsageError, require_at_least
+from nernlit.errors import DataError, NernlitError, UsageError, require_at_least, require_one_of
 from nernlit.utilities.processes import ALONE, Processes
 
 Split = Literal["train", "val", "test"]
@@ -91,8 +91,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         require_at_least(0, split_seed=split_seed, num_workers=num_workers)
         if not 0 < val_share < 1:
             raise UsageError(f"val_share={val_share}; expected a share of the training images between 0 and 1.")
-        if train_on not in get_args(TrainOn):
-            raise UsageError(f"train_on={train_on!r}; expected one of {', '.join(get_args(TrainOn))}.")
+        require_one_of(TrainOn, train_on=train_on)
         if not 0 < noise_range < math.inf:
             raise UsageError(f"noise_range={noise_range}; expected a finite number above 0.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

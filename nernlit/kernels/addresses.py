@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
 
 import torch
 from platformdirs import user_cache_path
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nernlit.errors import LayoutError, StorageError, UsageError
+from nernlit.errors import LayoutError, StorageError, require_one_of
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName, positions
 from nernlit.storage.files import write_atomically
@@ -45,8 +44,7 @@ def addresses(layout: Layout, state: Mapping[str, Tensor], order: OrderName) -> 
     >>> addresses(layout, {"w": torch.ones(2, 2, 1, 1)}, "none").tolist()
     [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     """
-    if order not in get_args(OrderName):
-        raise UsageError(f"order={order!r}; expected one of {', '.join(get_args(OrderName))}.")
+    require_one_of(OrderName, order=order)
     weights = [state[layer.key].detach().cpu() for layer in layout.layers]
     for layer, weight in zip(layout.layers, weights, strict=True):
         if not bool(weight.isfinite().all()):

@@ -6,13 +6,13 @@ sets of codebooks (one, or one per stage or layer).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final, get_args
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from nernlit.errors import CheckpointError, UsageError, require_at_least, require_positive
+from nernlit.errors import CheckpointError, UsageError, require_at_least, require_one_of, require_positive
 from nernlit.predictors.additive import additive_codes, total_work
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.codes import decode_codes, encode_codes, pack_codes, packed_bytes, unpack_codes
@@ -90,8 +90,7 @@ class Codebooks(Predictor):
             raise UsageError(f"iterations={iterations}, beam={beam}; expected at least 1 of both.")
         if sample < 2**bits:
             raise UsageError(f"sample={sample}; expected at least the number of codewords, 2^{bits} = {2**bits}.")
-        if share not in get_args(Share):
-            raise UsageError(f"share={share!r}; expected one of {', '.join(get_args(Share))}.")
+        require_one_of(Share, share=share)
         self.codebooks, self.bits, self.share, self.scale = codebooks, bits, share, scale
         if not 0 <= move <= 1:
             raise UsageError(f"move={move}; expected a share of the kernels, between 0 and 1.")

@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, final, get_args
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nernlit.errors import LayoutError, UsageError, require_at_least
+from nernlit.errors import LayoutError, UsageError, require_at_least, require_one_of
 from nernlit.predictors.base import Predictor
 from nernlit.predictors.grid import LIMIT, Counts, repeat_per_group, round_ste, round_to_half
 from nernlit.storage.entropy import Part, decode_weights, encode_weights
@@ -71,8 +71,7 @@ class Quantized(Predictor):
         super().__init__(predictor.kernel_size)
         if not 0 < bits <= MAX_BITS:
             raise UsageError(f"quantize.bits={bits}; expected above 0 and at most {MAX_BITS}.")
-        if per not in get_args(Per):
-            raise UsageError(f"quantize.per={per!r}; expected one of {', '.join(get_args(Per))}.")
+        require_one_of(Per, **{"quantize.per": per})
         if isinstance(predictor, Quantized):
             raise UsageError("the predictor is already a Quantized; pass its inner predictor (`.predictor`).")
         require_at_least(0, **{"quantize.step_rate": step_rate})

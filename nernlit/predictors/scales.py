@@ -4,12 +4,12 @@ Shapes: N addresses, D numbers of a kernel, G scales.
 """
 
 from collections.abc import Sequence
-from typing import Literal, final, get_args
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from nernlit.errors import UsageError
+from nernlit.errors import require_one_of
 from nernlit.utilities.constants import WithConstants
 
 Scale = Literal["none", "layer", "filter"]
@@ -27,8 +27,7 @@ class Scales(WithConstants):
 
     def __init__(self, kind: Scale) -> None:
         super().__init__()
-        if kind not in get_args(Scale):
-            raise UsageError(f"scale={kind!r}; expected one of {', '.join(get_args(Scale))}.")
+        require_one_of(Scale, scale=kind)
         self.kind = kind
 
     def bind(self, layers: Sequence[tuple[int, int]]) -> None:

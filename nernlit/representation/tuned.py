@@ -1,11 +1,11 @@
 """Tensors of the network that are not predicted, but trained."""
 
 from collections.abc import Mapping
-from typing import Literal, final, get_args
+from typing import Literal, final
 
 from torch import Tensor, nn
 
-from nernlit.errors import UsageError
+from nernlit.errors import require_one_of
 from nernlit.kernels import Layout
 
 #: Ratio of the learning rate of these tensors to that of the predictor.
@@ -44,8 +44,7 @@ def tuned(net: nn.Module, layout: Layout, which: TuneKept) -> Tuned:
     Raises:
         UsageError: If it is none of these.
     """
-    if which not in get_args(TuneKept):
-        raise UsageError(f"tune_kept={which!r}; expected one of {', '.join(get_args(TuneKept))}.")
+    require_one_of(TuneKept, tune_kept=which)
     if which == "none":
         return Tuned({})
     predicted = {key for layer in layout.layers for key in (layer.key, *layer.aliases)}

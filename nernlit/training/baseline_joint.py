@@ -5,13 +5,13 @@ is NeRN's for CIFAR-10.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from nernlit.errors import UsageError, require_at_least
+from nernlit.errors import UsageError, require_at_least, require_one_of
 from nernlit.kernels import MagnitudeMix, Sampling
 from nernlit.originals import NERN_TAPS, Original
 from nernlit.representation import Representation
@@ -50,8 +50,7 @@ class JointObjective(Objective):
         gradients: Gradients,
     ) -> None:
         super().__init__()
-        if gradients not in get_args(Gradients):
-            raise UsageError(f"gradients={gradients!r}; expected one of {', '.join(get_args(Gradients))}.")
+        require_one_of(Gradients, gradients=gradients)
         self.reconstruction, self.distillation = reconstruction, distillation
         self.recon_weight, self.warmup_steps, self.gradients = recon_weight, warmup_steps, gradients
         self.reconstructs = recon_weight > 0

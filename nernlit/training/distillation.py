@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from nernlit.errors import UsageError, require_at_least, require_positive
 from nernlit.losses import feature_map_loss, kd_loss
 from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original
-from nernlit.training.objectives import Objective, Step, full_reconstruction_error
+from nernlit.training.objectives import NO_LABELS, Objective, Step, full_reconstruction_error
 from nernlit.training.teachers import frozen_teacher
 from nernlit.utilities.processes import Processes
 from nernlit.utilities.progress import progress
@@ -193,5 +193,5 @@ def _logits(
 
 def _labels(batch: tuple[Tensor, Tensor]) -> Tensor:
     if bool((batch[1] < 0).any()):
-        raise UsageError("cross_entropy_weight needs labels, but noise has none; pass cross_entropy_weight 0.")
+        raise UsageError(NO_LABELS)
     return batch[1]

@@ -9,12 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
-from nernlit.errors import DataError, UsageError
+from nernlit.errors import DataError, require_one_of
 from nernlit.kernels import Sampling, Uniform
 from nernlit.losses import reconstruction_mse, reconstruction_rmse, root
 from nernlit.originals import Original
@@ -23,6 +23,7 @@ from nernlit.representation import Representation
 from nernlit.utilities.constants import WithConstants
 
 ReconstructionLoss = Literal["mse", "rmse"]
+NO_LABELS = "cross_entropy_weight needs labels, but noise has none; pass cross_entropy_weight 0."
 
 
 @dataclass
@@ -145,8 +146,7 @@ class Reconstruction(Objective):
     def __init__(self, sampling: Sampling | None = None, loss: ReconstructionLoss = "mse") -> None:
         super().__init__()
         self.sampling = sampling or Uniform()
-        if loss not in get_args(ReconstructionLoss):
-            raise UsageError(f"loss={loss!r}; expected one of {', '.join(get_args(ReconstructionLoss))}.")
+        require_one_of(ReconstructionLoss, loss=loss)
         self.loss = loss
 
     def forward(self, step: Step) -> dict[str, Tensor]:

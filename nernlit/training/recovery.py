@@ -3,14 +3,14 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, final, get_args
+from typing import Any, Literal, Protocol, final
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
 
-from nernlit.errors import DivergenceError, UsageError
+from nernlit.errors import DivergenceError, UsageError, require_one_of
 from nernlit.training.divergence import ADVICE
 
 OnDivergence = Literal["stop", "restart"]
@@ -55,8 +55,7 @@ class Recovery:
     """
 
     def __init__(self, on_divergence: OnDivergence) -> None:
-        if on_divergence not in get_args(OnDivergence):
-            raise UsageError(f"on_divergence={on_divergence!r}; expected one of {', '.join(get_args(OnDivergence))}.")
+        require_one_of(OnDivergence, on_divergence=on_divergence)
         self.on_divergence = on_divergence
         self.restarts = 0
         self.step: int | None = None

@@ -4,21 +4,21 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from nernlit.errors import DivergenceError, UsageError, require_at_least
+from nernlit.errors import DivergenceError, UsageError, require_at_least, require_one_of
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, calibrate, without_fitting
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.error_weights import ErrorWeights, changes_fit
 from nernlit.training.measurements import Measurements, Networks
-from nernlit.training.objectives import Step
+from nernlit.training.objectives import NO_LABELS, Step
 from nernlit.training.optimization import refuse_averaging, refuse_changing_accumulation, relative_rate
 from nernlit.training.rate import Rate, RateTerm
 from nernlit.training.recovery import OnDivergence, Recovery
@@ -82,8 +82,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         super().__init__(representation.original)
         representation.original.require_weights()
         self.representation = representation
-        if precision not in get_args(Precision):
-            raise UsageError(f"precision={precision!r}; expected one of {', '.join(get_args(Precision))}.")
+        require_one_of(Precision, precision=precision)
         self.precision = precision
         self.stages = tuple(stages)
         self.objectives = nn.ModuleList(dict.fromkeys(stage.objective for stage in stages))
@@ -354,7 +353,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
         labels = any(stage.objective.needs_labels for stage in self.stages)
         if labels and getattr(self._data, "train_on", None) == "noise":
-            raise UsageError("cross_entropy_weight needs labels, but noise has none; pass cross_entropy_weight 0.")
+            raise UsageError(NO_LABELS)
         if len(self.stages) > 1:
             refuse_changing_accumulation(self.trainer)
         if self.representation.predictor.changes_after_steps:

@@ -6,12 +6,12 @@ Shapes: N kernels, K kernel side.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from nernlit.errors import DataError, UsageError, require_at_least
+from nernlit.errors import DataError, UsageError, require_at_least, require_one_of
 from nernlit.kernels import derive_seed
 from nernlit.originals import (
     Original,
@@ -53,8 +53,7 @@ class Sensitivity:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise UsageError(f"sensitivity.kind={self.kind!r}; expected one of {', '.join(get_args(Kind))}.")
+        require_one_of(Kind, **{"sensitivity.kind": self.kind})
         require_at_least(0, **{"sensitivity.exponent": self.exponent})
         require_at_least(1, **{"sensitivity.num_images": self.num_images})
         require_at_least(0, **{"sensitivity.seed": self.seed})

@@ -174,3 +174,13 @@ def test_an_original_is_attacked_too() -> None:
     (results,) = trainer.test(module, datamodule=DigitsDataModule(), verbose=False)
     assert results["test/acc_fgsm_8"] < results["test/acc"] - 0.03
     assert "test/acc_fgsm_8_original" not in results
+
+
+def test_a_warning_names_the_network_that_an_attack_did_not_change() -> None:
+    original = Original("digits_resnet8", pretrained=True)
+    with torch.no_grad():
+        original.net.get_classifier().weight.zero_()  # type: ignore[operator]
+    module = OriginalModule(original, torch.optim.SGD)
+    trainer = quiet_trainer(callbacks=[AdversarialAccuracy(fgsm_255=[1], ifgsm_255=[])])
+    with pytest.warns(UserWarning, match="original network"):
+        trainer.test(module, datamodule=DigitsDataModule(), verbose=False)
