@@ -1,6 +1,6 @@
 """TensorBoard figures of the representation during a fit."""
 
-from typing import final
+from typing import Any, final
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,12 +22,22 @@ class RepresentationFigures(L.Callback):
         self.every_n_validations = every_n_validations
         self._validations = 0
 
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(every_n_validations=self.every_n_validations)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validations += 1
         if self.every_n_validations and self._validations % self.every_n_validations == 0:
             self._draw(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._draw(trainer, pl_module)

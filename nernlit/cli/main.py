@@ -20,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from nernlit.cli.parser_errors import closest, explain
 from nernlit.cli.trainer import ROOTS, TRAINER_COMMANDS, NernlitCLI, run
+from nernlit.coding import is_nern
 from nernlit.errors import NernlitError, UsageError
 from nernlit.utilities.cpu import free_cores_only
 from nernlit.utilities.trust import known_names_only, trusting
@@ -113,7 +114,7 @@ def _run_command(given: Sequence[str]) -> None:
     command = given[0] if given else ""
     if command not in _COMMANDS:
         raise UsageError(_unknown_command(command))
-    is_nern_file = command == "test" and len(given) > 1 and given[1].endswith(".nern")
+    is_nern_file = command == "test" and _names_nern_file(given[1:])
     if command in TRAINER_COMMANDS and not is_nern_file:
         run(given)
     else:
@@ -121,6 +122,12 @@ def _run_command(given: Sequence[str]) -> None:
         # Each fit of a search or a sweep sets its own threads.
         with nullcontext() if command in ("search", "sweep") else free_cores_only():
             getattr(import_module(f"nernlit.cli.{module}"), function)(given[1:])
+
+
+def _names_nern_file(args: Sequence[str]) -> bool:
+    """Whether one of the arguments is a .nern file that is not an option's value."""
+    flags = [arg.startswith("-") and "=" not in arg for arg in ("", *args)]
+    return any(is_nern(arg) and not arg.startswith("-") and not flag for arg, flag in zip(args, flags, strict=False))
 
 
 #: Error numbers of a full or failing disk.

@@ -30,7 +30,7 @@ _SUFFIX = ".nern"
 
 def is_nern(path: str | Path) -> bool:
     """Whether a file is a .nern file, by its name."""
-    return Path(path).suffix == _SUFFIX
+    return Path(path).suffix.lower() == _SUFFIX
 
 
 @contextmanager

@@ -242,7 +242,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         Raises:
             DataError: If there are fewer images than processes.
         """
-        source = self.sources.get("train") or self._in_channels(self._find({"train", "val"})["train"])
+        if "train" not in self.sources:  # a fit that is not trained on them; they stay in their files
+            self.sources["train"] = self._in_channels(self._find({"train", "val"})["train"])
+        source = self.sources["train"]
         chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed % 2**63))[:count]
         require_enough(len(chosen), processes.world_size)
         for batch in chosen[processes.rank :: processes.world_size].split(self.eval_batch_size):

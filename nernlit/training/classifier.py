@@ -21,7 +21,7 @@ from nernlit.optimizers import NeedsTotalSteps
 from nernlit.originals import Original, require_classifier
 from nernlit.training.divergence import ADVICE, FiniteLossCheck, not_finite
 from nernlit.training.evaluation import Evaluation, ImageBatch
-from nernlit.training.optimization import build_optimizer, build_schedule
+from nernlit.training.optimization import build_optimizer, build_schedule, refuse_stops_without_validation
 from nernlit.training.plan import Plan
 from nernlit.training.strategies import refuse_sharded_strategies
 
@@ -151,6 +151,7 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         self._check_val_every_n_epoch = self.trainer.check_val_every_n_epoch
+        refuse_stops_without_validation(self.trainer)
 
     def all_flags(self, flags: Tensor) -> Tensor:
         """Logical and of flags (0 or 1) over all processes."""

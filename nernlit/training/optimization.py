@@ -4,7 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.nn import Parameter
 from torch.optim import Optimizer, SparseAdam
@@ -104,6 +110,24 @@ def refuse_changing_accumulation(trainer: Any) -> None:
             raise UsageError(
                 "GradientAccumulationScheduler changes the number of optimizer steps per epoch, and with it the steps "
                 "at which stages begin; pass --trainer.accumulate_grad_batches N instead."
+            )
+
+
+def refuse_stops_without_validation(trainer: Any) -> None:
+    """Refuse callbacks that may end a fit after an epoch without validation: its last state would not be measured.
+
+    Raises:
+        UsageError: If the trainer has one.
+    """
+    every = trainer.check_val_every_n_epoch
+    for callback in trainer.callbacks:
+        early = isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end
+        timed = isinstance(callback, Timer) and callback._interval == "epoch"
+        if every != 1 and (early or timed):
+            instead = "check_on_train_epoch_end: false" if early else "interval: step"
+            raise UsageError(
+                f"{type(callback).__name__} may end the fit after an epoch without validation (check_val_every_n_epoch "
+                f"is {every}); pass {instead} to it, or --trainer.check_val_every_n_epoch 1."
             )
 
 

@@ -147,6 +147,8 @@ def test_printed_paths_are_not_markup(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_test_of_a_file_asks_for_its_data(capsys: pytest.CaptureFixture[str]) -> None:
     _table().save("net.nern")
     assert "no dataset is given: pass --data" in _refused(["test", "net.nern"], capsys)
+    for args in (["--data=DigitsDataModule", "none.nern"], ["--data", "DigitsDataModule", "none.NERN"]):
+        assert f"{args[-1]} is missing" in _refused(["test", *args], capsys)
 
 
 def test_the_home_folder_may_be_given_as_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, Timer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -225,6 +226,40 @@ def test_a_stop_that_min_epochs_delays_does_not_add_validations() -> None:
     ).fit(ReconOnly(_representation(), _adam()), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2))
     assert validated.steps[:2] == [6, 12]
     assert validated.steps[-1] == 16
+
+
+@pytest.mark.parametrize(
+    ("callback", "instead"),
+    [
+        (EarlyStopping("train/loss", check_on_train_epoch_end=True), "check_on_train_epoch_end: false"),
+        (Timer(duration="00:00:10:00", interval="epoch"), "interval: step"),
+    ],
+)
+def test_callbacks_that_stop_a_fit_without_a_last_validation_are_refused(callback: Callback, instead: str) -> None:
+    data = DigitsDataModule(train_on="none", steps_per_epoch=2)
+    with pytest.raises(UsageError, match=instead):
+        quiet_trainer(max_epochs=4, check_val_every_n_epoch=3, callbacks=[callback]).fit(
+            ReconOnly(_representation(), _adam()), datamodule=data
+        )
+    quiet_trainer(max_epochs=1, callbacks=[callback]).fit(ReconOnly(_representation(), _adam()), datamodule=data)
+
+
+def test_calibration_lists_the_data_set_once_in_a_fit_without_training_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[str] = []
+    build = DigitsDataModule.build
+
+    def counted(self: DigitsDataModule, split: Any) -> Any:
+        built.append(split)
+        return build(self, split)
+
+    monkeypatch.setattr(DigitsDataModule, "build", counted)
+    module = ReconOnly(_representation(tune_kept="affine"), _adam(), calibration_images=8)
+    data = DigitsDataModule(train_on="none", steps_per_epoch=2)
+    trainer = quiet_trainer(max_epochs=4)
+    trainer.fit(module, datamodule=data)
+    assert built.count("train") == 2  # to split off the validation images, and to calibrate
 
 
 def test_learning_rates_are_relative_to_the_highest() -> None:
