@@ -16,7 +16,7 @@ $(BIN)/.installed: pyproject.toml
 	touch $@
 
 demo: $(BIN)/.installed  ## fit the digits CNN at two widths and with two schemes, draw accuracy against size, write a report, and compress the CNN
-	$(BIN)/nernlit sweep --configs configs/digits_h96.yaml configs/digits_h96_decoupled.yaml --hidden 96 128 --out runs/demo
+	$(BIN)/nernlit sweep --configs configs/digits_h96.yaml configs/digits_h96_decoupled.yaml --hidden 96 128 --jobs 2 --out runs/demo
 	$(BIN)/nernlit report runs/demo/digits_h96_h128_seed0 runs/demo/digits_h96_decoupled_h128_seed0 --out runs/demo/report.html
 	$(BIN)/nernlit export runs/demo/digits_h96_decoupled_h96_seed0 -o runs/demo/digits.nern
 	@# The file is all that is needed: it is tested in an empty folder.

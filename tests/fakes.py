@@ -71,7 +71,7 @@ class UntouchableCNN(nn.Module):
 
 def tiny_original(seed: int = 0) -> Original:
     torch.manual_seed(seed)
-    return Original.of(TinyCNN(), 10, **STATISTICS)
+    return Original.from_module(TinyCNN(), 10, **STATISTICS)
 
 
 def tiny_representation(seed: int = 0, **options: object) -> Representation:

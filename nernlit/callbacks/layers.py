@@ -42,7 +42,7 @@ class _LayerTable(L.Callback, ABC):
         representation = getattr(pl_module, "representation", None)
         if not isinstance(representation, Representation):
             return
-        layers, figure = self.measure(representation, Processes.of(trainer))
+        layers, figure = self.measure(representation, Processes.from_trainer(trainer))
         if not trainer.is_global_zero:
             return
         scalars = {f"{self.name}/{of}/{layer}": value for layer, row in layers.items() for of, value in row.items()}

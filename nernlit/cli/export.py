@@ -99,7 +99,7 @@ def inspect(args: Sequence[str]) -> None:
             "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
             "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
             "not predicted": f"stored as {kept['form']}, largest relative change {kept['error']:.1e}",
-            "weights": f"SHA-256 {Checks.of_tensors(contents.tensors).reconstructed}",
+            "weights": f"SHA-256 {Checks.from_tensors(contents.tensors).reconstructed}",
         }
         for name, value in facts.items():
             Console().print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)

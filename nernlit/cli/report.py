@@ -63,7 +63,7 @@ class _Measured:
     scalars: Mapping[str, Sequence[tuple[int, float]]]
 
     @classmethod
-    def of(cls, name: str, run: Run, data: Sequence[str], device: torch.device) -> "_Measured":
+    def from_run(cls, name: str, run: Run, data: Sequence[str], device: torch.device) -> "_Measured":
         representation = run.representation()
         network = OnDevice(representation.original, device)
         with torch.no_grad():
@@ -109,7 +109,7 @@ def page(runs: Sequence[Run], data: Sequence[str] = (), device: torch.device | N
         device: Where the networks classify; torch's accelerator by default, if there is one.
     """
     names, device = distinct_names(runs), chosen_device(device)
-    measured = [_Measured.of(name, run, data, device) for name, run in zip(names, runs, strict=True)]
+    measured = [_Measured.from_run(name, run, data, device) for name, run in zip(names, runs, strict=True)]
     first, *others = measured
     comparable = [m for m in others if m.images == first.images]
     not_comparable = [m for m in others if m not in comparable]

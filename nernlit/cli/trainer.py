@@ -203,7 +203,7 @@ class NernlitCLI(LightningCLI):
             resolve_paths(config[part], part, files)
         if self.subcommand == "fit":
             # Before the network's kernels are ordered, which takes long for large ones; the module checks it again.
-            plan = Plan.of(config["trainer"], config["data"].get("init_args"))
+            plan = Plan.from_trainer(config["trainer"], config["data"].get("init_args"))
             resolve_name(config["model"]["class_path"]).check_plan(plan, config["model"]["init_args"])
         logger = config["trainer"].get("logger")
         if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):

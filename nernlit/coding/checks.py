@@ -35,7 +35,7 @@ class Checks:
     norms: Tensor
 
     @classmethod
-    def of(cls, original: str, layout: Layout, state: Mapping[str, Tensor]) -> Self:
+    def from_state(cls, original: str, layout: Layout, state: Mapping[str, Tensor]) -> Self:
         """The checks of a reconstructed network.
 
         Args:
@@ -56,7 +56,7 @@ class Checks:
         return cls(original, fingerprint(state), norms_L)
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The inverse of `tensors`."""
         original, reconstructed = (_hexadecimal(tensors[f"checks.{name}"]) for name in ("original", "reconstructed"))
         return cls(original, reconstructed, tensors["checks.norms"])

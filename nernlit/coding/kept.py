@@ -48,7 +48,7 @@ class Kept:
     values: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, values: Mapping[str, Tensor], form: KeptForm = "fp32") -> Self:
+    def from_tensors(cls, values: Mapping[str, Tensor], form: KeptForm = "fp32") -> Self:
         """The stored form of tensors.
 
         Raises:

@@ -123,14 +123,14 @@ class NernFile:
             predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout, path, limit)
             require_memory(layout.num_kernels * math.prod(predictor.block), path, limit)
             addresses_N3 = decode_order(layout, tensors["order"], order)
-            kept, checks = Kept.read(header["kept"], tensors), Checks.of_tensors(tensors)
+            kept, checks = Kept.read(header["kept"], tensors), Checks.from_tensors(tensors)
             if specification.get("keep_zeros", False) is not ("zeros" in tensors):
                 raise LayoutError("the header and the tensors disagree about keep_zeros.")
             nonzero = decode_zeros(layout, tensors["zeros"]) if "zeros" in tensors else None
             return cls(path, header, predictor, layout, addresses_N3, scale, kept, checks, nonzero)
 
     @classmethod
-    def of(
+    def from_network(
         cls,
         path: Path,
         header: Mapping[str, Any],
@@ -163,10 +163,12 @@ class NernFile:
             UsageError: If a predicted weight is not finite, or the form cannot store a tensor.
         """
         predicted = {key for layer in layout.layers for key in (layer.key, *layer.aliases)}
-        kept = Kept.of({k: value for k, value in state.items() if k not in predicted and names[k][0] == k}, form)
+        kept = Kept.from_tensors(
+            {k: value for k, value in state.items() if k not in predicted and names[k][0] == k}, form
+        )
         aliases = {key: list(names[key][1:]) for key in kept.values if len(names[key]) > 1}
         stored = {name: value for key, value in kept.values.items() for name in names[key]}
-        checks = Checks.of(original, layout, {**state, **stored})
+        checks = Checks.from_state(original, layout, {**state, **stored})
         header = {**header, "aliases": aliases, "kept": kept.described}
         return cls(path, header, predictor, layout, addresses_N3, scale, kept, checks, nonzero)
 

@@ -51,7 +51,7 @@ class ResizeCenterCrop:
     interpolation: Interpolation = "bicubic"
 
     @classmethod
-    def of_model(cls, name: str) -> Self:
+    def from_model(cls, name: str) -> Self:
         """The image size, crop and interpolation with which a timm model is evaluated.
 
         Raises:

@@ -27,10 +27,10 @@ class FilePaths(Sequence[Path]):
         self._characters, self._starts, self._ends = characters, starts, ends
 
     @classmethod
-    def of(cls, paths: Iterable[str | Path]) -> Self:
+    def from_paths(cls, paths: Iterable[str | Path]) -> Self:
         """The paths, read one by one.
 
-        >>> FilePaths.of(["a/b", "c"])[1]
+        >>> FilePaths.from_paths(["a/b", "c"])[1]
         PosixPath('c')
         """
         characters, ends = bytearray(), array("q", [0])

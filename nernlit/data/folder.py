@@ -88,7 +88,7 @@ class ImageNetDataModule(_TreeDataModule):
 
     def __init__(self, root: str, model: str = "resnet18.tv_in1k", val_share: float = 0.01, **kwargs: Any) -> None:
         super().__init__(root, val_share=val_share, **kwargs)
-        self.fitting = ResizeCenterCrop.of_model(model)
+        self.fitting = ResizeCenterCrop.from_model(model)
 
     def check(self) -> None:
         expected = sorted(ImageNetInfo().label_names())

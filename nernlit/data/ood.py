@@ -150,7 +150,7 @@ class ImageNetR(EvalSet):
     name = "imagenet_r"
 
     def __init__(self, root: str, model: str = "resnet18.tv_in1k") -> None:
-        self.root, self.fitting = Path(root), ResizeCenterCrop.of_model(model)
+        self.root, self.fitting = Path(root), ResizeCenterCrop.from_model(model)
 
     def conditions(self, clean: ImageSource, num_classes: int) -> dict[str, ImageSource]:
         ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text(encoding="utf-8").split()

@@ -99,7 +99,7 @@ def tree_images(
                         left_out[suffix or "without suffix"] += 1
                 advance(1)
 
-    paths = FilePaths.of(images())
+    paths = FilePaths.from_paths(images())
     if left_out:
         kinds = abbreviated(
             [f"{left_out[suffix]:,} {suffix}" for suffix in sorted(left_out, key=lambda s: (-left_out[s], s))]

@@ -74,7 +74,7 @@ class Layout:
         self.block: tuple[int, int] = (max(x.block[0] for x in placed), max(x.block[1] for x in placed))
 
     @classmethod
-    def of(
+    def from_module(
         cls,
         net: nn.Module,
         layers: LayerPreset | LayerFilter = "all_convs",

@@ -77,8 +77,8 @@ def require_classifier(what: str, name: str, num_classes: int) -> None:
     if not num_classes:
         raise UsageError(
             f"{what} needs an image classifier, but {name!r} was given without num_classes, mean and std; pass them to "
-            "Original.of. Without them, Recon-only (with `data: null` or NoImages), the analyses of weights and "
-            ".nern files work."
+            "Original.from_module. Without them, Recon-only (with `data: null` or NoImages), the analyses of weights "
+            "and .nern files work."
         )
 
 

@@ -38,7 +38,7 @@ class Folded:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(images_BCHW.device.type, enabled=False):
             pairs = _foldable_pairs(classifier, images_BCHW, read)
             self.classifier = copy.deepcopy(classifier)
-            self.folds = [_Fold.of(self.classifier.net, conv, norm) for conv, norm in pairs.items()]
+            self.folds = [_Fold.from_modules(self.classifier.net, conv, norm) for conv, norm in pairs.items()]
             _fold(self.classifier.net, pairs)
             biases = [f"{conv}.bias" for conv in pairs]
             self.classifier.places = {**self.classifier.places, **{name: (name,) for name in biases}}
@@ -87,7 +87,7 @@ class _Fold:
     bias: Tensor
 
     @classmethod
-    def of(cls, net: nn.Module, conv_name: str, norm_name: str) -> Self:
+    def from_modules(cls, net: nn.Module, conv_name: str, norm_name: str) -> Self:
         """The fold of two modules of a network that are not folded yet."""
         conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)

@@ -99,7 +99,7 @@ class Original(nn.Module):
             self.set_source(file)
 
     @classmethod
-    def of(
+    def from_module(
         cls,
         net: nn.Module,
         num_classes: int | None = None,

@@ -62,7 +62,9 @@ def decoded_original(file: NernFile, net: nn.Module | None = None) -> Original:
     header, state = file.header, file.state_dict()
     with unreadable(file.path):
         if net is not None:
-            original = Original.of(net, header["num_classes"], header["mean"], header["std"], header["in_chans"])
+            original = Original.from_module(
+                net, header["num_classes"], header["mean"], header["std"], header["in_chans"]
+            )
             original.name, original.architecture = str(header["network_class"]), header["network"]
         else:
             original = _timm_original(file, state)

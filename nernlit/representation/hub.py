@@ -33,7 +33,7 @@ class WithPretrained(
 
     @classmethod
     @abstractmethod
-    def of_file(cls, file: NernFile, net: nn.Module | None = None) -> Self:
+    def from_file(cls, file: NernFile, net: nn.Module | None = None) -> Self:
         """The model of a .nern file, in evaluation mode."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -74,4 +74,4 @@ class WithPretrained(
                 token=token,
                 **older,
             )
-        return cls.of_file(NernFile.read(file, predictor_classes, max_gib), net)
+        return cls.from_file(NernFile.read(file, predictor_classes, max_gib), net)

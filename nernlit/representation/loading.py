@@ -51,7 +51,7 @@ def load(
         UsageError: If an option for .nern files is given with another file.
     """
     if is_nern(path):
-        return Representation.of_file(NernFile.read(path, predictor_classes, max_gib), net)
+        return Representation.from_file(NernFile.read(path, predictor_classes, max_gib), net)
     if net is not None or predictor_classes or max_gib is not None:
         raise UsageError(
             f"{path} is not a .nern file; net, predictor_classes and max_gib are options for .nern files only."
@@ -99,7 +99,7 @@ def load_representation(
     if is_nern(path):
         content = NernFile.read(path)
         fitted = None if original is None else fitted_original(content, original)
-        return Representation.of_file(content, original=fitted), {"init_from": str(path)}
+        return Representation.from_file(content, original=fitted), {"init_from": str(path)}
     rebuilt: dict[str, Any]
     state, hyper_parameters = _fitted_state(path)
     described, source = hyper_parameters.get("representation"), hyper_parameters.get("init_from")

@@ -99,7 +99,7 @@ class Representation(WithConstants, WithPretrained):
     ) -> None:
         if quantize is not None:
             predictor = Quantized(predictor, quantize.bits, quantize.per, quantize.step_rate)
-        layout = Layout.of(original.net, layers, pointwise, tile=predictor.kernel_size)
+        layout = Layout.from_module(original.net, layers, pointwise, tile=predictor.kernel_size)
         require_kernel_size(predictor, layout)
         predictor.specification()  # refuses a predictor that a checkpoint could not describe
         state = original.freeze().net.state_dict()
@@ -132,7 +132,7 @@ class Representation(WithConstants, WithPretrained):
         self.predictor.fit(self.target / self.scale, self.addresses, error_weights_NKK)
 
     @classmethod
-    def of_file(cls, file: NernFile, net: nn.Module | None = None, original: Original | None = None) -> Self:
+    def from_file(cls, file: NernFile, net: nn.Module | None = None, original: Original | None = None) -> Self:
         """The representation of a .nern file, in evaluation mode.
 
         Args:
@@ -210,7 +210,7 @@ class Representation(WithConstants, WithPretrained):
         nonzero = self.learned.nonzero_weights()
         if nonzero is not None:
             nonzero = {key: value.cpu() for key, value in nonzero.items()}
-        return NernFile.of(path, header, *parts, state, names, self.original.fingerprint(), kept, nonzero)
+        return NernFile.from_network(path, header, *parts, state, names, self.original.fingerprint(), kept, nonzero)
 
     def kernels(self, indices: Tensor | None = None, predictor: nn.Module | None = None) -> Tensor:
         """Predicted kernels (N, K, K) in weight units: all of them, or the given rows of the table.

@@ -135,7 +135,7 @@ class ClassifierModule(L.LightningModule, ABC):
                 f"--trainer.precision {precision}: {type(self).__name__} works in {', '.join(self.precisions)}{half}."
             )
         if self.trainer.state.fn == "fit":
-            self.check_plan(Plan.of(self.trainer, self._data), self)
+            self.check_plan(Plan.from_trainer(self.trainer, self._data), self)
         return super().configure_callbacks()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -359,7 +359,7 @@ class ClassifierModule(L.LightningModule, ABC):
         return optimizer, build_schedule(make_scheduler, optimizer, self.trainer, options) if make_scheduler else None
 
     def configure_optimizers(self) -> Any:
-        plan = Plan.of(self.trainer, self._data)
+        plan = Plan.from_trainer(self.trainer, self._data)
         # By now the data is set up, and the number of steps known.
         self.check_plan(replace(plan, most_steps=self.trainer.estimated_stepping_batches), self)
         optimizer, described = self.build(*self.optimizer_factories(), self.optimizer_options)

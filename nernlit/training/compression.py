@@ -71,7 +71,7 @@ def compress(
         logits = net(pixels_BCHW[:1])
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UsageError("the network does not return logits (B, C); wrap it in a module that does.")
-    original = Original.of(net, num_classes=logits.shape[1], mean=mean, std=std, in_chans=channels)
+    original = Original.from_module(net, num_classes=logits.shape[1], mean=mean, std=std, in_chans=channels)
     representation = quantized_table(original)
     target, _ = planned_size(file_sizes(representation), target_bytes, bits)
     module = DecoupledDistill(
@@ -102,7 +102,7 @@ def quantized_table(original: Original, bits: float = 2.0, scale: Scale = "layer
         bits: Bits per weight at the start.
         scale: Which weights have the same scale and so the same step size: those of a layer, or of a filter.
     """
-    height, width = Layout.of(original.net, "all", "tile", tile=1).block
+    height, width = Layout.from_module(original.net, "all", "tile", tile=1).block
     return Representation(
         original,
         Table((max(height, 3), max(width, 3)), scale),

@@ -180,7 +180,7 @@ class DecoupledDistill(Scheme):
 
     def loss_terms(self, batch: Any) -> dict[str, Tensor]:
         if self.distillation.needs_teacher_logits and self.stage == len(self.stages) - 1:
-            processes = Processes.of(self.trainer)
+            processes = Processes.from_trainer(self.trainer)
             images, count = self._data.numbered_images(processes), self._data.num_training_images
             # Interruptible: it changes no training state. Several processes must stop at the same step, so they wait.
             with SIGNALS.released() if processes.world_size == 1 else nullcontext():

@@ -22,7 +22,7 @@ class Plan:
     most_steps: float
 
     @classmethod
-    def of(cls, trainer: Any, data: Any) -> "Plan":
+    def from_trainer(cls, trainer: Any, data: Any) -> "Plan":
         """Read the plan from a trainer and a data module, or from their options (all are read by attribute).
 
         Raises:

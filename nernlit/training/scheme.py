@@ -261,7 +261,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def calibrate(self) -> None:
         """Calibrate the kept tensors on training images, bitwise the same on all processes."""
-        processes, tuned = Processes.of(self.trainer), self.representation.tuned
+        processes, tuned = Processes.from_trainer(self.trainer), self.representation.tuned
         # Always the same images: the values depend on the predictor alone, not on the run's seed.
         calibrate(self.representation, self._data.training_images(self.calibration_images, 0, processes), processes)
         if processes.world_size > 1:  # machines may round differently
@@ -372,7 +372,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     def _weigh_errors(self) -> None:
         """Compute the sensitivities, and fit the predictor to the original again if they change it."""
         strategy = self.trainer.strategy
-        parts = self.representation, self._data, strategy.root_device, Processes.of(self.trainer)
+        parts = self.representation, self._data, strategy.root_device, Processes.from_trainer(self.trainer)
         weights_NKK = self.error_weights.compute(*parts, strategy.broadcast)
         if changes_fit(self.representation):
             self.representation.fit_predictor(weights_NKK)

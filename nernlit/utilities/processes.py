@@ -24,7 +24,7 @@ class Processes:
     total: Callable[[Tensor], Tensor] = torch.positive
 
     @classmethod
-    def of(cls, trainer: Any) -> Self:
+    def from_trainer(cls, trainer: Any) -> Self:
         """The processes of a Lightning trainer."""
         return cls(trainer.global_rank, trainer.world_size, partial(trainer.strategy.reduce, reduce_op="sum"))
 

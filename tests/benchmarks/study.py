@@ -162,7 +162,7 @@ def width(setting: Setting, hidden: int, layers: Sequence[tuple[int, int]]) -> i
 
 @cache
 def _layers(original: Original) -> list[tuple[int, int]]:
-    grids = Layout.of(original.net).layers
+    grids = Layout.from_module(original.net).layers
     return [(layer.grid[0], layer.grid[1]) for layer in grids]
 
 

@@ -74,7 +74,7 @@ def test_numbers_of_a_table_outside_of_crops_are_no_parameters(size: int, layers
 @pytest.mark.parametrize("name", ["steps", "integers"])
 def test_tensors_with_names_that_files_use_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"the network has a tensor '{name}' of its own"):
-        Kept.of({name: torch.randn(5)})
+        Kept.from_tensors({name: torch.randn(5)})
 
 
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:

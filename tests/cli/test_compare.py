@@ -48,7 +48,7 @@ def _correct(original: Original) -> Tensor:
 
 
 def test_tied_weights_are_pruned_under_all_of_their_names() -> None:
-    original = Original.of(SharingCNN(), 10, (0.5,) * 3, (0.5,) * 3)
+    original = Original.from_module(SharingCNN(), 10, (0.5,) * 3, (0.5,) * 3)
     network = Rivals(original, {}).untrained("prune", 0.3)
     assert isinstance(network, Representation)
     weights = network.original.net.state_dict()

@@ -37,7 +37,7 @@ def _tensors() -> dict[str, Tensor]:
 
 
 def test_tensors_of_every_type_come_back_to_the_bit() -> None:
-    kept = Kept.of(_tensors())
+    kept = Kept.from_tensors(_tensors())
     read = Kept.read(kept.described, kept.stored)
     assert kept.described["error"] == 0
     for decoded in (kept.values, read.values):
@@ -50,7 +50,7 @@ def test_tensors_of_every_type_come_back_to_the_bit() -> None:
 
 
 def test_equal_numbers_take_no_bytes_and_integers_few() -> None:
-    stored = Kept.of(_tensors()).stored
+    stored = Kept.from_tensors(_tensors()).stored
     assert "kept.b.ones" not in stored
     assert "kept.b.steps" not in stored
     assert stored["kept.integers"].nbytes < 0.75 * 2000 + 60  # 5.7 bits of each index, and the mask
@@ -59,7 +59,7 @@ def test_equal_numbers_take_no_bytes_and_integers_few() -> None:
 
 @pytest.mark.parametrize(("form", "error"), [("fp16", 2**-11), ("bf16", 2**-8), ("int8", 1 / 127)])
 def test_rounded_numbers_are_close(form: KeptForm, error: float) -> None:
-    kept = Kept.of(_tensors(), form)
+    kept = Kept.from_tensors(_tensors(), form)
     read = Kept.read(kept.described, kept.stored)
     changes = []
     for key, value in _tensors().items():
@@ -74,7 +74,7 @@ def test_rounded_numbers_are_close(form: KeptForm, error: float) -> None:
 
 
 def test_eight_bits_take_a_step_for_each_vector_and_each_row() -> None:
-    kept = Kept.of({"weight": torch.tensor([[127.0, 1, 2], [0.127, 0.05, 0], [0, 0, 0]])}, "int8")
+    kept = Kept.from_tensors({"weight": torch.tensor([[127.0, 1, 2], [0.127, 0.05, 0], [0, 0, 0]])}, "int8")
     assert torch.allclose(kept.values["weight"], torch.tensor([[127, 1, 2], [0.127, 0.05, 0], [0, 0, 0]]), rtol=0.005)
     assert kept.stored["kept.steps"].shape == (3,)
     assert torch.equal(kept.values["weight"][2], torch.zeros(3))
@@ -82,9 +82,9 @@ def test_eight_bits_take_a_step_for_each_vector_and_each_row() -> None:
 
 def test_numbers_that_are_too_large_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"kept='fp16' cannot store 'norm.running_var', whose numbers are too large"):
-        Kept.of({"norm.running_var": torch.tensor([1.0, 1e6])}, "fp16")
+        Kept.from_tensors({"norm.running_var": torch.tensor([1.0, 1e6])}, "fp16")
     with pytest.raises(UsageError, match="kept='int4'; expected one of fp32, fp16, bf16, int8"):
-        Kept.of({}, "int4")  # type: ignore[arg-type]
+        Kept.from_tensors({}, "int4")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["fp32", "fp16", "bf16", "int8"])

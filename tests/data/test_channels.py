@@ -76,7 +76,9 @@ def test_a_converted_source_is_converted_however_it_is_read() -> None:
 def _representation(channels: int) -> Representation:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(channels, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
-    return Representation(Original.of(net, 10, mean=[0.5], std=[0.25]), MLP(8, num_frequencies=4), order="none")
+    return Representation(
+        Original.from_module(net, 10, mean=[0.5], std=[0.25]), MLP(8, num_frequencies=4), order="none"
+    )
 
 
 def _folder(root: Path) -> ImageDataModule:
@@ -130,10 +132,10 @@ def test_gray_files_reach_a_gray_cnn_as_they_are(tmp_path: Path) -> None:
     data.setup("test")
     assert data.sources["test"].images[:, 0, 0, 0].tolist() == list(range(6, 12))  # type: ignore[attr-defined]
     # Another network, other channels: what was read for the first is not used again.
-    data.network = Original.of(timm.create_model("test_resnet", num_classes=2), 2, mean=[0.5], std=[0.5])
+    data.network = Original.from_module(timm.create_model("test_resnet", num_classes=2), 2, mean=[0.5], std=[0.5])
     data.setup("test")
     assert data.sources["test"][[0]][0].shape == (1, 3, 8, 8)
-    data.network = Original.of(timm.create_model("test_resnet", num_classes=5), 5, mean=[0.5], std=[0.5])
+    data.network = Original.from_module(timm.create_model("test_resnet", num_classes=5), 5, mean=[0.5], std=[0.5])
     with pytest.raises(DataError, match="FolderDataModule has 2 classes, but the original has 5; use the data it was"):
         data.setup("test")
 

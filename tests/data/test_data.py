@@ -406,7 +406,7 @@ def test_images_are_fitted_as_timm_fits_them(size: tuple[int, int], name: str) -
         config.input_size, interpolation=config.interpolation, crop_pct=config.crop_pct, normalize=False
     )
     expected = np.asarray(theirs(image)).transpose(1, 2, 0)
-    assert np.array_equal(np.asarray(ResizeCenterCrop.of_model(name)(image)), expected)
+    assert np.array_equal(np.asarray(ResizeCenterCrop.from_model(name)(image)), expected)
 
 
 def test_imagenet_is_read_by_its_wordnet_ids(tmp_path: Path) -> None:

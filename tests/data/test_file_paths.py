@@ -14,16 +14,16 @@ from tests.fakes import write_image_folder
 
 def test_paths_are_those_that_were_given() -> None:
     given = [Path("a", "b.png"), Path("/ü", os.fsdecode(b"\xff\n.png")), Path("c")]
-    paths = FilePaths.of(given)
+    paths = FilePaths.from_paths(given)
     assert list(paths) == given
     assert list(paths[1:]) == given[1:]
     assert list(paths.subset(torch.tensor([2, 0, 0]))) == [given[2], given[0], given[0]]
-    assert list(FilePaths.of([])) == []
+    assert list(FilePaths.from_paths([])) == []
 
 
 def test_a_path_takes_a_few_bytes_more_than_its_characters() -> None:
     names = [f"train/n{number % 10:08d}/{number:08d}.JPEG" for number in range(20_000)]
-    paths = FilePaths.of(names)
+    paths = FilePaths.from_paths(names)
     assert len(pickle.dumps(paths)) < len("".join(names)) + 24 * len(names)
     part = paths.subset(torch.arange(0, 20_000, 2))
     assert part._characters is paths._characters  # shared, not copied

@@ -83,7 +83,7 @@ def test_fit_validate_and_test(
     data.setup("validate")
     torch.manual_seed(0)
     net = timm.create_model("test_resnet", num_classes=data.num_classes)
-    original = Original.of(net, data.num_classes, mean=data.mean, std=data.std)
+    original = Original.from_module(net, data.num_classes, mean=data.mean, std=data.std)
     representation = Representation(original, MLP(8, kernel_size=7), order="none")
     module = DecoupledDistill(representation, optimizer=torch.optim.Adam, reconstruction=ReconstructionPhase(1))
     trainer = quiet_trainer(max_steps=2, limit_val_batches=2)

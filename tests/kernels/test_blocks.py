@@ -53,7 +53,7 @@ def test_table_and_back_is_exact_to_the_bit_for_any_shapes(seed: int, pointwise:
 @pytest.mark.parametrize("pointwise", ["crop", "tile"])
 @pytest.mark.parametrize("order", ["none", "in_filter", "cross_filter"])
 def test_orders_of_every_kind_of_layer_are_packed_and_unpacked(pointwise: Pointwise, order: str) -> None:
-    layout = Layout.of(EVERY_KIND, "all", pointwise, tile=4)
+    layout = Layout.from_module(EVERY_KIND, "all", pointwise, tile=4)
     table_N3 = addresses(layout, EVERY_KIND.state_dict(), order)  # type: ignore[arg-type]
     assert are_addresses(layout, table_N3)
     packed = pack_order(layout, table_N3, order)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_tiles_have_the_height_and_width_that_are_asked_for() -> None:
 
 def test_the_table_is_as_high_and_wide_as_the_highest_and_widest_kernel() -> None:
     assert Layout([("long.weight", (2, 1, 512, 1)), ("wide.weight", (2, 2, 1, 3))]).block == (512, 3)
-    assert Layout.of(nn.Sequential(nn.Conv1d(1, 2, 9), nn.Conv1d(2, 2, 5))).block == (1, 9)
+    assert Layout.from_module(nn.Sequential(nn.Conv1d(1, 2, 9), nn.Conv1d(2, 2, 5))).block == (1, 9)
 
 
 def test_a_pointwise_convolution_is_a_crop_or_tiles() -> None:
@@ -97,14 +97,14 @@ def test_a_pointwise_convolution_is_a_crop_or_tiles() -> None:
 
 
 def test_kernels_of_one_and_three_dimensions_are_rows_and_stacks_of_kernels() -> None:
-    layout = Layout.of(EVERY_KIND, LayerFilter(include=["conv1d", "conv3d", "transposed"]))
+    layout = Layout.from_module(EVERY_KIND, LayerFilter(include=["conv1d", "conv3d", "transposed"]))
     blocks = {layer.name: (layer.grid, layer.block) for layer in layout.layers}
     assert blocks == {"conv1d": ((3, 4), (1, 5)), "conv3d": ((3, 4), (3, 4)), "transposed": ((3, 4), (2, 2))}
 
 
 def test_presets_and_types_select_by_the_type_of_layer() -> None:
     def names(layers: object) -> list[str]:
-        return [layer.name for layer in Layout.of(EVERY_KIND, layers).layers]  # type: ignore[arg-type]
+        return [layer.name for layer in Layout.from_module(EVERY_KIND, layers).layers]  # type: ignore[arg-type]
 
     linear = ["linear", "attention.in_proj_weight", "attention.out_proj"]
     linear += [f"cross_attention.{part}_proj_weight" for part in "qkv"] + ["cross_attention.out_proj"]
@@ -118,26 +118,26 @@ def test_presets_and_types_select_by_the_type_of_layer() -> None:
 def test_a_weight_tied_to_an_embedding_is_predicted_once() -> None:
     net = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 7, bias=False))
     net[1].weight = net[0].weight
-    (layer,) = Layout.of(net, "all_linear").layers
+    (layer,) = Layout.from_module(net, "all_linear").layers
     assert (layer.key, layer.aliases) == ("0.weight", ("1.weight",))
 
 
 def test_messages_name_the_type_of_layer() -> None:
     with pytest.raises(LayoutError, match=r"the network has no linear layer, so .* Convolutions are selected by .*all"):
-        Layout.of(nn.Conv2d(1, 1, 3), "all_linear")
+        Layout.from_module(nn.Conv2d(1, 1, 3), "all_linear")
     with pytest.raises(LayoutError, match="'lin' matches no linear layer; did you mean 'linear'"):
-        Layout.of(EVERY_KIND, LayerFilter(include=["lin"], types=["linear"]))
+        Layout.from_module(EVERY_KIND, LayerFilter(include=["lin"], types=["linear"]))
     with pytest.raises(LayoutError, match=r"'zzzz' matches no layer; the layers are conv1d, conv1d_pointwise, "):
-        Layout.of(EVERY_KIND, LayerFilter(include=["zzzz"], types=["linear", "conv"]))
+        Layout.from_module(EVERY_KIND, LayerFilter(include=["zzzz"], types=["linear", "conv"]))
     with pytest.raises(LayoutError, match=r"layers.types=\['embedding'\]; expected a list of conv and linear"):
         LayerFilter(types=["embedding"])  # type: ignore[list-item]
     with pytest.raises(LayoutError, match="pointwise='pad'; expected 'crop' or 'tile'"):
-        Layout.of(EVERY_KIND, pointwise="pad")  # type: ignore[arg-type]
+        Layout.from_module(EVERY_KIND, pointwise="pad")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
 def test_computed_linear_weights_are_refused_only_where_they_would_be_predicted(wrap: object) -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 3), wrap(nn.Linear(2, 2)))  # type: ignore[operator]
-    assert [layer.name for layer in Layout.of(net).layers] == ["0"]
+    assert [layer.name for layer in Layout.from_module(net).layers] == ["0"]
     with pytest.raises(LayoutError, match="the weight of '1' is not in the state dict: it is computed"):
-        Layout.of(net, "all")
+        Layout.from_module(net, "all")

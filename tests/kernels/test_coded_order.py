@@ -33,7 +33,7 @@ def test_every_permutation_has_its_own_code() -> None:
 
 
 def test_coded_orders_of_resnet20_take_three_quarters_of_the_packed_ones() -> None:
-    layout = Layout.of(Original("cifar_resnet20").net)
+    layout = Layout.from_module(Original("cifar_resnet20").net)
     assert coded_bits(layout, "in_filter") < 0.76 * packed_bits(layout, "in_filter")
     assert coded_bits(layout, "cross_filter") < 0.9 * packed_bits(layout, "cross_filter")
     assert coded_bits(layout, "none") == 0

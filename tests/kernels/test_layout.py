@@ -12,7 +12,7 @@ from tests.fakes import TinyCNN
 
 def test_table_and_back_is_exact_to_the_bit_for_every_kind_of_convolution() -> None:
     net = TinyCNN()
-    layout = Layout.of(net)
+    layout = Layout.from_module(net)
     table = layout.table(net.state_dict())
     assert table.shape == (layout.num_kernels, 5, 5)
     for key, value in layout.weights(table).items():
@@ -20,7 +20,7 @@ def test_table_and_back_is_exact_to_the_bit_for_every_kind_of_convolution() -> N
 
 
 def test_layout_counts_kernels_and_weights_of_grouped_layers() -> None:
-    layout = Layout.of(TinyCNN())
+    layout = Layout.from_module(TinyCNN())
     shapes = {layer.key: layer.shape for layer in layout.layers}
     assert shapes["depthwise.weight"] == (6, 1, 3, 3)
     assert shapes["pointwise.weight"] == (8, 3, 1, 1)
@@ -45,7 +45,7 @@ def test_a_table_of_any_size_gives_the_weights_back() -> None:
 
 def test_replaced_kernels_are_those_of_the_table() -> None:
     net = TinyCNN()
-    layout = Layout.of(net)
+    layout = Layout.from_module(net)
     table = layout.table(net.state_dict())
     rows = torch.tensor([0, 5, 6, 11, 40, layout.num_kernels - 1])  # the third layer has none
     kernels = torch.randn(6, 5, 5, requires_grad=True)
@@ -62,14 +62,14 @@ def test_replaced_kernels_are_those_of_the_table() -> None:
 
 
 def test_masks_mark_exactly_the_weights() -> None:
-    layout = Layout.of(TinyCNN())
+    layout = Layout.from_module(TinyCNN())
     masks, numbers = layout.masks((5, 5))
     assert int(masks[numbers.long()].sum()) == layout.num_weights
 
 
 def test_include_and_exclude_go_by_name_and_kernel_size() -> None:
     def names(rule: LayerFilter) -> list[str]:
-        return [layer.key for layer in Layout.of(TinyCNN(), rule).layers]
+        return [layer.key for layer in Layout.from_module(TinyCNN(), rule).layers]
 
     assert names(LayerFilter(include=["*wise"])) == ["depthwise.weight", "pointwise.weight"]
     assert names(LayerFilter(exclude=["stem", "w*"])) == ["depthwise.weight", "pointwise.weight"]
@@ -77,7 +77,7 @@ def test_include_and_exclude_go_by_name_and_kernel_size() -> None:
 
 
 def test_the_papers_choice_of_resnet18_has_its_number_of_weights() -> None:
-    layout = Layout.of(timm.create_model("resnet18"), "stages_3x3")
+    layout = Layout.from_module(timm.create_model("resnet18"), "stages_3x3")
     assert len(layout.layers) == 16
     assert layout.num_weights == 10_985_472
 
@@ -111,15 +111,15 @@ def test_the_papers_choice_of_resnet18_has_its_number_of_weights() -> None:
 )
 def test_a_choice_that_matches_nothing_is_named_with_what_is_close(rule: Any, message: str) -> None:
     with pytest.raises(LayoutError, match=message):
-        Layout.of(TinyCNN(), rule)
+        Layout.from_module(TinyCNN(), rule)
 
 
 def test_close_patterns_are_suggested_for_stages() -> None:
     net = timm.create_model("cifar_resnet20")
     with pytest.raises(LayoutError, match=r"'layr2\.\*' matches no convolution; did you mean 'layer2\.\*'"):
-        Layout.of(net, LayerFilter(include=["layer1.*", "layr2.*"]))
+        Layout.from_module(net, LayerFilter(include=["layer1.*", "layr2.*"]))
     with pytest.raises(LayoutError, match=r"'layer2' matches no convolution; did you mean 'layer2\.\*'\?"):
-        Layout.of(net, LayerFilter(include=["layer2"]))
+        Layout.from_module(net, LayerFilter(include=["layer2"]))
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_patterns_are_lists(options: dict[str, Any]) -> None:
 
 def test_networks_without_a_convolution_or_with_computed_weights_are_refused() -> None:
     with pytest.raises(LayoutError, match="the network has no convolution"):
-        Layout.of(torch.nn.Linear(2, 2))
+        Layout.from_module(torch.nn.Linear(2, 2))
     net = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 2, 3)))
     with pytest.raises(LayoutError, match="the weight of '0' is not in the state dict: it is computed"):
-        Layout.of(net)
+        Layout.from_module(net)
 
 
 def test_a_network_that_is_one_convolution_has_a_layout() -> None:
-    (layer,) = Layout.of(torch.nn.Conv2d(2, 3, 3)).layers
+    (layer,) = Layout.from_module(torch.nn.Conv2d(2, 3, 3)).layers
     assert (layer.key, layer.shape) == ("weight", (3, 2, 3, 3))

@@ -107,7 +107,7 @@ def test_inverse_of_an_inverse_is_the_permutation() -> None:
 
 
 def test_packed_in_filter_order_of_resnet20_is_20_kib() -> None:
-    layout = Layout.of(Original("cifar_resnet20").net)
+    layout = Layout.from_module(Original("cifar_resnet20").net)
     bits = packed_bits(layout, "in_filter")
     assert bits == sum(o * i * math.ceil(math.log2(i)) + o * math.ceil(math.log2(o)) for o, i in _sizes(layout))
     assert round(bits / 8 / 2**20, 3) == 0.020

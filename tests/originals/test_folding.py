@@ -77,7 +77,7 @@ def test_biases_of_folded_convolutions_can_be_replaced(affine: bool) -> None:
         norm.running_var.uniform_(0.5, 2)
     convs = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)
     layers = convs[0], norms[0], nn.ReLU(), convs[1], norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
-    original = Original.of(nn.Sequential(*layers).eval(), 4, (0.5,) * 3, (0.2,) * 3).freeze().double()
+    original = Original.from_module(nn.Sequential(*layers).eval(), 4, (0.5,) * 3, (0.2,) * 3).freeze().double()
     images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
     folded = Folded(original, images)
     assert _norms(folded.net) == 0
@@ -117,7 +117,7 @@ def test_taps_read_what_they_read_in_the_classifier() -> None:
     [("digits_resnet8", 8), ("cifar_resnet56_b", 32), ("resnet18", 64), ("resnet50", 64), ("vgg11_bn", 32)],
 )
 def test_every_pair_of_the_networks_that_fits_use_is_folded(name: str, side: int) -> None:
-    original = Original.of(timm.create_model(name, num_classes=10), 10, [0.5], [0.5]).freeze()
+    original = Original.from_module(timm.create_model(name, num_classes=10), 10, [0.5], [0.5]).freeze()
     assert _norms(original.net) > 0
     assert _norms(Folded(original, torch.rand(2, original.in_chans, side, side)).net) == 0
 
@@ -315,7 +315,7 @@ def _check(net: nn.Module, norms: int) -> None:
     assert norm.running_var is not None
     norm.running_mean.fill_(0.3)
     norm.running_var.fill_(0.5)
-    original = Original.of(net, 5, [0.5], [0.5]).freeze()
+    original = Original.from_module(net, 5, [0.5], [0.5]).freeze()
     images = torch.rand(2, 3, 8, 8)
     fingerprint = original.fingerprint()
     folded = Folded(original, images)
@@ -359,7 +359,7 @@ def test_one_tap_leaves_the_other_layers_folded() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.first(images) + self.second(images)
 
-    original = Original.of(Two(), 5, [0.5], [0.5]).freeze()
+    original = Original.from_module(Two(), 5, [0.5], [0.5]).freeze()
     folded = Folded(original, torch.rand(2, 3, 8, 8))
     assert isinstance(folded.net.get_submodule("first.bn"), nn.BatchNorm2d)
     assert isinstance(folded.net.get_submodule("second.bn"), nn.Identity)
@@ -379,14 +379,14 @@ def test_shared_tensors_of_batch_norm_are_left_alone() -> None:
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)),
     ).eval()
     net[4].weight, net[4].bias, net[3].bias = net[1].weight, net[1].bias, net[0].bias
-    original = Original.of(net, 10, (0.5,) * 3, (0.5,) * 3).freeze()
+    original = Original.from_module(net, 10, (0.5,) * 3, (0.5,) * 3).freeze()
     images = torch.rand(2, 3, 8, 8)
     weights = {key: torch.randn(3) for key in ("0.bias", "1.weight", "1.bias")}
     assert torch.allclose(Folded(original, images)(images, weights), original(images, weights), atol=1e-5)
 
 
 def test_it_can_be_made_where_autograd_and_precision_are_off() -> None:
-    original = Original.of(timm.create_model("digits_resnet8"), 10, [0.3], [0.4]).freeze()
+    original = Original.from_module(timm.create_model("digits_resnet8"), 10, [0.3], [0.4]).freeze()
     images = torch.rand(2, 1, 8, 8)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         folded = Folded(original, images)

@@ -110,7 +110,7 @@ def test_counts_that_no_classifier_has_are_refused(options: dict[str, int]) -> N
     ):
         Original("cifar_resnet20", **options)
     with pytest.raises(UsageError, match=rf"{name}={count} for 'TinyCNN'; expected an integer of at least {least}"):
-        Original.of(TinyCNN(), **{"num_classes": 10, **options}, **STATISTICS)  # type: ignore[arg-type]
+        Original.from_module(TinyCNN(), **{"num_classes": 10, **options}, **STATISTICS)  # type: ignore[arg-type]
 
 
 def test_a_pretrained_network_with_a_new_classifier_is_not_trained() -> None:
@@ -193,7 +193,7 @@ def test_weights_that_are_not_finite_are_refused_wherever_they_come_from() -> No
     with torch.no_grad():
         net.depthwise.weight[2] = float("nan")
     with pytest.raises(CheckpointError, match=r"9 of 54 values of depthwise\.weight in 'TinyCNN' are not finite .*nan"):
-        Original.of(net, 10, **STATISTICS)
+        Original.from_module(net, 10, **STATISTICS)
     original = tiny_original()
     original.net.get_buffer("norm.running_var").fill_(float("inf"))
     with pytest.raises(CheckpointError, match=r"6 of 6 values of norm\.running_var in 'TinyCNN' are not finite .*inf"):
@@ -260,7 +260,7 @@ def test_weights_that_cannot_be_replaced_are_refused_with_the_call_that_helps(ki
     change, message = COMPUTED[kind]
     net = change(TinyCNN())
     with pytest.raises(UsageError) as caught:
-        Original.of(net, 10, **STATISTICS)
+        Original.from_module(net, 10, **STATISTICS)
     assert message in str(caught.value)
 
 
@@ -278,7 +278,7 @@ def test_the_calls_that_errors_name_do_help() -> None:
         change(net.stem)
         expected = net((images - 0.5) / 0.5)
         back(net.stem)
-        original = Original.of(net, 10, **STATISTICS).freeze()
+        original = Original.from_module(net, 10, **STATISTICS).freeze()
         torch.testing.assert_close(original(images), expected)
 
 
@@ -303,7 +303,7 @@ class _Returns(nn.Module):
 def test_answers_that_are_not_logits_of_the_classes_are_refused(
     answer: Callable[[Tensor], object], message: str
 ) -> None:
-    original = Original.of(_Returns(answer), 10, [0.5], [0.5], in_chans=3)
+    original = Original.from_module(_Returns(answer), 10, [0.5], [0.5], in_chans=3)
     with pytest.raises(UsageError, match=message + r"; expected logits of shape \(2, 10\)"):
         original(torch.rand(2, 3, 4, 4))
 
@@ -311,13 +311,13 @@ def test_answers_that_are_not_logits_of_the_classes_are_refused(
 def test_buffers_may_have_any_type() -> None:
     net = TinyCNN()
     net.register_buffer("filter", torch.ones(2, dtype=torch.float64))
-    assert Original.of(net, 10, **STATISTICS).freeze().net.get_buffer("filter").dtype == torch.float64
+    assert Original.from_module(net, 10, **STATISTICS).freeze().net.get_buffer("filter").dtype == torch.float64
 
 
 def test_a_parametrized_head_is_kept_as_it_is() -> None:
     net = TinyCNN()
     parametrizations.weight_norm(net.head)
-    original = Original.of(net, 10, **STATISTICS).freeze()
+    original = Original.from_module(net, 10, **STATISTICS).freeze()
     assert original(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
@@ -333,22 +333,22 @@ class _SpaceToDepth(nn.Module):
 
 
 def test_image_channels_are_given_stated_or_those_of_the_first_convolution() -> None:
-    assert Original.of(_SpaceToDepth(), 4, [0.5], [0.5]).in_chans == 12
-    assert Original.of(_SpaceToDepth(), 4, [0.4, 0.5, 0.6], [0.5], in_chans=3).in_chans == 3
+    assert Original.from_module(_SpaceToDepth(), 4, [0.5], [0.5]).in_chans == 12
+    assert Original.from_module(_SpaceToDepth(), 4, [0.4, 0.5, 0.6], [0.5], in_chans=3).in_chans == 3
     stated, configured = _SpaceToDepth(), _SpaceToDepth()
     stated.in_chans = 3  # type: ignore[assignment]
     configured.pretrained_cfg = {"input_size": (3, 8, 8)}  # type: ignore[assignment]
-    assert [Original.of(net, 4, [0.5], [0.5]).in_chans for net in (stated, configured)] == [3, 3]
+    assert [Original.from_module(net, 4, [0.5], [0.5]).in_chans for net in (stated, configured)] == [3, 3]
     with pytest.raises(
         UsageError, match=r"mean has 3 numbers, but '_SpaceToDepth' takes images of 12 .* right in_chans"
     ):
-        Original.of(_SpaceToDepth(), 4, [0.4, 0.5, 0.6], [0.5])
-    assert Original.of(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), 2, [0.5] * 3, [0.5]).in_chans == 3
+        Original.from_module(_SpaceToDepth(), 4, [0.4, 0.5, 0.6], [0.5])
+    assert Original.from_module(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), 2, [0.5] * 3, [0.5]).in_chans == 3
 
 
 def test_a_networks_own_attributes_are_left_alone() -> None:
     net = TinyCNN()
-    assert Original.of(net, 10, **STATISTICS).num_classes == 10
+    assert Original.from_module(net, 10, **STATISTICS).num_classes == 10
     assert not hasattr(net, "num_classes")
 
 
@@ -393,10 +393,10 @@ def test_every_family_of_timm_is_an_original_of_as_many_channels_as_timm_says(na
     original = Original(name, num_classes=5)
     assert original.in_chans == 3
     assert len(original.mean.flatten()) == 3
-    assert Original.of(original.net, 5, [0.5], [0.5]).in_chans == 3
+    assert Original.from_module(original.net, 5, [0.5], [0.5]).in_chans == 3
     if name not in ("csatv2", "vgg11_bn", "xception41"):
         gray = Original(name, num_classes=5, in_chans=1, mean=[0.5], std=[0.5])
-        assert gray.in_chans == Original.of(gray.net, 5, [0.5], [0.5]).in_chans == 1
+        assert gray.in_chans == Original.from_module(gray.net, 5, [0.5], [0.5]).in_chans == 1
 
 
 def test_every_model_of_timm_states_channels_and_statistics_that_are_taken() -> None:

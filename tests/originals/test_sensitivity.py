@@ -63,7 +63,7 @@ def _two_layers(images: Tensor | None = None) -> Original:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.Flatten(), nn.Linear(8 * 16, 4))
     if images is not None:
         net((images - 0.5) / 0.5)  # in training mode: estimates the statistics
-    return Original.of(net.eval(), 4, [0.5] * 3, [0.5] * 3).freeze()
+    return Original.from_module(net.eval(), 4, [0.5] * 3, [0.5] * 3).freeze()
 
 
 def test_fisher_information_matches_central_differences() -> None:
@@ -77,7 +77,7 @@ def test_fisher_information_matches_central_differences() -> None:
 
 def test_a_weight_that_is_used_several_times_has_one_derivative() -> None:
     torch.manual_seed(0)
-    original = Original.of(SharingCNN(), 10, [0.5] * 3, [0.5] * 3).double().freeze()
+    original = Original.from_module(SharingCNN(), 10, [0.5] * 3, [0.5] * 3).double().freeze()
     images = torch.rand(2, 3, 5, 5, dtype=torch.float64)
     found = fisher_information(original, ["a.weight"], [images])["a.weight"]
     labels = slow.drawn_labels(original, images, seed=0)
@@ -129,7 +129,7 @@ def test_activation_moments_match_loops_over_weights() -> None:
 
 def test_activation_moments_of_grouped_transposed_and_one_dimensional_convolutions() -> None:
     torch.manual_seed(0)
-    original = Original.of(_trained(TransposedCNN()), 3, [0.5] * 4, [0.5] * 4).double().freeze()
+    original = Original.from_module(_trained(TransposedCNN()), 3, [0.5] * 4, [0.5] * 4).double().freeze()
     net = original.net
     assert isinstance(net, TransposedCNN)
     images = torch.rand(3, 4, 5, 5, dtype=torch.float64)
@@ -182,7 +182,7 @@ def test_weights_without_what_is_needed_are_refused_by_name() -> None:
         match=r"'Sequential' cannot run on images of 2x2 pixels \(.*\); pass their size as sensitivity\.image",
     ):
         batch_norm_moments(_two_layers(), ["0.weight"], (2, 2))
-    original = Original.of(AttentionNet(), 3, **STATISTICS).freeze()
+    original = Original.from_module(AttentionNet(), 3, **STATISTICS).freeze()
     keys = ["embed.weight", "attention.in_proj_weight"]
     with pytest.raises(
         UsageError, match=r"sensitivity activation: attention\.in_proj_weight is not used by calling a layer; "

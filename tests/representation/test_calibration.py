@@ -29,7 +29,7 @@ def _represented(
             nn.init.normal_(module.bias)
         elif isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()
-    original = Original.of(net, num_classes=4, mean=[0.5] * 3, std=[0.25] * 3)
+    original = Original.from_module(net, num_classes=4, mean=[0.5] * 3, std=[0.25] * 3)
     size = max(max(m.kernel_size) for m in net.modules() if isinstance(m, nn.Conv2d)) if layers != "all" else 3
     representation = Representation(original, Table(size), layers, "none", tune_kept=tune_kept)  # type: ignore[arg-type]
     with torch.no_grad():

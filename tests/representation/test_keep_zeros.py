@@ -36,7 +36,7 @@ def _pruned(share: float = 0.6) -> Original:
             weight[torch.rand(weight.shape) < share] = 0
     net.stem.weight.detach()[0] = 0
     net.wide.weight.detach()[0, 0] = 0
-    return Original.of(net, 10, **STATISTICS)
+    return Original.from_module(net, 10, **STATISTICS)
 
 
 def _represented(predictor: Any = None, original: Original | None = None, **options: Any) -> Representation:
@@ -104,7 +104,7 @@ def test_a_predictor_that_is_fitted_ignores_zeros() -> None:
     net[0].weight.detach().copy_(pruned)
     found = {
         keep_zeros: Representation(
-            Original.of(copy.deepcopy(net)), Codebooks(1, 2), order="none", keep_zeros=keep_zeros
+            Original.from_module(copy.deepcopy(net)), Codebooks(1, 2), order="none", keep_zeros=keep_zeros
         )
         for keep_zeros in (True, False)
     }
@@ -138,7 +138,7 @@ def test_a_file_holds_the_positions(tmp_path: Path) -> None:
 def test_zeros_of_whole_filters_take_few_bytes(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(16, 64, 3, bias=False))
     net[0].weight.detach()[torch.arange(64) % 4 > 0] = 0
-    representation = Representation(Original.of(net), MLP(8), keep_zeros=True)
+    representation = Representation(Original.from_module(net), MLP(8), keep_zeros=True)
     representation.save(tmp_path / "net.nern")
     assert part_bytes(read_container(tmp_path / "net.nern"))["zeros"] < 0.15 * representation.layout.num_weights / 8
 
@@ -189,7 +189,7 @@ def test_integers_of_zeros_are_zero() -> None:
 def test_a_network_without_zeros_is_refused() -> None:
     torch.manual_seed(0)
     with pytest.raises(LayoutError, match="no predicted weight is 0; leave it out"):
-        _represented(original=Original.of(TinyCNN(), 10, **STATISTICS))
+        _represented(original=Original.from_module(TinyCNN(), 10, **STATISTICS))
 
 
 def test_damaged_positions_are_refused(tmp_path: Path) -> None:

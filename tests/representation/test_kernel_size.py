@@ -31,7 +31,7 @@ def _predictors(size: tuple[int, int]) -> list[Predictor]:
 @pytest.mark.parametrize("order", ["none", "in_filter", "cross_filter"])
 def test_one_dimensional_kernels_are_predicted_without_padding(tmp_path: Path, number: int, order: str) -> None:
     torch.manual_seed(0)
-    original, predictor = Original.of(_signals()), _predictors((1, 9))[number]
+    original, predictor = Original.from_module(_signals()), _predictors((1, 9))[number]
     representation = Representation(original, predictor, order=order)  # type: ignore[arg-type]
     assert representation.kernels().shape == (8 + 12, 1, 9)
     assert representation.learned.mask() is None
@@ -57,7 +57,7 @@ def test_parameters_are_those_of_the_kernels_that_are_predicted() -> None:
 def test_a_table_reconstructs_every_kernel_and_tile_exactly() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 3, (12, 1)), nn.Conv2d(3, 3, (5, 2)), nn.Conv2d(3, 2, 1), nn.Linear(7, 5))
-    original = Original.of(net)
+    original = Original.from_module(net)
     for pointwise in ("crop", "tile"):
         representation = Representation(original, Table((12, 2)), "all", pointwise=pointwise)  # type: ignore[arg-type]
         state = representation.reconstructed()
@@ -80,7 +80,7 @@ def test_a_square_is_one_number_in_every_specification() -> None:
 )
 def test_the_message_has_the_size_that_is_needed(size: int | tuple[int, int], message: str) -> None:
     with pytest.raises(LayoutError, match=message):
-        Representation(Original.of(_signals()), MLP(4, kernel_size=size))
+        Representation(Original.from_module(_signals()), MLP(4, kernel_size=size))
 
 
 def test_the_needed_size_is_that_of_all_layers() -> None:
@@ -88,7 +88,7 @@ def test_the_needed_size_is_that_of_all_layers() -> None:
     with pytest.raises(
         LayoutError, match=r"kernel_size=3 is smaller than layer '0' \(1x7\); pass --.*kernel_size=7, or"
     ):
-        Representation(Original.of(net), MLP(4), "all")
+        Representation(Original.from_module(net), MLP(4), "all")
 
 
 @pytest.mark.parametrize("size", [(3,), (3, 0), (1, 2, 3), 2.5, "3", True])

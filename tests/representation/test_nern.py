@@ -127,7 +127,7 @@ class Shared(nn.Module):
 
 def test_weights_under_several_names_are_stored_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    representation = Representation(Original.of(Shared(), 10, **STATISTICS), MLP(8, num_frequencies=4))
+    representation = Representation(Original.from_module(Shared(), 10, **STATISTICS), MLP(8, num_frequencies=4))
     representation.save(tmp_path / "shared.nern")
     contents = read_container(tmp_path / "shared.nern")
     assert sorted(name for name in contents.tensors if name.startswith("kept.")) == [

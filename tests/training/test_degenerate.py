@@ -95,7 +95,7 @@ CASES += [
 
 def _fit(net: str, scheme: str, predictor: str) -> Representation:
     torch.manual_seed(0)
-    original = Original.of(NETS[net](), 3, **STATISTICS, in_chans=1)
+    original = Original.from_module(NETS[net](), 3, **STATISTICS, in_chans=1)
     images = [(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
     data = DataLoader(images, batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
     representation = Representation(original, **PREDICTORS[predictor]())

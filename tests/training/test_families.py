@@ -51,7 +51,7 @@ def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
 
 def _representation(net: nn.Module, kernel_size: int) -> Representation:
     predictor = MLP(8, depth=2, kernel_size=kernel_size, num_frequencies=4)
-    original = Original.of(net, 10, **STATISTICS, in_chans=3)
+    original = Original.from_module(net, 10, **STATISTICS, in_chans=3)
     return Representation(original, predictor, layers="all", order="none", pointwise="tile")
 
 
@@ -86,7 +86,7 @@ def test_all_weights_of_a_small_network_of_every_family_are_trained(family: str)
 def test_every_scheme_trains_every_predictor_on_padded_tiles(scheme: type[Scheme], predictor: Predictor) -> None:
     torch.manual_seed(0)
     predictor = copy.deepcopy(predictor)
-    original = Original.of(SMALL["vit"][0](), 10, **STATISTICS, in_chans=3)
+    original = Original.from_module(SMALL["vit"][0](), 10, **STATISTICS, in_chans=3)
     representation = Representation(original, predictor, layers="all", order="none")
     assert representation.layout.num_weights < representation.layout.num_kernels * 25
     before = [parameter.detach().clone() for parameter in predictor.parameters()]
@@ -119,7 +119,7 @@ def test_every_scheme_trains_every_predictor_on_kernels_that_are_not_square(
     torch.manual_seed(0)
     convolutions = [nn.Conv2d(3, 4, (1, 9)), nn.ReLU(), nn.Conv2d(4, 5, (1, 5))]
     net = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 10))
-    original = Original.of(net, 10, **STATISTICS, in_chans=3)
+    original = Original.from_module(net, 10, **STATISTICS, in_chans=3)
     representation = Representation(original, copy.deepcopy(predictor), layers="all", order="none")
     assert representation.target.shape == (12 + 20 + 10, 1, 9)
     batch = (torch.rand(4, 3, 16, 16), torch.randint(0, 10, (4,)))

@@ -103,6 +103,6 @@ def test_options_without_effect_and_out_of_range_are_refused() -> None:
             OriginalModule(tiny_original(), _sgd, **{name: -1})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="temperature=0; expected a finite number above 0"):
         OriginalModule(tiny_original(), _sgd, temperature=0)
-    flat = Original.of(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), 2, [0.5], [0.5])
+    flat = Original.from_module(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), 2, [0.5], [0.5])
     with pytest.raises(UsageError, match=r"high_frequency_weight=0\.1, but 'Sequential' has no 2-D convolutions"):
         OriginalModule(flat, _sgd, high_frequency_weight=0.1)

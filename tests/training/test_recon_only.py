@@ -23,7 +23,7 @@ def _steps(count: int) -> DataLoader[int]:
 
 
 def test_a_training_step_never_runs_the_cnn() -> None:
-    original = Original.of(UntouchableCNN(), 10, [0.5], [0.5])
+    original = Original.from_module(UntouchableCNN(), 10, [0.5], [0.5])
     module = ReconOnly(Representation(original, MLP(8, num_frequencies=4)), _adam, sampling=Uniform(8))
     quiet_trainer(max_steps=3).fit(module, _steps(3))
 

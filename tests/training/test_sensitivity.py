@@ -271,7 +271,7 @@ def test_images_that_are_not_there_are_refused_by_name() -> None:
     steps: DataLoader[int] = DataLoader(range(2), batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"and `fit` was given no datamodule; pass an ImageDataModule as datamodule"):
         quiet_trainer(max_epochs=1).fit(_recon_only(FISHER), steps)
-    any_network = Representation(Original.of(TinyCNN()), MLP(8, kernel_size=5, num_frequencies=4))
+    any_network = Representation(Original.from_module(TinyCNN()), MLP(8, kernel_size=5, num_frequencies=4))
     with pytest.raises(
         UsageError, match=r"sensitivity fisher needs an image classifier, but 'TinyCNN' was given without"
     ):
@@ -279,7 +279,7 @@ def test_images_that_are_not_there_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="sensitivity batchnorm needs an image classifier, but 'TinyCNN' was given"):
         error_weights(any_network, BATCH_NORM, [])
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    unstated = Representation(Original.of(net, 2, [0.5], [0.5]), MLP(8, num_frequencies=4))
+    unstated = Representation(Original.from_module(net, 2, [0.5], [0.5]), MLP(8, num_frequencies=4))
     with pytest.raises(UsageError, match=r"'Sequential' does not state the size of its images; pass sensitivity\.im"):
         error_weights(unstated, BATCH_NORM, [])
     sized = replace(BATCH_NORM, image_size=8)

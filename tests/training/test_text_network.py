@@ -45,7 +45,7 @@ def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
 
 def _representation() -> Representation:
     torch.manual_seed(0)
-    original = Original.of(TextNetwork())
+    original = Original.from_module(TextNetwork())
     return Representation(original, MLP(8, depth=2, num_frequencies=4), layers="all_linear")
 
 
@@ -108,7 +108,7 @@ def test_it_is_saved_and_loaded_to_the_bit(
     tmp_path: Path, predictor: MLP | Table, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    original = Original.of(TextNetwork())
+    original = Original.from_module(TextNetwork())
     representation = Representation(original, predictor, layers="all_linear")
     representation.save(tmp_path / "text.nern")
     loaded = nernlit.load(tmp_path / "text.nern", net=TextNetwork())
@@ -152,4 +152,4 @@ def test_half_a_classifier_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(
         UsageError, match="an image classifier needs num_classes, mean and std; for any other network, pass none"
     ):
-        Original.of(TextNetwork(), **options)  # type: ignore[arg-type]
+        Original.from_module(TextNetwork(), **options)  # type: ignore[arg-type]

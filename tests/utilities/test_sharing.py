@@ -23,7 +23,7 @@ NAMES = ("a.weight", "again.weight", "chain.1.weight", "tied.weight")
 
 def _representation(net: nn.Module | None = None, **options: object) -> Representation:
     torch.manual_seed(0)
-    original = Original.of(net or SharingCNN(), 10, **STATISTICS)
+    original = Original.from_module(net or SharingCNN(), 10, **STATISTICS)
     return Representation(original, MLP(8, num_frequencies=4), **options)  # type: ignore[arg-type]
 
 
@@ -38,7 +38,7 @@ def test_a_parameter_of_the_same_memory_is_the_same_weight() -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
     net[1].weight = nn.Parameter(net[0].weight.detach())
     assert names_of_weights(net)["1.weight"] == ("0.weight", "1.weight")
-    assert [layer.aliases for layer in Layout.of(net).layers] == [("1.weight",)]
+    assert [layer.aliases for layer in Layout.from_module(net).layers] == [("1.weight",)]
 
 
 def test_weights_are_one_layer_with_aliases_and_count_once() -> None:
@@ -132,8 +132,12 @@ def test_tied_convolutions_are_not_folded() -> None:
 
 
 def test_patterns_match_by_any_name_and_leave_out_by_any_name() -> None:
-    assert [layer.key for layer in Layout.of(SharingCNN(), LayerFilter(include=["again"])).layers] == ["a.weight"]
-    assert [layer.key for layer in Layout.of(SharingCNN(), LayerFilter(exclude=["tied"])).layers] == ["own.weight"]
+    assert [layer.key for layer in Layout.from_module(SharingCNN(), LayerFilter(include=["again"])).layers] == [
+        "a.weight"
+    ]
+    assert [layer.key for layer in Layout.from_module(SharingCNN(), LayerFilter(exclude=["tied"])).layers] == [
+        "own.weight"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_another_view_of_a_predicted_weight_is_refused_by_name(view: Callable[[T
     net.b = nn.Module()
     net.b.weight = nn.Parameter(view(net.a.weight.detach()))
     with pytest.raises(LayoutError, match=r"'a\.weight' shares memory with 'b\.weight', which is another view of it"):
-        Layout.of(net)
+        Layout.from_module(net)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +168,9 @@ def test_a_predicted_weight_that_is_held_outside_the_parameters_is_refused_by_na
     net.a = nn.Conv2d(3, 3, 3)
     hold(net)
     with pytest.raises(LayoutError, match=r"'held' refers to the weight 'a\.weight' without being a parameter"):
-        Layout.of(net)
+        Layout.from_module(net)
     net.held = None
-    assert Layout.of(net).num_kernels == 9
+    assert Layout.from_module(net).num_kernels == 9
 
 
 def test_kept_tensors_that_share_memory_count_once() -> None:
