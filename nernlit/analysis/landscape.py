@@ -81,6 +81,8 @@ class ReestimatedBatchNorm:
         self.classifier = copy.deepcopy(network)
         self.batches = batches
         self._norms = [m for m in self.classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not self._norms:
+            raise UsageError("the network has no BatchNorm layers whose statistics could be estimated again.")
         self._measured_at: Point | None = None
 
     @torch.no_grad()

@@ -11,7 +11,8 @@ from torch import Tensor
 from nernlit.analysis import correct_answers, paired_difference
 from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
-from nernlit.cli.fits import continued_fit, epoch_options
+from nernlit.cli.configs import config_fingerprint, config_parts
+from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
 from nernlit.cli.inputs import network_options, original_of, require_images
 from nernlit.cli.main import ERROR
 from nernlit.cli.other_files import OtherFile, read_other_files
@@ -24,6 +25,7 @@ from nernlit.data import ImageDataModule
 from nernlit.errors import NernlitError, UsageError
 from nernlit.originals import Original, description
 from nernlit.storage.files import write_atomically, write_figure, write_table
+from nernlit.training import take_class_names
 from nernlit.utilities.signals import Interrupted
 
 
@@ -69,7 +71,10 @@ def compare(args: Sequence[str]) -> None:
     original = original_of(network)
     data = _test_data(data_options, original)
     own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
-    keys = {method: {**own, "options": " ".join(fit_options) if method in TRAINED else ""} for method in SETTINGS}
+    # A configuration may have another content under its name.
+    contents = [f"contents={config_fingerprint(fit_options)}"] if config_parts(fit_options) else []
+    asked = " ".join([*fit_options, *contents])
+    keys = {method: {**own, "options": asked if method in TRAINED else ""} for method in SETTINGS}
     table = options.out / "compare.csv"
     rows = read_rows(table, COLUMNS)
     for row in rows:
@@ -139,7 +144,8 @@ class _Comparison:
         name, seconds = rival_name(method, setting, "_"), 0.0
         if method in TRAINED:
             fit = [*self.rivals.fit_options(method, setting), *self.fit_options]
-            cli = continued_fit(fit, self.out / "fits", name, self.rivals.original.fingerprint())
+            weights = self.rivals.original.fingerprint()
+            cli = continued_fit(fit, self.out / "fits", name, weights, [SavedAtEnd("compare")])
             network, seconds = cli.model.representation, fit_timer(cli.trainer).time_elapsed("train")
         else:
             network = self.rivals.untrained(method, setting)
@@ -194,5 +200,5 @@ def _test_data(options: Sequence[str], original: Original) -> ImageDataModule:
     data.network, data.eval_sets = original, []
     data.prepare_data()
     data.setup("test")
-    original.class_names = original.class_names or tuple(data.classes)
+    take_class_names(original, data)
     return data

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.export import print_sizes, test
-from nernlit.cli.fits import continued_fit, epoch_options
+from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
 from nernlit.cli.inputs import ORIGINAL, network_options, original_of, require_images
 from nernlit.cli.main import NernlitCLI
 from nernlit.errors import UsageError
@@ -120,7 +120,7 @@ class _Fits:
         # The checkpoint has those of the representation.
         fit += self.options if init_from is None else split_options(self.options, "--model.representation")[0]
         try:
-            return continued_fit(fit, self.runs, self.out.stem, self.weights)
+            return continued_fit(fit, self.runs, self.out.stem, self.weights, [SavedAtEnd("compress")])
         except Interrupted as interrupted:
             interrupted.message = f"interrupted; the same command continues it, and {self.out} is written at its end"
             raise

@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import final
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.main import NernlitCLI, run
 from nernlit.errors import UsageError
+from nernlit.training import refuse_averaging
 
 _LOGGER = "--trainer.logger.init_args"
 #: Options that name a fit's folder or its checkpoint.
@@ -22,6 +25,27 @@ _OWN_OPTIONS = {
 def epoch_options(epochs: int) -> list[str]:
     """The options of a fit of `epochs` epochs with about five validations."""
     return [f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={max(1, epochs // 5)}"]
+
+
+@final
+class SavedAtEnd(Callback):
+    """Refuse what does not work in a fit whose network in memory is written to a file at its end.
+
+    Args:
+        command: The command that makes the fit, for messages.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            raise UsageError(
+                f"`{self.command}` works in one process, and there are {trainer.world_size} (--trainer.devices, "
+                "--trainer.num_nodes); leave these options out."
+            )
+        # A fit that is continued after its end has no average.
+        refuse_averaging(trainer, "the network that is written to the file; pass --model.ema 0.99 instead")
 
 
 def continued_fit(

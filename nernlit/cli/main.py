@@ -57,7 +57,7 @@ _FILTERED = (
     "module(s) in eval mode at the start of training",  # the frozen original
     "does not have many workers",  # whole batches come from memory
     "is smaller than the logging interval",
-    "exists and is not empty",  # the checkpoint folder of a resumed fit
+    "/checkpoints exists and is not empty",  # of a resumed fit
     "GPU available: False, used: False",
     "TPU available: False",
     "HPU available: False",

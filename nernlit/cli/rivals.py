@@ -20,7 +20,7 @@ from nernlit.representation import Representation, load
 from nernlit.storage.files import write_atomically
 from nernlit.storage.weights import load_strictly, read_state_dict
 from nernlit.training.compression import KEPT, file_sizes, planned_size, quantized_table
-from nernlit.utilities.sharing import names_of_weights
+from nernlit.utilities.sharing import names_of_weights, with_versions
 
 #: Method -> its settings: bits per weight, or the share of the numbers that is kept (`svd`, `prune`).
 SETTINGS: dict[str, tuple[float, ...]] = {
@@ -134,7 +134,8 @@ class Rivals:
         network = copy.deepcopy(self.original)
         state = multiplied(load_file(file), network.net.state_dict())
         names = names_of_weights(network.net)
-        network.net.load_state_dict({name: value for key, value in state.items() for name in names[key]})
+        named = {name: value for key, value in state.items() for name in names[key]}
+        network.net.load_state_dict(with_versions(named, network.net.state_dict()))
         return network
 
     def with_weights(self, file: Path) -> Original:

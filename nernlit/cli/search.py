@@ -84,8 +84,11 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--out", type=path, default=Path("runs/search"), help="folder of the fits")
     options, fit_args = parser.parse_known_args(args)
     space = dict(options.space)
+    if len(space) < len(options.space):
+        raise UsageError("--space: an option is given twice; give each option once.")
+    spanned = {_without_init_args(name) for name in space}
     for flag in (arg.partition("=")[0] for arg in fit_args):
-        if flag in _OWN_OPTIONS or flag.removeprefix("--") in space:
+        if flag in _OWN_OPTIONS or _without_init_args(flag.removeprefix("--")) in spanned:
             raise UsageError(f"{flag}: this option is set by the search; leave it out.")
     if not re.fullmatch(r"\w[\w.-]*", options.study):
         raise UsageError(f"--study {options.study}: expected letters, digits, '_', '-' and '.': it names folders.")
@@ -122,13 +125,8 @@ def _run(study: optuna.Study, trial: optuna.Trial, options: argparse.Namespace, 
     print(f"trial {trial.number}: {_shown(trial.params)}", flush=True)
     for step, value in earlier_figures(study, trial).items():
         trial.report(value, step)
-    own = [
-        "--trainer.devices=1",
-        f"--best_checkpoint.monitor={monitor}",
-        f"--best_checkpoint.mode={_MONITORS[monitor]}",
-    ]
     try:
-        fit = ["fit", *fit_args, *own, *_as_options(trial.params)]
+        fit = ["fit", *fit_args, *_own_options(monitor), *_as_options(trial.params)]
         # Not of the values alone: two processes may draw the same ones.
         name = f"{options.study}-trial{first_number(study, trial)}"
         cli = continued_fit(fit, options.out, name, callbacks=[Pruning(trial, monitor)])
@@ -157,6 +155,20 @@ def _run(study: optuna.Study, trial: optuna.Trial, options: argparse.Namespace, 
         print(f"trial {trial.number}: {monitor} {value:.5g}", flush=True)
 
 
+def _own_options(monitor: str) -> list[str]:
+    """The options that every trial has."""
+    return [
+        "--trainer.devices=1",
+        f"--best_checkpoint.monitor={monitor}",
+        f"--best_checkpoint.mode={_MONITORS[monitor]}",
+    ]
+
+
+def _without_init_args(option: str) -> str:
+    """An option in its short form, which means the same."""
+    return option.replace(".init_args", "")
+
+
 def _as_options(params: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in params.items()]
 
@@ -177,4 +189,5 @@ def _show(study: optuna.Study, monitor: str, fit_args: Sequence[str]) -> None:
     print_table(f"best of {len(study.trials)} trials", ["options", "trial", monitor], rows)
     best = finished[0]
     print(f"folder of the best: {best.user_attrs['folder']}")
-    print(shlex.join(["nernlit", "fit", *fit_args, *_as_options(best.params), *GLOBAL_OPTIONS.get()]))
+    options = [*fit_args, *_own_options(monitor), *_as_options(best.params), *GLOBAL_OPTIONS.get()]
+    print(shlex.join(["nernlit", "fit", *options]))

@@ -6,16 +6,18 @@ import resource
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import final
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from safetensors.torch import save
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference
 from nernlit.cli.main import NernlitCLI
 from nernlit.cli.sweep_table import Row
+from nernlit.cli.trainer import tests_all_images
 from nernlit.errors import UsageError
 from nernlit.storage.files import write_atomically
 from nernlit.training import Scheme
@@ -36,6 +38,38 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@final
+class Testable(Callback):
+    """Refuse, before it starts, a fit that cannot be tested at its end.
+
+    Args:
+        select: `best` or `last`, the checkpoint that will be tested.
+    """
+
+    def __init__(self, select: str) -> None:
+        self.select = select
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not getattr(getattr(trainer, "datamodule", None), "has_images", True):
+            raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
+        if not isinstance(pl_module, Scheme):
+            raise UsageError(
+                f"{type(pl_module).__name__} does not train a representation; `nernlit sweep` needs a scheme that does."
+            )
+        if not tests_all_images(trainer):
+            raise UsageError(
+                f"--trainer.limit_test_batches {trainer.limit_test_batches}: a sweep tests on all images; leave it out."
+            )
+        written = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+        if not any(each.filename == self.select and each.save_top_k and each.dirpath is None for each in written):
+            raise UsageError(
+                f"the fit would write no checkpoints/{self.select}.ckpt in its folder, which is what a sweep tests; "
+                "leave out the options of its checkpoints."
+            )
+
+
 def fit_timer(trainer: Trainer) -> Timer:
     """The timer of a fit, which continues in a resumed fit."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
@@ -50,15 +84,10 @@ def measure(cli: NernlitCLI, select: str) -> Row:
         select: `best` or `last`, the checkpoint.
 
     Raises:
-        UsageError: If the fit has no test images, no representation or no such checkpoint.
+        UsageError: If there is no such checkpoint.
     """
     trainer, module = cli.trainer, cli.model
-    if not cli.datamodule.has_images:
-        raise UsageError("a sweep compares accuracies, and there are no images (`data: null`); name the data.")
-    if not isinstance(module, Scheme):
-        raise UsageError(
-            f"{type(module).__name__} does not train a representation; `nernlit sweep` needs a scheme that does."
-        )
+    assert isinstance(module, Scheme)
     timer = fit_timer(trainer)
     seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
     steps = trainer.global_step

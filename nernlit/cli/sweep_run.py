@@ -10,7 +10,7 @@ from typing import final
 
 from nernlit.cli.claims import claim, remove_claims
 from nernlit.cli.main import ERROR, run, user_message
-from nernlit.cli.sweep_fit import forget_peak_memory, measure
+from nernlit.cli.sweep_fit import Testable, forget_peak_memory, measure
 from nernlit.cli.sweep_plan import Fit, Sweep
 from nernlit.cli.sweep_results import is_finished, tabulate, write_result
 from nernlit.cli.sweep_table import Row
@@ -92,7 +92,7 @@ def run_in_turn(sweep: Sweep, waiting: Sequence[Fit], outcome: Outcome) -> None:
 def fit_and_test(sweep: Sweep, fit: Fit) -> Row:
     """Run a fit, and test it."""
     forget_peak_memory()
-    return measure(run(["fit", *sweep.options(fit)]), sweep.select)
+    return measure(run(["fit", *sweep.options(fit)], [Testable(sweep.select)]), sweep.select)
 
 
 def is_unknown_option(error: Exception) -> bool:

@@ -32,7 +32,7 @@ from nernlit.callbacks import (
     WeightsWriter,
 )
 from nernlit.callbacks.writer import run_folder
-from nernlit.cli.arguments import require_writable
+from nernlit.cli.arguments import require_writable, split_options
 from nernlit.cli.config_parts import SCHEDULES
 from nernlit.cli.configs import NO_DATA, ConfigFile, config_parts, expand_bases
 from nernlit.cli.exact_parser import ExactParser
@@ -138,6 +138,14 @@ class NernlitCLI(LightningCLI):
         content = require_usable(path, self.config[command]["model"]["class_path"], command)
         given = self.parser.parse_args(self.args, defaults=False)[command].as_dict()["model"].get("init_args", {})
         require_fitted_options(path, content.get("hyper_parameters", {}), given, command)
+        if command == "fit" and (seed := content.get("sampling_seed")) is not None:
+            asked = [option.partition("=")[2] for option in split_options(self.args, "--seed_everything")[1]]
+            if asked and asked[-1] != str(seed):
+                raise UsageError(
+                    f"--seed_everything {asked[-1]}: {path} is of a fit with seed {seed}; leave it out, or start a new "
+                    "fit."
+                )
+            self.config[command]["seed_everything"] = seed
         super()._parse_ckpt_path()
         arguments = self.config[command]["model"]["init_args"]
         take_changes(arguments, given)
@@ -239,12 +247,20 @@ class NernlitCLI(LightningCLI):
 
     def before_validate(self) -> None:
         self._refuse_random_weights("validate")
+        self.model.logs_evaluations = False  # the fit has logged them where it validated
 
     def before_test(self) -> None:
         self._refuse_random_weights("test")
+        # Figures of a part of the images would look like those of the run.
+        self.model.logs_evaluations = tests_all_images(self.trainer)
 
     def before_predict(self) -> None:
         self._refuse_random_weights("predict")
+
+
+def tests_all_images(trainer: Trainer) -> bool:
+    """Whether tests are on all images; the integer 1 stands for one batch."""
+    return isinstance(trainer.limit_test_batches, float) and trainer.limit_test_batches == 1.0
 
 
 def _listed(given: Any) -> list[Any]:

@@ -17,12 +17,18 @@ from nernlit.errors import LayoutError, UsageError, require_one_of
 from nernlit.storage.entropy import decode, encode
 
 #: How floating-point numbers are stored: as they are (`fp32`, whatever their type is), in 16 bits (`fp16`, `bf16`), or
-#: as entropy-coded multiples (`int8`) of a 127th of the largest number of a vector, or of a row of a matrix.
+#: as entropy-coded multiples (`int8`) of a 127th of the largest number of a vector, or of a row of a matrix. Numbers
+#: far beyond the others do not count as the largest, and variances, whose ratios matter, are stored in bf16.
 KeptForm = Literal["fp32", "fp16", "bf16", "int8"]
 _ROUNDED = "rounded"
 #: Names below `kept.` that hold tensors of several keys.
 _RESERVED = {"integers", "steps"}
 _STEPS = 127
+#: The largest number of a row is at most this multiple of its median, in magnitudes: a channel that is always 0 has a
+#: folded BatchNorm weight hundreds of times as large as the others, which its step would round to 0.
+_FAR = 16
+#: The largest integer that a number is rounded to.
+_LARGEST = 2**24
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _REAL = {
@@ -72,10 +78,12 @@ class Kept:
             elif value.dtype in _INTEGERS and value.numel():
                 coded[key] = (kind, shape)
                 integers.append(value.flatten().long())
+            elif form == "int8" and key.endswith("running_var") and value.dtype == torch.float32:
+                stored[f"kept.{key}"] = value.bfloat16()
             elif form == "int8" and value.is_floating_point() and value.numel():
                 coded[key] = (_ROUNDED, shape)
                 rows_RC = value.float().reshape(_rows(shape), -1)
-                steps.append((rows_RC.abs().amax(1) / _STEPS).bfloat16())
+                steps.append(_row_steps(rows_RC))
                 step_R1 = steps[-1].float()[:, None]
                 integers.append((rows_RC / step_R1.where(step_R1 > 0, 1)).round().long().flatten())
             else:
@@ -133,10 +141,18 @@ def _decoded(described: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict
                 values[key] = part.to(_REAL[kind]).reshape(shape)
     for name, value in stored.items():
         if name.removeprefix("kept.") not in _RESERVED:
-            values[name.removeprefix("kept.")] = (
-                value.float() if form in _HALVES and value.dtype == _HALVES[form] else value
-            )
+            key = name.removeprefix("kept.")
+            half = torch.bfloat16 if form == "int8" and key.endswith("running_var") else _HALVES.get(form)
+            values[key] = value.float() if value.dtype == half else value
     return values
+
+
+def _row_steps(rows_RC: Tensor) -> Tensor:
+    """The number that each row is rounded to multiples of, (R,) bf16."""
+    sizes_RC = rows_RC.abs()
+    median_R1 = sizes_RC.where(sizes_RC > 0, math.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num(0)
+    near_RC = sizes_RC.where(sizes_RC <= _FAR * median_R1, 0)
+    return (near_RC.amax(1) / _STEPS).maximum(sizes_RC.amax(1) / _LARGEST).bfloat16()
 
 
 def _counts(coded: Mapping[str, tuple[str, Sequence[int]]]) -> list[int]:
@@ -173,5 +189,8 @@ def largest_change(before: Tensor, after: Tensor) -> float:
     """The largest change of a number, relative to the largest number of its tensor; nan if one is not finite."""
     if not before.is_floating_point() or not before.numel():
         return 0.0
+    changed = before != after  # not so for the infinities of a mask
+    if not bool(changed.any()):
+        return 0.0
     largest = before.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float((after.double() - before.double()).abs().max() / largest)
+    return float((after.double() - before.double())[changed].abs().max() / largest)

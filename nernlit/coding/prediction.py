@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nernlit.errors import LayoutError
+from nernlit.errors import LayoutError, UsageError
 from nernlit.kernels import Layout
 from nernlit.predictors import Predictor
 from nernlit.utilities.progress import progress
@@ -48,7 +48,16 @@ def _written(size: Size) -> str:
 
 
 def bind(predictor: Predictor, layout: Layout) -> None:
-    """Call a predictor's `bind` for the addresses of a layout."""
+    """Call a predictor's `bind` for the addresses of a layout.
+
+    Raises:
+        UsageError: If the predictor is that of another representation, which it would change.
+    """
+    if predictor.is_bound:
+        raise UsageError(
+            f"this {type(predictor).__name__} is the predictor of another representation; make a new one for each."
+        )
+    predictor.is_bound = True
     predictor.crops = [layer.crop(predictor.block) for layer in layout.layers]
     predictor.bind([layer.grid for layer in layout.layers])
 

@@ -319,7 +319,23 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return pixels.to(device), torch.full((self.batch_size,), -1, device=device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed}
+        return {"seed": self.seed, "split": self._split_options()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the seed of a fit.
+
+        Raises:
+            UsageError: If the fit had other training or validation images.
+        """
         self.seed = state_dict["seed"]
+        now = self._split_options()
+        for name, fitted in state_dict.get("split", {}).items():
+            if now[name] != fitted:
+                raise UsageError(
+                    f"--data.{name} {now[name]}: the fit was started with {fitted}, and its accuracies are of those "
+                    "images; leave it out, or start a new fit."
+                )
+
+    def _split_options(self) -> dict[str, Any]:
+        names = ("val_share", "split_seed", "select_on_test_as_the_paper_did", "train_on")
+        return {name: getattr(self, name) for name in names}

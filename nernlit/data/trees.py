@@ -115,14 +115,24 @@ def tree_images(
 
 
 def _files(folder: Path) -> list[str]:
-    """All files below a folder, sorted, without hidden files and those that operating systems create."""
+    """All files below a folder, sorted, without hidden files and those that operating systems create.
+
+    Links to folders are followed, as by torchvision; a folder that contains itself is listed once.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list {error.filename} ({error.strerror}).") from error
 
     found = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    containing: dict[str, frozenset[str]] = {}  # a folder -> where it and those that contain it are
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        above = containing.pop(place, frozenset()) | {os.path.realpath(place)}
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in above
+        ]
+        containing |= dict.fromkeys((os.path.join(place, name) for name in folders), above)
         shown = [name for name in names if not name.startswith(".") and name.lower() not in _CLUTTER]
         found += [os.path.join(place, name) for name in shown]
     return sorted(found, key=lambda path: path.split(os.sep))

@@ -1,7 +1,7 @@
 """Originals: the CNNs that are represented. Any timm model, including the CIFAR ResNets registered here."""
 
 from nernlit.originals.batch_norm import BATCH_NORMS, with_statistics, without_statistics
-from nernlit.originals.checks import require_classifier, require_plain_weights
+from nernlit.originals.checks import mask_names, require_classifier, require_plain_weights
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
 from nernlit.originals.original import Original
@@ -24,6 +24,7 @@ __all__ = [
     "fisher_information",
     "fitted_original",
     "load_strictly",
+    "mask_names",
     "read_state_dict",
     "require_classifier",
     "require_plain_weights",

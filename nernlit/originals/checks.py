@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nernlit.errors import CheckpointError, UsageError
+from nernlit.storage.matching import first_few
 
 #: Suffix of the parameters and buffers that torch's reparametrizations add -> the call that removes them.
 _REPARAMETRIZATIONS = {
@@ -32,6 +33,7 @@ def require_plain_weights(net: nn.Module, name: str) -> None:
     for kind, instead in _WRAPPERS.items():
         if isinstance(net, kind):
             raise UsageError(f"{name!r} is a {kind.__name__}; pass the network {instead}.")
+    _require_plain_state_dict(net, name)
     entries = dict([*net.named_parameters(), *net.named_buffers()])
     lazy = [key for key, value in entries.items() if is_lazy(value)]
     if lazy:
@@ -52,6 +54,31 @@ def require_plain_weights(net: nn.Module, name: str) -> None:
                 f"{key} of {name!r} is {str(parameter.dtype).removeprefix('torch.')}, but an original's weights are "
                 "float32; call net.float() first."
             )
+
+
+def _require_plain_state_dict(net: nn.Module, name: str) -> None:
+    """Check that a network's state dict consists of its parameters and persistent buffers.
+
+    Raises:
+        UsageError: If it has an extra state that is no tensor, or hooks that rename or leave out entries.
+    """
+    state, own = net.state_dict(keep_vars=True), set()
+    for path, module in net.named_modules(remove_duplicate=False):
+        buffers = module._buffers.keys() - module._non_persistent_buffers_set
+        held = {**module._parameters, **{key: module._buffers[key] for key in buffers}}
+        own |= {f"{path}.{key}".removeprefix(".") for key, value in held.items() if value is not None}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UsageError(
+                f"{key} in the state dict of {name!r} is a {type(value).__name__}, and a .nern file holds "
+                "tensors only; remove it (the module's get_extra_state)."
+            )
+    extra = {key for key in state if key.rpartition(".")[2] == "_extra_state"}
+    if changed := sorted((state.keys() - extra) ^ own):
+        raise UsageError(
+            f"the state dict of {name!r} does not have the names of its tensors ({first_few(changed)}); remove the "
+            "state-dict hooks that rename them."
+        )
 
 
 def _computed_tensors(net: nn.Module) -> Iterator[tuple[str, str]]:
@@ -82,17 +109,25 @@ def require_classifier(what: str, name: str, num_classes: int) -> None:
         )
 
 
+def mask_names(net: nn.Module) -> set[str]:
+    """The buffers that may be infinite: all but running statistics. Masks of attention are."""
+    names = {name for name, _ in net.named_buffers(remove_duplicate=False)}
+    return {name for name in names if not name.rpartition(".")[2].startswith("running_")}
+
+
 @torch.no_grad()
 def require_finite_weights(net: nn.Module, source: str) -> None:
-    """Check that all weights are finite and no running variance is negative.
+    """Check that all weights are finite and no running variance is negative. Masks may be infinite.
 
     Raises:
         CheckpointError: If not; the message names the first such tensor.
     """
+    masks = mask_names(net)
     for key, value in net.state_dict().items():
         if not value.is_floating_point():
             continue
-        wrong = ~value.isfinite()
+        value = value if value.element_size() > 1 else value.float()  # types of 8 bits have no `isfinite`
+        wrong = value.isnan() if key in masks else ~value.isfinite()
         if bool(wrong.any()):
             raise CheckpointError(
                 f"{int(wrong.sum())} of {value.numel()} values of {key} in {source} are not finite "

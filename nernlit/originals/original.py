@@ -14,12 +14,12 @@ from nernlit.originals.checks import pixel_statistics, require_classifier, requi
 from nernlit.originals.timm_models import image_channels, require_counts, require_name, timm_model
 from nernlit.storage.container import fingerprint
 from nernlit.storage.weights import load_strictly, read_state_dict
-from nernlit.utilities.sharing import places_of_weights
+from nernlit.utilities.sharing import places_of_weights, with_versions
 
 
 @final
 class Original(nn.Module):
-    """A classifier that takes pixels in [0, 1] and normalizes them itself, or (see `of`) any network.
+    """A classifier that takes pixels in [0, 1] and normalizes them itself, or (see `from_module`) any network.
 
     Args:
         name: A timm model name: `cifar_resnet20`, `cifar_resnet56_b`, `resnet18`, ...
@@ -82,7 +82,11 @@ class Original(nn.Module):
                 std = file.header["std"] if std is None else std
         net = timm_model(name, pretrained, num_classes, in_chans, arguments)
         if checkpoint is not None:
-            state = read_state_dict(checkpoint, net, ema) if file is None else file.state_dict()
+            state = (
+                read_state_dict(checkpoint, net, ema)
+                if file is None
+                else with_versions(file.state_dict(), net.state_dict())
+            )
             load_strictly(net, state, checkpoint)
         config = net.pretrained_cfg
         weights = checkpoint
@@ -175,6 +179,8 @@ class Original(nn.Module):
             UsageError: If the network is no image classifier, or does not return logits of this shape.
         """
         require_classifier("a forward pass", self.name, self.num_classes)
+        if self._frozen and self.net.training:
+            self.net.eval()  # a network from memory is also the caller's, who may have called `train`
         pixels_BCHW = (images_BCHW - self.mean) / self.std
         entries = {place: value for key, value in (weights or {}).items() for place in self.places[key]}
         logits_BC = (
@@ -223,7 +229,11 @@ class Original(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels of the images that timm states for the network; None if it states none."""
+        """Height and width in pixels of the network's images, from its `arguments` or as timm states them, or None."""
+        size = ((self.architecture or {}).get("arguments") or {}).get("img_size")
+        if size is not None:
+            height, width = size if isinstance(size, list | tuple) else (size, size)
+            return int(height), int(width)
         config = getattr(self.net, "pretrained_cfg", None)
         return None if config is None else (int(config["input_size"][1]), int(config["input_size"][2]))
 

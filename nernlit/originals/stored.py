@@ -15,7 +15,7 @@ from nernlit.originals.original import Original
 from nernlit.originals.timm_models import timm_model
 from nernlit.storage.matching import mismatches
 from nernlit.storage.weights import load_strictly
-from nernlit.utilities.sharing import names_of_weights
+from nernlit.utilities.sharing import names_of_weights, with_versions
 
 _ARCHITECTURE = {"name", "num_classes", "in_chans", "arguments"}
 
@@ -68,7 +68,7 @@ def decoded_original(file: NernFile, net: nn.Module | None = None) -> Original:
             original.name, original.architecture = str(header["network_class"]), header["network"]
         else:
             original = _timm_original(file, state)
-        load_strictly(original.net, state, str(file.path))
+        load_strictly(original.net, with_versions(state, original.net.state_dict()), str(file.path))
         names = names_of_weights(original.net)
         for layer in file.layout.layers:
             if names[layer.key] != (layer.key, *layer.aliases):

@@ -38,6 +38,8 @@ class Predictor(WithConstants, ABC):
     #: Rows and columns of each layer's weights within its kernels; the rest of a kernel is not used. A representation
     #: sets it before it calls `bind`. None: all numbers are used.
     crops: Sequence[tuple[slice, slice]] | None = None
+    #: Whether it is the predictor of a representation.
+    is_bound = False
 
     def __init__(self, kernel_size: Size = 3) -> None:
         super().__init__()

@@ -40,6 +40,11 @@ class Quantize:
 MAX_BITS = 12
 #: Smallest step size: the smallest normal float16 number.
 _MIN_STEP = 2.0**-14
+#: The largest entropy that is measured, as a share of that of groups in which no two integers are equal. Near that one
+#: it hardly depends on the step sizes.
+_MEASURABLE = 0.6
+#: The differential entropy of a normal distribution with variance 1, in bits.
+_NORMAL_ENTROPY = math.log2(2 * math.pi * math.e) / 2
 #: Values per group from which the entropy is estimated when step sizes are chosen.
 _SAMPLE_SIZE = 2**17
 
@@ -278,8 +283,11 @@ def _rms(values_n: Tensor, sizes: Sequence[int]) -> Tensor:
 def _step_to_rms_ratio(values_n: Tensor, sizes: Sequence[int], bits: float) -> float:
     """The step size / RMS, equal for all groups, at which the entropy of the quantized values is `bits` per value.
 
-    It is found by bisection. Large groups are sampled.
+    It is found by bisection. Large groups are sampled. Small groups cannot show many bits; for them it is the ratio
+    that gives normally distributed values this entropy.
     """
+    if bits > _MEASURABLE * sum(size * math.log2(size) for size in sizes) / sum(sizes):
+        return 2 ** (_NORMAL_ENTROPY - bits)
     sizes_G = torch.tensor(sizes, device=values_n.device)
     sampled = [min(size, _SAMPLE_SIZE) for size in sizes]
     units_s = _sample(values_n, sizes) / repeat_per_group(_rms(values_n, sizes), sampled)

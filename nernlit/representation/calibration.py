@@ -25,7 +25,7 @@ from nernlit.originals import BATCH_NORMS
 from nernlit.representation.representation import Representation
 from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.progress import progress
-from nernlit.utilities.sharing import names_of_weights
+from nernlit.utilities.sharing import names_of_weights, with_versions
 
 #: Activations of a layer that are kept for the comparison, at most (8 MiB).
 _SAMPLED_VALUES = 2**21
@@ -58,7 +58,9 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
     """
     original, net = representation.original, representation.module()
     kept = {key: value for key, value in original.net.state_dict().items() if key in representation.tuned.keys}
-    net.load_state_dict(kept, strict=False)  # so that calibrating again changes nothing
+    net.load_state_dict(
+        with_versions(kept, net.state_dict()), strict=False
+    )  # so that calibrating again changes nothing
     sites, samples = _sites(net, representation.tuned.keys), dict[str, tuple[Tensor, Tensor]]()
     batches = list(images)
     if not batches:

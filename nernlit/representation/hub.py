@@ -4,13 +4,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME
 from torch import nn
 
-from nernlit.coding import NernFile
+from nernlit.coding import KeptForm, NernFile
+from nernlit.errors import UsageError
 from nernlit.predictors import Predictor
 from nernlit.storage.container import read_container
 from nernlit.storage.files import write_atomically
@@ -27,9 +29,60 @@ class WithPretrained(
     `from_pretrained(folder)` reads `model.nern` and takes the options of `nernlit.load` too.
     """
 
+    #: Options of `save` for the folder that is being written.
+    _save_options: Mapping[str, Any] = MappingProxyType({})
+
     @abstractmethod
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> None:
         """Write a .nern file."""
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        kept: KeptForm | None = None,
+        fold_batch_norm: bool | None = None,
+        push_to_hub: bool = False,
+        config: Any = None,
+        repo_id: str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write a folder of the Hub.
+
+        Args:
+            save_directory: The folder.
+            kept: See `save`; `fp32` by default.
+            fold_batch_norm: See `save`; false by default.
+            push_to_hub: Whether the folder is uploaded.
+            config: Not used: the file has its own.
+            repo_id: The repository to upload to; the folder's name by default.
+            model_card_kwargs: Values for the model card.
+            push_to_hub_kwargs: Further options of `push_to_hub`.
+
+        Returns:
+            The address of the upload, if there is one.
+
+        Raises:
+            UsageError: If there are options of an upload, and none is asked for.
+        """
+        if push_to_hub_kwargs and not push_to_hub:
+            raise UsageError(f"unknown options without push_to_hub=True: {', '.join(push_to_hub_kwargs)}.")
+        options = {"kept": kept, "fold_batch_norm": fold_batch_norm}
+        before = self._save_options
+        # `push_to_hub` calls this method again, without them.
+        self._save_options = {**before, **{name: value for name, value in options.items() if value is not None}}
+        try:
+            return super().save_pretrained(
+                save_directory,
+                config=config,
+                repo_id=repo_id,
+                push_to_hub=push_to_hub,
+                model_card_kwargs=model_card_kwargs,
+                **push_to_hub_kwargs,
+            )
+        finally:
+            self._save_options = before
 
     @classmethod
     @abstractmethod
@@ -38,7 +91,7 @@ class WithPretrained(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         file = save_directory / _FILE
-        self.save(file)
+        self.save(file, **self._save_options)
         header = read_container(file).header
         # Keys must differ from constructor arguments: `from_pretrained` passes such values to the constructor.
         config = {key: header[key] for key in ("network", "network_class", "num_classes", "in_chans", "specification")}

@@ -1,5 +1,6 @@
 """The reconstructed network as an ONNX model."""
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from nernlit.representation.integers import IntegerWeight, integer_weights
 from nernlit.representation.representation import Representation
 from nernlit.storage.files import write_atomically
 
+_ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 #: The oldest torch whose exporter converts the networks of the tests.
 _OLDEST_TORCH = "2.8"
 
@@ -52,7 +54,10 @@ class _PixelClassifier(nn.Module):
 
 
 def write_onnx(
-    representation: Representation, path: str | Path, image_size: int | None = None, integers: bool = False
+    representation: Representation,
+    path: str | Path,
+    image_size: int | tuple[int, int] | None = None,
+    integers: bool = False,
 ) -> None:
     """Write the reconstructed network atomically as an ONNX model.
 
@@ -62,7 +67,8 @@ def write_onnx(
     Args:
         representation: Whose network is written.
         path: The file, NAME.onnx.
-        image_size: Height and width of the images in pixels; by default those that timm states for the network.
+        image_size: Height and width of the images in pixels, one number if they are equal; by default those of the
+            network, if timm made it.
         integers: Whether predicted weights are stored as integers, int4 where all of a weight's are within -7..7 and
             int8 elsewhere, each followed by DequantizeLinear. Only a quantized `Table` has such integers.
 
@@ -85,10 +91,11 @@ def write_onnx(
     if image_size is None:
         if original.image_size is None:
             raise UsageError(f"{original.name!r} does not state the size of its images; pass the image size in pixels.")
-        image_size = original.image_size[-1]
+        image_size = original.image_size
     stored = integer_weights(representation) if integers else {}
     module = _PixelClassifier(representation.module(), original.mean, original.std, tuple(stored)).to("cpu").eval()
-    pixels_BCHW = torch.rand(2, original.in_chans, image_size, image_size)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    pixels_BCHW = torch.rand(2, original.in_chans, height, width)
     # Weights that are inputs are not merged with other constants.
     weights = [weight.integers.float() for weight in stored.values()]
     inputs = (pixels_BCHW, weights) if weights else (pixels_BCHW,)
@@ -104,9 +111,9 @@ def write_onnx(
             verbose=False,
         )
     except (RuntimeError, ValueError) as error:  # torch's own export errors are RuntimeErrors
-        reason = " ".join(str(error).split())[:500]
+        reason = " ".join(_ANSI_COLORS.sub("", str(error.__cause__ or error)).split())[:500]
         raise UsageError(
-            f"torch cannot export {original.name!r} for images of {image_size}x{image_size} pixels: {reason}"
+            f"torch cannot export {original.name!r} for images of {height}x{width} pixels: {reason}"
         ) from error
     assert program is not None  # with dynamo=True there always is one
     model = program.model_proto

@@ -189,8 +189,9 @@ class Representation(WithConstants, WithPretrained):
         Args:
             path: The file, NAME.nern.
             kept: How the tensors that are not predicted are stored: as they are (`fp32`), rounded to 16 bits (`fp16`,
-                `bf16`), or to 127 steps below and above 0 for each vector and each row of a matrix (`int8`). The
-                network of the file has the rounded tensors.
+                `bf16`), or to 127 steps below and above 0 for each vector and each row of a matrix (`int8`; numbers far
+                beyond the others get more steps, and variances are in bf16). The network of the file has the rounded
+                tensors.
             fold_batch_norm: Whether the statistics of BatchNorm layers move into their weights and biases. They are not
                 stored then, and the network of the file has the same outputs in evaluation mode up to rounding.
 
@@ -281,7 +282,9 @@ class Representation(WithConstants, WithPretrained):
     @torch.no_grad()
     def reconstructed(self) -> dict[str, Tensor]:
         """The reconstructed CNN as a state dict with the original's keys and types, for `timm.create_model`."""
-        state = {key: value.detach().clone() for key, value in self.original.net.state_dict().items()}
+        state = self.original.net.state_dict()  # with the versions of its modules, which `load_state_dict` reads
+        for key, value in state.items():
+            state[key] = value.detach().clone()
         weights = self._weights(self.predictor)
         for layer in self.layout.layers:
             for key in (layer.key, *layer.aliases):
@@ -362,7 +365,7 @@ class Representation(WithConstants, WithPretrained):
             table_N3 = unpack_order(self.layout, state["order"], self.order)
         except LayoutError as error:
             raise CheckpointError(f"the checkpoint is damaged: {error} Pass another one.") from error
-        self.original.class_names = self.original.class_names or tuple(state.get("class_names", ()))
+        self.original.class_names = tuple(state.get("class_names", ())) or self.original.class_names
         self.set_constant("scale", state["scale"].to(self.scale))
         self.set_constant("addresses", table_N3.to(self.addresses))
         self.is_new = False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nernlit.errors import CheckpointError
+from nernlit.utilities.sharing import with_versions
 
 #: Keys under which trainers store a network's weights, in timm's order of preference.
 _USUAL = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
@@ -102,7 +103,7 @@ def _sets(content: Any, own: Mapping[str, Tensor] | None, nest: str = "", depth:
     if tensors:
         for prefix in _prefixes(tensors, own):
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            yield WeightSet(nest, prefix, state)
+            yield WeightSet(nest, prefix, with_versions(state, content, prefix))
     for key, value in named.items():
         yield from _sets(value, own, f"{nest}.{key}".lstrip("."), depth + 1)
 

@@ -84,7 +84,7 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str) -> N
             "Check the original's name, num_classes and in_chans."
         )
     require_floats(own, state, source)
-    net.load_state_dict(dict(state), strict=False)
+    net.load_state_dict(state, strict=False)
 
 
 def require_floats(own: Mapping[str, Any], state: Mapping[str, Any], source: str) -> None:

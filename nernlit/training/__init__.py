@@ -1,11 +1,13 @@
 """Training: objectives, stages, the schemes that list them, and the module that trains an original."""
 
 from nernlit.training.baseline_joint import BaselineJoint
+from nernlit.training.class_names import take_class_names
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.compression import compress
 from nernlit.training.decoupled_distill import DecoupledDistill, ReconstructionPhase
 from nernlit.training.distillation import Distillation
 from nernlit.training.objectives import Objective, Reconstruction, Step
+from nernlit.training.optimization import refuse_averaging
 from nernlit.training.original import OriginalModule
 from nernlit.training.plan import Plan
 from nernlit.training.progressive import Progressive, Round
@@ -35,6 +37,8 @@ __all__ = [
     "Stage",
     "Step",
     "compress",
+    "refuse_averaging",
     "refuse_sessions",
     "refuse_sharded_strategies",
+    "take_class_names",
 ]

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from nernlit.errors import DivergenceError, UsageError
 from nernlit.optimizers import NeedsTotalSteps
-from nernlit.originals import Original, require_classifier
+from nernlit.originals import Original, mask_names, require_classifier
 from nernlit.training.divergence import ADVICE, FiniteLossCheck, not_finite
 from nernlit.training.evaluation import Evaluation, ImageBatch
 from nernlit.training.optimization import build_optimizer, build_schedule, refuse_stops_without_validation
@@ -37,11 +37,14 @@ class ClassifierModule(L.LightningModule, ABC):
         super().__init__()
         self.num_classes, self.in_chans = original.num_classes, original.in_chans
         self.original_name = original.name
+        self._masks = {f"{prefix}{name}" for name in mask_names(original.net) for prefix in ("", "original.net.")}
         #: Names of the loss terms of the last step. Steps of the same terms take about the same time.
         self.term_names: tuple[str, ...] = ()
         #: Additional metrics of the current step: full metric name -> scalar.
         self.step_metrics: dict[str, Tensor] = {}
         self.fitted_steps = 0  # of the last fit, or of the checkpoint that was loaded
+        #: Whether the figures of evaluations outside of fits go to the loggers.
+        self.logs_evaluations = True
         #: Hyperparameters that are written to checkpoints instead of the given ones.
         self.replaced_hyperparameters: dict[str, Any] = {}
 
@@ -176,7 +179,10 @@ class ClassifierModule(L.LightningModule, ABC):
 
     def diverged(self, state: Mapping[str, Any]) -> list[str]:
         """The names of the entries of the module's state that should be finite but are not."""
-        return not_finite(state)
+        return self._not_finite(state)
+
+    def _not_finite(self, state: Mapping[str, Any]) -> list[str]:
+        return [name for name in not_finite(state) if name not in self._masks]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.state.fn == "fit":
@@ -246,7 +252,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[str, dict[str, Tensor]]:
         """The network's timm name and state dict, whatever the batch; the command line writes it to a file."""
         name, state = self.network()
-        if diverged := not_finite(state):
+        if diverged := self._not_finite(state):
             raise DivergenceError(f"{diverged[0]} holds numbers that are not finite; pass another checkpoint.")
         return name, state
 
@@ -315,14 +321,11 @@ class ClassifierModule(L.LightningModule, ABC):
             )
 
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
-        """Log the metrics of an evaluation, which are equal on all processes.
-
-        A loaded checkpoint's are those of its step. The fit has logged them where it validated: `validate` reports them
-        without another point in the curves.
-        """
+        """Log the metrics of an evaluation, which are equal on all processes; a loaded checkpoint's with its step."""
         command = self.trainer.state.fn
+        logger = command == "fit" or self.logs_evaluations
         for name, value in results.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True, logger=command != "validate")
+            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True, logger=logger)
         if command == "test":
             self.log("step", float(self.fitted_steps), sync_dist=True)  # Lightning takes it for the x axis
 

@@ -1,7 +1,7 @@
 """`compress`: compression of a network in memory, with any iterable of image batches."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, final
 
 import lightning as L
@@ -32,8 +32,8 @@ def compress(
     target_bytes: int | None = None,
     bits: float = 1.75,
     steps: int = 3000,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     teacher: Original | None = None,
     teacher_flip: bool = False,
 ) -> Representation:
@@ -62,13 +62,36 @@ def compress(
     """
     require_at_least(1, steps=steps)
     require_positive(bits=bits)
+    # The caller's modes and random state do not matter, and stay as they are.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        return _compressed(net, images, target_bytes, bits, steps, mean, std, teacher, teacher_flip)
+
+
+def _compressed(
+    net: nn.Module,
+    images: Iterable[Any],
+    target_bytes: int | None,
+    bits: float,
+    steps: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    teacher: Original | None,
+    teacher_flip: bool,
+) -> Representation:
+    """See `compress`."""
     require_plain_weights(net, type(net).__name__)  # before the forward pass, whose error message would be less clear
     pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
-    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
+    mean = [0.0] * channels if mean is None else [float(value) for value in mean]
+    std = [1.0] * channels if std is None else [float(value) for value in std]
     with torch.no_grad():
         net = copy.deepcopy(net).cpu().eval()  # the original is frozen
-        logits = net(pixels_BCHW[:1])
+        try:
+            logits = net(pixels_BCHW[:1].clone())  # a network may normalize in place
+        except RuntimeError as error:
+            raise UsageError(
+                f"the network cannot process images of shape {tuple(pixels_BCHW.shape)}: {' '.join(str(error).split())}"
+            ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UsageError("the network does not return logits (B, C); wrap it in a module that does.")
     original = Original.from_module(net, num_classes=logits.shape[1], mean=mean, std=std, in_chans=channels)
@@ -183,6 +206,8 @@ def _pixels(batch: Any) -> Tensor:
     """
     pixels = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
     if isinstance(pixels, Tensor) and pixels.dim() == 4 and pixels.is_floating_point():
+        if not bool(pixels.isfinite().all()):
+            raise DataError("a batch of images has pixels that are not finite; expected pixels in [0, 1].")
         return pixels.float()
     given = f"{tuple(pixels.shape)} {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
     raise DataError(f"a batch of images is {given}; expected floating-point pixels (B, C, H, W) in [0, 1].")

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from nernlit.errors import UsageError, require_at_least, require_positive
 from nernlit.losses import feature_map_loss, kd_loss
 from nernlit.originals import NERN_TAPS, FeatureTaps, Folded, Original
+from nernlit.training.batches import labels_of
 from nernlit.training.objectives import NO_LABELS, Objective, Step, full_reconstruction_error
 from nernlit.training.teachers import frozen_teacher
 from nernlit.utilities.processes import Processes
@@ -144,7 +145,9 @@ class Distillation(Objective):
             divergence = kd_loss(student_BC, teacher_BC, temperature=self.temperature, inside_log=self.kd_inside_log)
             terms["kd"] = self.kd_weight * divergence
         if self.cross_entropy_weight:
-            terms["cross_entropy"] = self.cross_entropy_weight * cross_entropy(student_BC, _labels(step.batch))
+            terms["cross_entropy"] = self.cross_entropy_weight * cross_entropy(
+                student_BC, _labels(step.batch, self.original.num_classes)
+            )
         if self.recon_weight:
             terms["recon"] = self.recon_weight * full_reconstruction_error(step.representation, weights, "mse")
         return terms
@@ -191,7 +194,7 @@ def _logits(
         return cnn(images_BCHW.contiguous(memory_format=torch.channels_last), weights)
 
 
-def _labels(batch: tuple[Tensor, Tensor]) -> Tensor:
+def _labels(batch: tuple[Tensor, Tensor], num_classes: int) -> Tensor:
     if bool((batch[1] < 0).any()):
         raise UsageError(NO_LABELS)
-    return batch[1]
+    return labels_of(batch, num_classes)

@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from torchmetrics.classification import MulticlassAccuracy
 
 from nernlit.errors import DataError, UsageError
+from nernlit.training.batches import images_of, labels_of, require_pixels
 
 ImageBatch = tuple[Tensor, Tensor]
 Classifiers = Mapping[str, Callable[[Tensor], Tensor]]
@@ -48,6 +49,7 @@ class Evaluation:
         self.classifiers, self.num_classes, self.in_chans = classifiers, num_classes, in_chans
         self.conditions, self.device = conditions, device
         self.finite = finite
+        self._is_first = True
         #: Whether all logits of a classifier have been finite so far.
         self.finite_logits: dict[str, Tensor] = {}
         names = [f"acc{_suffix(condition)}" for condition in conditions]
@@ -68,11 +70,15 @@ class Evaluation:
         """Count the predictions for a batch. An image with logits that are not finite counts as wrong.
 
         Raises:
-            DataError: If the images do not have the classifiers' number of channels.
+            DataError: If it is no batch of images and labels, the images do not have the classifiers' number of
+                channels, or the first images are not in [0, 1].
         """
         if not self.classifiers:
             return  # no images, no accuracy
-        images_BCHW, labels_B = batch
+        images_BCHW, labels_B = images_of(batch), labels_of(batch, self.num_classes)
+        if self._is_first:
+            require_pixels(images_BCHW)
+            self._is_first = False
         if images_BCHW.shape[1] != self.in_chans:
             raise DataError(
                 f"images of {images_BCHW.shape[1]} channels, but the original takes {self.in_chans}; "

@@ -20,6 +20,7 @@ from nernlit.losses import reconstruction_mse, reconstruction_rmse, root
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation
+from nernlit.training.batches import images_of
 from nernlit.utilities.constants import WithConstants
 
 ReconstructionLoss = Literal["mse", "rmse"]
@@ -76,11 +77,9 @@ class Step:
         Raises:
             DataError: If the batch does not consist of images and labels.
         """
-        batch = self.batch
-        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not isinstance(batch[0], Tensor):
-            raise DataError(f"a training batch is {type(batch).__name__}; expected (images, labels).")
+        images_BCHW = images_of(self.batch)
         self.used_images = True
-        return batch[0]
+        return images_BCHW
 
     def numbers(self) -> Tensor:
         """The numbers (B,) of the batch's images among the training images.

@@ -12,6 +12,8 @@ from torch.nn.functional import cross_entropy
 from nernlit.errors import UsageError, require_at_least, require_positive
 from nernlit.losses import high_frequency_share, kd_loss
 from nernlit.originals import Original
+from nernlit.training.batches import images_of, labels_of
+from nernlit.training.class_names import take_class_names
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.evaluation import ImageBatch
 from nernlit.training.teachers import frozen_teacher, require_same_teacher
@@ -82,7 +84,7 @@ class OriginalModule(ClassifierModule, WithConstants):
         return logits
 
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
-        images_BCHW, labels_B = batch
+        images_BCHW, labels_B = images_of(batch), labels_of(batch, self.num_classes)
         logits_BC = self(images_BCHW)
         terms = {"cross_entropy": cross_entropy(logits_BC, labels_B, label_smoothing=self.label_smoothing)}
         if self.teacher is not None:
@@ -128,6 +130,8 @@ class OriginalModule(ClassifierModule, WithConstants):
         return self.optimizer, self.scheduler
 
     def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
+        if self._trainer is not None:
+            take_class_names(self.original, self._data)
         return {"": self.original}
 
     def network(self) -> tuple[str, dict[str, Tensor]]:

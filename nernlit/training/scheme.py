@@ -15,6 +15,7 @@ from nernlit.errors import DivergenceError, UsageError, require_at_least, requir
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, calibrate, without_fitting
+from nernlit.training.class_names import take_class_names
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.error_weights import ErrorWeights, changes_fit
 from nernlit.training.measurements import Measurements, Networks
@@ -29,17 +30,6 @@ from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.processes import Processes
 
 Precision = Literal["fp32", "bf16"]
-
-
-def class_names(data: Any) -> tuple[str, ...]:
-    """The names of a data module's classes, whatever type its `classes` has; empty if there are none.
-
-    >>> from types import SimpleNamespace
-    >>> class_names(SimpleNamespace(classes=range(3))), class_names(SimpleNamespace(classes=10)), class_names(None)
-    (('0', '1', '2'), (), ())
-    """
-    classes = getattr(data, "classes", None)
-    return tuple(map(str, classes)) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
 
 
 class Scheme(ClassifierModule, WithConstants, ABC):
@@ -327,10 +317,6 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         if starts:
             self.stage = 0  # an earlier fit of this module ended in its last one
         self.recovery = Recovery(self.recovery.on_divergence)  # of this run
-        # Checkpoints and .nern files keep them.
-        names = class_names(self._data)
-        if len(names) == self.representation.original.num_classes:
-            self.representation.original.class_names = names
         # Of this run: the next one may have other images.
         self.measurements = Measurements(self.representation)
         for part in self.stages:
@@ -437,6 +423,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        take_class_names(self.representation.original, self._data)  # checkpoints and .nern files keep them
         self.train()  # Lightning keeps the mode, and a representation from a file is in evaluation mode
         if self.trainer.ckpt_path is None and not self.representation.is_new:
             self.representation.predictor.start_stage()
@@ -454,6 +441,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return {"": self.representation.weights()}
 
     def classifiers(self, stage: str) -> dict[str, Callable[[Tensor], Tensor]]:
+        take_class_names(self.representation.original, self._data)
         return self.measurements.start(stage, self.predicted_networks())
 
     def finite_weights(self) -> dict[str, Tensor]:

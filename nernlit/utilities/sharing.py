@@ -1,7 +1,7 @@
-"""Weights that appear in a network under several names: modules used twice, and tied parameters."""
+"""State dicts: weights under several names (modules used twice, tied parameters), and the versions of modules."""
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,28 @@ def unnamed_tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for item in items if isinstance(items, list | tuple | set) else [items]:
                 if isinstance(item, Tensor):
                     yield f"{name}.{key}".removeprefix("."), item
+
+
+def with_versions(state: Mapping[str, Tensor], source: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """A state dict with the versions of the modules that another one has.
+
+    `load_state_dict` takes weights without versions for those of the oldest version, and some modules convert these.
+
+    Args:
+        state: Tensors by name.
+        source: A state dict; if it has no versions, neither has the result.
+        prefix: What its names have before those of `state`.
+    """
+    found = OrderedDict(state)
+    versions = getattr(source, "_metadata", None)
+    if versions is not None:
+        dotted = {f"{name}." if name else "": version for name, version in versions.items()}
+        found._metadata = OrderedDict(  # type: ignore[attr-defined]  # where torch keeps them
+            (name.removeprefix(prefix).removesuffix("."), version)
+            for name, version in dotted.items()
+            if name.startswith(prefix)
+        )
+    return found
 
 
 def _in_memory(tensor: Tensor) -> bool:

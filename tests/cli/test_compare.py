@@ -218,3 +218,12 @@ def test_codebooks_have_as_many_codewords_as_a_network_can_use(name: str, bits: 
     options = Rivals(Original(name), {"name": name}).fit_options("codebooks", 1.5)
     values = dict(option.removeprefix("--model.representation.predictor.").split("=", 1) for option in options[3:])
     assert (values["bits"], values.get("price")) == (str(bits), price)
+
+
+def test_a_configuration_of_another_content_is_another_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--methods", "table", "-c", "own.yaml", *TINY, "--bits"]
+    Path("own.yaml").write_text("model: {optimizer: {init_args: {lr: 0.01}}}")
+    _compare(*line, "3")
+    Path("own.yaml").write_text("model: {optimizer: {init_args: {lr: 0.02}}}")
+    capsys.readouterr()
+    assert "table_3.nern was written with options" in _refused(lambda: _compare(*line, "2"), capsys)

@@ -170,6 +170,13 @@ def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureF
             ["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=2", "--target_bytes=9000"],
             "argument --target_bytes: not allowed with argument --bits",
         ),
+        (
+            [
+                *("digits_resnet8", "-o", "a.nern", *DIGITS, "--out_runs=r"),
+                "--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging",
+            ],
+            "EMAWeightAveraging would average the network that is written to the file; pass --model.ema 0.99",
+        ),
     ],
 )
 def test_impossible_commands_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -229,6 +229,8 @@ def test_processes_share_the_trials_of_a_study(fits: Callable[[Fit], list[dict[s
         (["--trials", "0"], "argument --trials: 0; expected an integer of at least 1"),
         (["--study", "a/b"], "--study a/b: expected letters, digits, '_', '-' and '.'"),
         (["--model.optimizer.lr=1"], "--model.optimizer.lr: this option is set by the search; leave it out"),
+        (["--model.optimizer.init_args.lr=1"], "--model.optimizer.init_args.lr: this option is set by the search"),
+        (["--space", "model.optimizer.lr=log(1,2)"], "--space: an option is given twice"),
         (["--trainer.devices", "2"], "--trainer.devices: this option is set by the search; leave it out"),
         (["--storage", "nowhere"], "--storage nowhere: "),
         (["--storage", "sqlite:///no/where.db"], "--storage sqlite:///no/where.db: "),

@@ -332,3 +332,23 @@ def test_fits_of_different_originals_each_show_their_own(capsys: pytest.CaptureF
     assert "original" in head
     assert any("96.67%" in line for line in lines)
     assert any("50.00%" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data", "null"], "a sweep compares accuracies, and there are no images"),
+        (["--trainer.limit_test_batches=1"], "--trainer.limit_test_batches 1: a sweep tests on all images"),
+        (["--best_checkpoint.save_top_k=0"], "the fit would write no checkpoints/best.ckpt in its folder"),
+        (["--best_checkpoint.dirpath=other"], "the fit would write no checkpoints/best.ckpt in its folder"),
+        (["--configs", "digits_original"], "OriginalModule does not train a representation"),
+    ],
+)
+def test_a_fit_that_could_not_be_tested_is_refused_before_it_begins(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = [] if "--configs" in args else ["--configs", QUICK[1]]
+    with pytest.raises(SystemExit):
+        main(["sweep", *configs, *args, "--threads=1"])
+    assert message in capsys.readouterr().err
+    assert not list(Path().rglob("*.ckpt"))

@@ -1,5 +1,6 @@
 """The tensors that are not predicted: exact by default, smaller where asked for, and checked when they are read."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,35 @@ def test_rounded_numbers_are_close(form: KeptForm, error: float) -> None:
 
 
 def test_eight_bits_take_a_step_for_each_vector_and_each_row() -> None:
-    kept = Kept.from_tensors({"weight": torch.tensor([[127.0, 1, 2], [0.127, 0.05, 0], [0, 0, 0]])}, "int8")
-    assert torch.allclose(kept.values["weight"], torch.tensor([[127, 1, 2], [0.127, 0.05, 0], [0, 0, 0]]), rtol=0.005)
+    kept = Kept.from_tensors({"weight": torch.tensor([[127.0, 1, 20], [0.127, 0.05, 0], [0, 0, 0]])}, "int8")
+    assert torch.allclose(kept.values["weight"], torch.tensor([[127, 1, 20], [0.127, 0.05, 0], [0, 0, 0]]), rtol=0.005)
     assert kept.stored["kept.steps"].shape == (3,)
     assert torch.equal(kept.values["weight"][2], torch.zeros(3))
+
+
+def test_eight_bits_keep_ordinary_numbers_beside_one_far_beyond_them() -> None:
+    weight_C = torch.tensor([316.0, *torch.linspace(0.5, 1.5, 15)])
+    kept = Kept.from_tensors({"weight": weight_C}, "int8").values["weight"]
+    assert float((kept / weight_C - 1).abs().max()) < 0.02
+    huge = Kept.from_tensors({"weight": torch.tensor([1e30, 1.0, 2.0])}, "int8").values["weight"]
+    assert float(huge[0]) == pytest.approx(1e30, rel=0.01)
+
+
+def test_eight_bits_keep_the_ratios_of_variances() -> None:
+    variance_C = torch.logspace(-6, 3, 10)
+    kept = Kept.from_tensors({"norm.running_var": variance_C}, "int8")
+    assert float((kept.values["norm.running_var"] / variance_C - 1).abs().max()) < 0.004
+    assert kept.values["norm.running_var"].dtype == torch.float32
+    read = Kept.read(kept.described, kept.stored)
+    assert torch.equal(read.values["norm.running_var"], kept.values["norm.running_var"])
+
+
+def test_infinite_masks_are_kept() -> None:
+    mask = torch.full((3, 3), -math.inf).triu(1)
+    for form in ("fp32", "fp16", "bf16"):
+        kept = Kept.from_tensors({"mask": mask}, form)
+        assert torch.equal(kept.values["mask"], mask)
+        assert kept.described["error"] == 0
 
 
 def test_numbers_that_are_too_large_are_refused_by_name() -> None:

@@ -187,3 +187,13 @@ def test_long_lists_are_abbreviated() -> None:
     names = [str(number) for number in range(7)]
     assert abbreviated(names) == "0, 1, 2, 3, 4 and 2 more"
     assert abbreviated(names[:5]) == "0, 1, 2, 3, 4"
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, 1, 2)
+    folder = tmp_path / "train" / "class000"
+    write_image_folder(tmp_path / "other", 1, 3)
+    (folder / "more").symlink_to(tmp_path / "other" / "train" / "class000")
+    (tmp_path / "other" / "train" / "class000" / "back").symlink_to(folder)
+    (folder / "self").symlink_to(folder)
+    assert len(tree_images(tmp_path / "train", {"class000": 0}, None)) == 5

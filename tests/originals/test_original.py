@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -405,3 +406,42 @@ def test_every_model_of_timm_states_channels_and_statistics_that_are_taken() -> 
         for numbers in (config.mean, config.std):
             assert len(numbers) in (1, config.input_size[0]), name
             assert all(0 <= number <= 1 for number in numbers), name
+
+
+class _WithState(TinyCNN):
+    """A network whose state dict holds more, or other names, than its tensors."""
+
+    def __init__(self, extra: object = None, hook: Callable[..., object] | None = None) -> None:
+        super().__init__()
+        self.extra = extra
+        if hook is not None:
+            self.register_state_dict_post_hook(hook)
+
+    def get_extra_state(self) -> object:
+        return self.extra
+
+
+def _rename(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    state[f"{prefix}renamed"] = state.pop(f"{prefix}stem.weight")
+
+
+def test_state_dicts_that_are_not_the_networks_tensors_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"_extra_state in the state dict of '_WithState' is a dict, and a \.nern file"
+    ):
+        Original.from_module(_WithState({"amax": 1.0}), 10, **STATISTICS)
+    net = TinyCNN()
+    net.register_state_dict_post_hook(_rename)
+    message = r"'TinyCNN' does not have the names of its tensors \(renamed, stem\.weight\); remove the state-dict hooks"
+    with pytest.raises(UsageError, match=message):
+        Original.from_module(net, 10, **STATISTICS)
+
+
+def test_masks_may_be_infinite_and_buffers_of_eight_bits(tmp_path: Path) -> None:
+    net = TinyCNN()
+    net.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    net.register_buffer("steps", torch.ones(2).to(torch.float8_e4m3fn))
+    original = Original.from_module(net, 10, **STATISTICS).freeze()
+    net.get_buffer("mask")[0, 0] = math.nan
+    with pytest.raises(CheckpointError, match="1 of 9 values of mask in 'TinyCNN' are not finite"):
+        original.freeze()

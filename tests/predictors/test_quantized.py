@@ -202,3 +202,16 @@ def test_sizes_code_the_numbers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nernlit.predictors.quantized.encode_weights", encode)
     assert representation.sizes().code_bits == bits == 8 * len(coded[0])
     assert len(coded) == 1
+
+
+def test_more_bits_than_small_groups_can_show_are_those_of_a_normal_distribution() -> None:
+    torch.manual_seed(0)
+    predictor = Quantized(Table(), bits=4.0, per="row")
+    predictor.bind([(512, 8), (4096, 1)])
+    entries = predictor.predictor.get_parameter("entries")
+    torch.nn.init.normal_(entries)
+    for bits in (4.0, 3.0):
+        predictor.restart(bits)
+        integers_n = entries.detach().flatten() / predictor.step_sizes()["entries"].flatten()
+        shares = integers_n.round().unique(return_counts=True)[1] / integers_n.numel()
+        assert float(-(shares * shares.log2()).sum()) == pytest.approx(bits, abs=0.3)

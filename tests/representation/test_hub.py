@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nernlit.errors import FileFormatError
+from nernlit.errors import FileFormatError, UsageError
 from nernlit.representation import Representation
 from tests.fakes import TinyCNN, digits_representation, tiny_representation
 
@@ -25,6 +25,31 @@ def test_a_folder_holds_the_file_a_configuration_and_a_model_card(tmp_path: Path
     loaded = Representation.from_pretrained(tmp_path / "model")
     assert not loaded.training
     assert torch.equal(loaded(IMAGES), representation(IMAGES))
+
+
+def test_options_of_save_are_passed_on_and_others_refused(tmp_path: Path) -> None:
+    representation = digits_representation()
+    representation.save(tmp_path / "small.nern", "int8", fold_batch_norm=True)
+    representation.save_pretrained(tmp_path / "model", kept="int8", fold_batch_norm=True)
+    assert (tmp_path / "model" / "model.nern").read_bytes() == (tmp_path / "small.nern").read_bytes()
+    representation.save_pretrained(tmp_path / "exact")
+    assert (tmp_path / "exact" / "model.nern").stat().st_size > (tmp_path / "small.nern").stat().st_size
+    with pytest.raises(UsageError, match="unknown options without push_to_hub=True: fold"):
+        representation.save_pretrained(tmp_path / "other", fold=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_upload_has_the_options_of_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    representation, uploaded = digits_representation(), list[bytes]()
+
+    def push(self: Representation, repo_id: str, **options: object) -> str:
+        self.save_pretrained(tmp_path / "upload", config=None)  # type: ignore[arg-type]
+        uploaded.append((tmp_path / "upload" / "model.nern").read_bytes())
+        return repo_id
+
+    monkeypatch.setattr(Representation, "push_to_hub", push)
+    representation.save_pretrained(tmp_path / "model", kept="int8", repo_id="me/net", push_to_hub=True)
+    assert uploaded == [(tmp_path / "model" / "model.nern").read_bytes()]
 
 
 def test_options_of_load_are_passed_on(tmp_path: Path) -> None:

@@ -113,3 +113,22 @@ def test_onnx_runtime_gives_the_logits_of_the_network(tmp_path: Path, bits: floa
         assert logits.shape == (batch, 10)
         assert torch.allclose(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(torch.from_numpy(logits).argmax(1), expected.argmax(1))
+
+
+def test_the_image_size_is_that_of_the_networks_arguments(tmp_path: Path) -> None:
+    arguments = {"img_size": [8, 16], "patch_size": 4, "depth": 1}
+    original = Original("test_vit", num_classes=4, in_chans=1, mean=[0.3], std=[0.4], arguments=arguments)
+    assert original.image_size == (8, 16)
+    representation = Representation(original, Table(4), layers="all", order="none", pointwise="tile")
+    write_onnx(representation, tmp_path / "net.onnx")
+    shape = onnx.load(tmp_path / "net.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_value for size in shape[1:]] == [1, 8, 16]
+
+
+def test_colors_of_torchs_messages_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("\x1b[96mThis is step 1/3\x1b[0m") from ValueError("\x1b[91mnot\x1b[0m that size")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UsageError, match=r"for images of 8x8 pixels: not that size$"):
+        write_onnx(digits_representation(), tmp_path / "net.onnx")

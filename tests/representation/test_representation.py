@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+import nernlit
 from nernlit.coding import prediction
 from nernlit.errors import CheckpointError, LayoutError, UsageError
 from nernlit.kernels import LayerFilter, packed_bits
-from nernlit.predictors import MLP, Predictor
+from nernlit.originals import Original, load_strictly, read_state_dict
+from nernlit.predictors import MLP, Predictor, Table
 from nernlit.representation import Representation, load_representation
-from tests.fakes import digits_representation, tiny_original, tiny_representation
+from tests.fakes import TinyCNN, digits_representation, tiny_original, tiny_representation
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -364,3 +367,57 @@ def test_a_kernel_size_is_refused_before_kernels_are_ordered(monkeypatch: pytest
     )
     with pytest.raises(LayoutError, match="kernel_size=3 is smaller than layer 'stem'"):
         Representation(tiny_original(), MLP(4, kernel_size=3))
+
+
+def test_a_predictor_belongs_to_one_representation() -> None:
+    predictor = MLP(8, kernel_size=5, num_frequencies=4)
+    Representation(tiny_original(), predictor, order="none")
+    with pytest.raises(UsageError, match="this MLP is the predictor of another representation; make a new one"):
+        Representation(tiny_original(), predictor, order="none")
+
+
+def test_training_mode_of_the_callers_network_changes_nothing() -> None:
+    net = TinyCNN()
+    representation = Representation(
+        Original.from_module(net, 10, [0.5], [0.5]), MLP(8, kernel_size=5, num_frequencies=4)
+    )
+    images = torch.rand(4, 1, 8, 8)
+    before, statistics = representation(images), net.norm.running_mean.clone()
+    net.train()
+    assert torch.equal(representation(images), before)
+    assert torch.equal(net.norm.running_mean, statistics)
+
+
+class _Versioned(nn.Module):
+    """Stores its square since version 2; older files have the number itself."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 10, 3)
+        self.register_buffer("shift", torch.full((1,), 4.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).mean((2, 3)) + self.get_buffer("shift")
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        if metadata.get("version", 1) < 2:
+            state[f"{prefix}shift"] = state[f"{prefix}shift"] ** 2
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_modules_that_convert_older_weights_get_their_own_version(tmp_path: Path) -> None:
+    net = nn.Sequential(_Versioned())
+    representation = Representation(Original.from_module(net, 10, [0.0], [1.0]), Table(), order="none")
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.allclose(representation.module()(images), representation(images))
+    representation.save(tmp_path / "net.nern")
+    loaded = nernlit.load(tmp_path / "net.nern", net=nn.Sequential(_Versioned()))
+    assert torch.allclose(loaded.original(images), representation(images))
+    torch.save({"state_dict": {f"module.{key}": value for key, value in net.state_dict().items()}}, tmp_path / "1.pt")
+    torch.save({"state_dict": nn.ModuleDict({"module": net}).state_dict()}, tmp_path / "2.pt")
+    for name, shift in (("1.pt", 16.0), ("2.pt", 4.0)):  # only the second one has versions
+        other = nn.Sequential(_Versioned())
+        load_strictly(other, read_state_dict(tmp_path / name, other), name)
+        assert float(other.state_dict()["0.shift"]) == shift

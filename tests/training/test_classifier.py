@@ -1,15 +1,17 @@
 """The accuracies that every module reports, and their names."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nernlit.callbacks import Summary
 from nernlit.data import DigitsDataModule, EvalSet
 from nernlit.data.sources import ImageSource
 from nernlit.errors import DataError, UsageError
 from nernlit.training import ReconOnly
-from tests.fakes import quiet_trainer, tiny_representation
+from tests.fakes import digits_representation, quiet_trainer, tiny_representation
 
 
 class Named(EvalSet):
@@ -66,3 +68,55 @@ def test_images_of_other_channels_from_elsewhere_are_refused() -> None:
     module = ReconOnly(tiny_representation(), optimizer=torch.optim.Adam)
     with pytest.raises(DataError, match=r"images of 3 channels, but the original takes 1; .* which converts them"):
         quiet_trainer().test(module, loader, verbose=False)
+
+
+class _Pairs(Dataset[Any]):
+    """One batch of a user's own datamodule, as given."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batch
+
+
+_IMAGES, _LABELS = torch.rand(4, 1, 8, 8), torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": _IMAGES, "label": _LABELS}, "a batch is a dict; expected \\(images, labels\\): float32 pixels"),
+        ([_IMAGES], r"a batch consists of \(Tensor\); expected \(images, labels\)"),
+        ([_IMAGES, "cat"], r"a batch consists of \(Tensor, str\)"),
+        ([(255 * _IMAGES).byte(), _LABELS], r"the images of a batch are uint8 of shape \(4, 1, 8, 8\)"),
+        ([_IMAGES.double(), _LABELS], "the images of a batch are float64"),
+        ([_IMAGES[0], _LABELS], r"the images of a batch are float32 of shape \(1, 8, 8\)"),
+        ([_IMAGES, torch.eye(10)[:4]], r"the labels of a batch are float32 of shape \(4, 10\)"),
+        ([_IMAGES, _LABELS + 7], "labels are from 7 to 10; expected 0 to 9"),
+        ([_IMAGES, _LABELS - 1], "labels are from -1 to 2; expected 0 to 9"),
+        ([4 * _IMAGES - 2, _LABELS], r"the pixels of a batch are from .* expected pixels in \[0, 1\]"),
+    ],
+)
+def test_batches_of_another_form_are_refused(batch: Any, message: str) -> None:
+    module = ReconOnly(digits_representation(), optimizer=torch.optim.Adam)
+    with pytest.raises(DataError, match=message):
+        quiet_trainer().test(module, DataLoader(_Pairs(batch), batch_size=None), verbose=False)
+
+
+def test_labels_of_any_integer_type_are_taken() -> None:
+    module = ReconOnly(digits_representation(), optimizer=torch.optim.Adam)
+    found = [
+        quiet_trainer().test(module, DataLoader(_Pairs([_IMAGES, labels]), batch_size=None), verbose=False)[0]
+        for labels in (_LABELS, _LABELS.int(), _LABELS.byte())
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_validation_returns_its_figures() -> None:
+    module = ReconOnly(digits_representation(), optimizer=torch.optim.Adam)
+    (found,) = quiet_trainer().validate(module, DigitsDataModule(), verbose=False)
+    assert {"val/acc", "val/acc_original", "val/recon_rmse"} <= found.keys()

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,3 +83,31 @@ def test_images_that_can_be_read_once_only_are_an_error() -> None:
     batches = iter([torch.rand(4, 1, 8, 8)] * 3)
     with pytest.raises(DataError, match=r"no batch after the first 2; pass a list or a DataLoader"):
         nernlit.compress(Original("digits_resnet8").net, batches, steps=5)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_the_callers_modes_random_numbers_and_images_stay_as_they_are(context: Any) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.sub_(0.5)).mean((2, 3))
+
+    images = torch.rand(4, 1, 8, 8)
+    given, state, net = images.clone(), torch.get_rng_state(), InPlace()
+    state = torch.get_rng_state()
+    with context():
+        nernlit.compress(net, [images], bits=4, steps=2)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(images, given)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_images_that_do_not_suit_the_network_are_refused() -> None:
+    net = Original("digits_resnet8", pretrained=True).net
+    with pytest.raises(UsageError, match=r"the network cannot process images of shape \(2, 3, 8, 8\)"):
+        nernlit.compress(net, [torch.rand(2, 3, 8, 8)])
+    with pytest.raises(DataError, match="pixels that are not finite"):
+        nernlit.compress(net, [torch.full((2, 1, 8, 8), torch.nan)])

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import nernlit
 from nernlit.cli.main import main
 from nernlit.data import DigitsDataModule
-from nernlit.errors import UsageError
+from nernlit.errors import DataError, UsageError
 from nernlit.optimizers.ranger21 import Ranger21
 from nernlit.originals import Original
 from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Table
@@ -281,3 +281,41 @@ def test_kept_tensors_that_become_different_numbers_are_counted_by_the_rate() ->
     trainer.fit(module, datamodule=DigitsDataModule(batch_size=400))
     estimate = float(trainer.callback_metrics["size/file_bytes_estimate"])
     assert representation.sizes().file_bytes == pytest.approx(estimate, rel=0.01)
+
+
+def test_class_names_that_a_network_has_are_compared_and_kept(tmp_path: Path) -> None:
+    names = tuple("abcdefghij")
+    representation = _representation()
+    representation.original.class_names = names
+    quiet_trainer(max_steps=1).fit(ReconOnly(representation, _adam()), datamodule=_OwnData(list(names)))
+    with pytest.raises(
+        DataError, match=r"in another order \(b, a, c, d, \.\.\.\) than the network's \(a, b, c, d, \.\.\.\)"
+    ):
+        quiet_trainer(max_steps=1).fit(ReconOnly(representation, _adam()), datamodule=_OwnData(list("bacdefghij")))
+    with pytest.warns(
+        UserWarning, match=r"\(0, 1, 2, 3, \.\.\.\) are not named as the network's \(a, b, c, d, \.\.\.\)"
+    ):
+        quiet_trainer(max_steps=1).fit(ReconOnly(representation, _adam()), datamodule=_OwnData(range(10)))
+    assert representation.original.class_names == names
+    trainer, module = quiet_trainer(max_steps=1), ReconOnly(representation, _adam())
+    trainer.fit(module, datamodule=_OwnData(names))
+    trainer.save_checkpoint(tmp_path / "fit.ckpt")
+    unnamed = ReconOnly(_representation(), _adam())
+    with pytest.raises(DataError, match="in another order"):
+        quiet_trainer(max_steps=2).fit(unnamed, datamodule=_OwnData(names[::-1]), ckpt_path=tmp_path / "fit.ckpt")
+
+
+def test_a_resumed_fit_has_the_same_validation_images_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *QUICK, "--trainer.max_epochs=1", "--seed_everything=3"])
+    resumed = ["fit", *QUICK, "--ckpt_path=last"]
+    for option, message in (
+        ("--data.split_seed=5", "--data.split_seed 5: the fit was started with 0"),
+        ("--data.val_share=0.5", "--data.val_share 0.5: the fit was started with 0.1"),
+        ("--seed_everything=4", "is of a fit with seed 3; leave it out"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*resumed, option])
+        assert message in capsys.readouterr().err
+    main(resumed)
+    (config,) = Path("runs").rglob("config.yaml")
+    assert "seed_everything: 3" in config.read_text()
