@@ -41,6 +41,38 @@ _LONGEST_STEM = 120
 
 def main(args: Sequence[str]) -> None:
     """Run the command with these arguments; `--data...` ones change the run's own data configuration."""
+    parser = _parser()
+    own_args, data = split_options(args, "--data")
+    options = parser.parse_args(own_args)
+    options.data = data
+    analysis, _, uses = KINDS[options.kind]
+    changed = [name for name in _OPTIONS if getattr(options, name) != parser.get_default(name)]
+    _require_used(options, changed)
+    options.device = chosen_device(options.device)
+    opened = [Run.open(path, options.select, options.original) for path in options.runs]
+    runs = dict(zip(distinct_names(opened), opened, strict=True))
+    out = options.out or opened[0].folder / "analysis"
+    require_writable(out, "--out")
+    asked = {
+        "kind": options.kind,
+        # Relative to the folder, so that a run and its analyses may be moved together.
+        "runs": {name: os.path.relpath(run.checkpoint, out) for name, run in runs.items()},
+        "options": {name: getattr(options, name) for name in uses} | ({"data": data} if data else {}),
+    }
+    file = out / f"{_stem(options, runs, changed)}.json"
+    _refuse_other(file, asked)
+    rows, figure = analysis(runs, options)
+    images = f", {options.split} images" if uses else ""
+    _print(rows, f"{options.kind}: {', '.join(runs)}{images}")
+    finite_rows = [{name: value if _is_finite(value) else None for name, value in row.items()} for row in rows]
+    write_atomically(file, json.dumps({**asked, "rows": finite_rows}, indent=1).encode())
+    print(file)
+    if figure is not None:
+        write_figure(file.with_suffix(".png"), figure)
+        print(file.with_suffix(".png"))
+
+
+def _parser() -> CommandParser:
     parser = CommandParser("analyze", __doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument(
@@ -69,46 +101,33 @@ def main(args: Sequence[str]) -> None:
     )
     add_device(parser)
     parser.add_original()
-    own_args, data = split_options(args, "--data")
-    options = parser.parse_args(own_args)
-    options.data = data
-    analysis, most, uses = KINDS[options.kind]
+    return parser
+
+
+def _require_used(options: argparse.Namespace, changed: Sequence[str]) -> None:
+    """Check that the analysis takes so many runs, and uses the options that were given.
+
+    Args:
+        options: The options.
+        changed: Those of `_OPTIONS` that are not the defaults.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    _, most, uses = KINDS[options.kind]
     if most is not None and len(options.runs) > most:
         raise UsageError(
             f"`analyze {options.kind}` takes {most} run{'s' * (most > 1)}; {len(options.runs)} were given."
         )
-    changed = [name for name in _OPTIONS if getattr(options, name) != parser.get_default(name)]
     for name in changed:
         if name not in uses:
             raise UsageError(f"`analyze {options.kind}` has no option --{name}; leave it out.")
     if options.device is not None and not uses:
         raise UsageError(f"`analyze {options.kind}` classifies no images; leave out --device.")
-    options.device = chosen_device(options.device)
-    if data and not uses:
-        raise UsageError(f"`analyze {options.kind}` does not use data; leave out {' '.join(data)}.")
+    if options.data and not uses:
+        raise UsageError(f"`analyze {options.kind}` does not use data; leave out {' '.join(options.data)}.")
     if options.low >= options.high:
         raise UsageError(f"--low {options.low:g} --high {options.high:g}: expected the low end first.")
-    opened = [Run.open(path, options.select, options.original) for path in options.runs]
-    runs = dict(zip(distinct_names(opened), opened, strict=True))
-    out = options.out or opened[0].folder / "analysis"
-    require_writable(out, "--out")
-    asked = {
-        "kind": options.kind,
-        # Relative to the folder, so that a run and its analyses may be moved together.
-        "runs": {name: os.path.relpath(run.checkpoint, out) for name, run in runs.items()},
-        "options": {name: getattr(options, name) for name in uses} | ({"data": data} if data else {}),
-    }
-    file = out / f"{_stem(options, runs, changed)}.json"
-    _refuse_other(file, asked)
-    rows, figure = analysis(runs, options)
-    images = f", {options.split} images" if uses else ""
-    _print(rows, f"{options.kind}: {', '.join(runs)}{images}")
-    finite_rows = [{name: value if _is_finite(value) else None for name, value in row.items()} for row in rows]
-    write_atomically(file, json.dumps({**asked, "rows": finite_rows}, indent=1).encode())
-    print(file)
-    if figure is not None:
-        write_figure(file.with_suffix(".png"), figure)
-        print(file.with_suffix(".png"))
 
 
 def _stem(options: argparse.Namespace, runs: Runs, changed: Sequence[str]) -> str:

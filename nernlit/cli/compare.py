@@ -1,5 +1,6 @@
 """`nernlit compare`: compress one network by several methods, and compare accuracies and bytes of the files."""
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -41,23 +42,10 @@ def compare(args: Sequence[str]) -> None:
     `--others` adds files of other programs, with the same test: a CSV with the columns `method`, `setting` (a number),
     `file` (the compressed file) and `weights` (the weights that the other program decoded from it).
     """
-    parser = CommandParser("compare", compare.__doc__, "All other options are those of `nernlit fit`.")
-    parser.add_argument(
-        "net",
-        metavar="NET",
-        help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
-    )
-    parser.add_argument("--out", type=path, required=True, help="folder of files, fits, table and figure")
-    parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
-    parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
-    parser.add_argument("--bits", type=positive, nargs="+", help=f"bits per weight of {', '.join(WITH_BITS)}")
-    parser.add_argument("--others", type=path, metavar="FILE.csv", help="table of files of other programs")
-    parser.add_argument("--epochs", type=count, help="passes of each fit over the training images (30 by default)")
     own_args, data_options = split_options(args, "--data")
     own_args, fit_options = split_options(own_args, *FIT_OPTIONS)  # their values would be taken for NET
-    options, further = parser.parse_known_args(own_args)
-    fit_options += further
-    network, fit_options = network_options(options.net, options.network, fit_options)
+    options, further = _parser().parse_known_args(own_args)
+    network, fit_options = network_options(options.net, options.network, [*fit_options, *further])
     if options.epochs is not None:
         fit_options += epoch_options(options.epochs)
     trains = not set(TRAINED).isdisjoint(options.methods)
@@ -79,25 +67,11 @@ def compare(args: Sequence[str]) -> None:
     rows = read_rows(table, COLUMNS)
     for row in rows:
         require_same(row, keys[str(row["method"])] if trains and row["method"] in TRAINED else own, table)
-    wanted = [
-        (method, setting)
-        for method in options.methods
-        for setting in (options.bits if options.bits and method in WITH_BITS else SETTINGS[method])
-    ]
-    done = {(row["method"], float(row["setting"])) for row in rows if (options.out / str(row["file"])).is_file()}
-    waiting = [each for each in dict.fromkeys(wanted) if each not in done]
-    if len(waiting) < len(wanted):
-        print(f"{len(wanted) - len(waiting)} of {len(wanted)} files are in {table} already", flush=True)
+    waiting = _waiting(options, rows, table)
     comparison = _Comparison(Rivals(original, network), data, options.out, [*data_options, *fit_options])
     for other in others:
-        row = {
-            "method": other.method,
-            "setting": other.setting,
-            **own,
-            "options": "",
-            **comparison.measure_other(other),
-        }
-        rows = with_row(rows, row)
+        of_other: Row = {"method": other.method, "setting": other.setting, **own, "options": ""}
+        rows = with_row(rows, {**of_other, **comparison.measure_other(other)})
         write_table(table, rows)
     failed: dict[str, str] = {}
     for number, (method, setting) in enumerate(waiting, 1):
@@ -122,6 +96,36 @@ def compare(args: Sequence[str]) -> None:
         print(f"table: {table}\nfigure: {options.out / 'compare.png'}")
     if failed:
         raise NernlitError(f"{len(failed)} files were not written; the same command tries only those again.")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("compare", compare.__doc__, "All other options are those of `nernlit fit`.")
+    parser.add_argument(
+        "net",
+        metavar="NET",
+        help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
+    )
+    parser.add_argument("--out", type=path, required=True, help="folder of files, fits, table and figure")
+    parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
+    parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
+    parser.add_argument("--bits", type=positive, nargs="+", help=f"bits per weight of {', '.join(WITH_BITS)}")
+    parser.add_argument("--others", type=path, metavar="FILE.csv", help="table of files of other programs")
+    parser.add_argument("--epochs", type=count, help="passes of each fit over the training images (30 by default)")
+    return parser
+
+
+def _waiting(options: argparse.Namespace, rows: Sequence[Row], table: Path) -> list[tuple[str, float]]:
+    """The methods and settings that were asked for and whose files are not in the table yet."""
+    wanted = [
+        (method, setting)
+        for method in options.methods
+        for setting in (options.bits if options.bits and method in WITH_BITS else SETTINGS[method])
+    ]
+    done = {(row["method"], float(row["setting"])) for row in rows if (options.out / str(row["file"])).is_file()}
+    waiting = [each for each in dict.fromkeys(wanted) if each not in done]
+    if len(waiting) < len(wanted):
+        print(f"{len(wanted) - len(waiting)} of {len(wanted)} files are in {table} already", flush=True)
+    return waiting
 
 
 @final

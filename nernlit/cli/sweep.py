@@ -48,22 +48,7 @@ def main(args: Sequence[str]) -> None:
         NernlitError: At the end, if fits failed.
         UsageError: At once, if the options cannot work.
     """
-    parser = CommandParser("sweep", __doc__, "All other options are those of `nernlit fit`.")
-    parser.add_argument(
-        "--configs", nargs="+", required=True, help="configurations to compare: files, or names of shipped ones"
-    )
-    parser.add_argument("--hidden", type=count, nargs="+", help="hidden widths (default: the configuration's own)")
-    parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="one fit per width and seed (default: 0)")
-    parser.add_argument("--out", type=path, default=Path("runs/sweep"), help="folder of the table and the figures")
-    parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
-    parser.add_argument(
-        "--jobs", type=count, default=1, help="fits that run at the same time; they divide the threads and the GPUs"
-    )
-    parser.add_argument(
-        "--shard", type=_shard, metavar="K/N", help="run only every N-th fit, beginning with the K-th (K from 1 to N)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print a command for each fit, and run nothing")
-    options, fit_args = parser.parse_known_args(args)
+    options, fit_args = _parser().parse_known_args(args)
     _refuse_own_options(fit_args, options.hidden is not None, [f"--{name.replace('_', '-')}" for name in vars(options)])
     if options.dry_run and options.jobs > 1:
         raise UsageError(f"--jobs {options.jobs} and --dry-run: a dry run starts no fits; leave one of them out.")
@@ -91,9 +76,36 @@ def main(args: Sequence[str]) -> None:
             print(shlex.join(["nernlit", *sweep.command(fit), *GLOBAL_OPTIONS.get()]))
         return
     seconds = [float(row["fit_seconds"]) for row in comparable(results, sweep)]
-    outcome = Outcome(len(fits), options.jobs, len(fits) - len(waiting), seconds)
+    _run(sweep, waiting, Outcome(len(fits), options.jobs, len(fits) - len(waiting), seconds))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("sweep", __doc__, "All other options are those of `nernlit fit`.")
+    parser.add_argument(
+        "--configs", nargs="+", required=True, help="configurations to compare: files, or names of shipped ones"
+    )
+    parser.add_argument("--hidden", type=count, nargs="+", help="hidden widths (default: the configuration's own)")
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="one fit per width and seed (default: 0)")
+    parser.add_argument("--out", type=path, default=Path("runs/sweep"), help="folder of the table and the figures")
+    parser.add_argument("--select", choices=("best", "last"), default="best", help="checkpoint that is tested")
+    parser.add_argument(
+        "--jobs", type=count, default=1, help="fits that run at the same time; they divide the threads and the GPUs"
+    )
+    parser.add_argument(
+        "--shard", type=_shard, metavar="K/N", help="run only every N-th fit, beginning with the K-th (K from 1 to N)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print a command for each fit, and run nothing")
+    return parser
+
+
+def _run(sweep: Sweep, waiting: Sequence[Fit], outcome: Outcome) -> None:
+    """Run the fits, and show the results of all that are finished.
+
+    Raises:
+        NernlitError: If fits failed.
+    """
     try:
-        (run_in_turn if options.jobs == 1 else run_side_by_side)(sweep, waiting, outcome)
+        (run_in_turn if outcome.jobs == 1 else run_side_by_side)(sweep, waiting, outcome)
     finally:  # also where a signal ends the sweep
         finished = comparable(tabulate(sweep), sweep)
         if finished or outcome.failed:
@@ -104,11 +116,11 @@ def main(args: Sequence[str]) -> None:
         print(f"TensorBoard: tensorboard --logdir {sweep.out}")
     if outcome.claimed_by_others:
         names = "; ".join(fit.name for fit in outcome.claimed_by_others)
-        print(f"{len(outcome.claimed_by_others)} of {len(fits)} fits are running in other processes: {names}")
+        print(f"{len(outcome.claimed_by_others)} of {outcome.total} fits are running in other processes: {names}")
     if outcome.failed:
         kept = f"{sweep.table} holds the others; " if finished else ""
         raise NernlitError(
-            f"{len(outcome.failed)} of {len(fits)} fits failed; {kept}the same command runs only those again."
+            f"{len(outcome.failed)} of {outcome.total} fits failed; {kept}the same command runs only those again."
         )
 
 

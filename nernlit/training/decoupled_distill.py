@@ -235,13 +235,12 @@ class DecoupledDistill(Scheme):
                 "pass --model.teacher, --model.cross_entropy_weight, or the original (--model.representation)."
             )
         super().on_fit_start()
-        if self.calibration_images and self.trainer.ckpt_path is None and len(self.stages) == 1:
+        if self.trainer.ckpt_path is None and len(self.stages) == 1:
             self.calibrate()
 
     def start_stage(self) -> None:
         super().start_stage()
-        if self.calibration_images:
-            self.calibrate()
+        self.calibrate()
 
     @classmethod
     def check_plan(cls, plan: Plan, options: Any) -> None:

@@ -67,6 +67,6 @@ class ReconOnly(Scheme):
             self._calibrate_once()
 
     def _calibrate_once(self) -> None:
-        if self.calibration_images and self._calibrated_step != self.trainer.global_step:
+        if self._calibrated_step != self.trainer.global_step:
             self.calibrate()
             self._calibrated_step = self.trainer.global_step

@@ -11,19 +11,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from nernlit.errors import DivergenceError, UsageError, require_at_least, require_one_of
+from nernlit.errors import DivergenceError, UsageError, require_one_of
 from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
-from nernlit.representation import Representation, calibrate, without_fitting
+from nernlit.representation import Representation, without_fitting
 from nernlit.training.class_names import take_class_names
 from nernlit.training.classifier import ClassifierModule
 from nernlit.training.error_weights import ErrorWeights, changes_fit
+from nernlit.training.kept_calibration import KeptCalibration
 from nernlit.training.measurements import Measurements, Networks
 from nernlit.training.objectives import NO_LABELS, Step
 from nernlit.training.optimization import refuse_averaging, refuse_changing_accumulation, relative_rate
 from nernlit.training.rate import Rate, RateTerm
 from nernlit.training.recovery import OnDivergence, Recovery
-from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity, require_training_images
+from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
 from nernlit.training.stages import Stage, refuse_other_lengths, starts_of
 from nernlit.training.teachers import require_same_teacher
 from nernlit.utilities.constants import WithConstants
@@ -80,19 +81,9 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.replaced_hyperparameters = dict(rebuilt or {})
         self._tuned = list(representation.tuned.parameters())
         self._used_images = False  # since the last optimizer step
-        self.calibration_images = calibration_images or 0
-        require_at_least(0, calibration_images=self.calibration_images)
-        if self._tuned and not self.trains_on_images and not calibration_images:
-            calibrating = "" if calibration_images is None else "pass --model.calibration_images 256, or "
-            raise UsageError(
-                f"tune_kept chooses tensors that only images have an effect on, and {type(self).__name__} uses none; "
-                f"{calibrating}leave --model.representation.tune_kept out."
-            )
-        if calibration_images and not self._tuned:
-            raise UsageError(
-                f"calibration_images={calibration_images} has no effect: no kept tensors are chosen; pass "
-                "--model.representation.tune_kept affine, or leave it out."
-            )
+        self.calibration = KeptCalibration(
+            representation, calibration_images, self.trains_on_images, type(self).__name__
+        )
         self.rate = None if rate is None else RateTerm(representation, rate)
         reconstructs = any(stage.objective.reconstructs for stage in stages)
         self.error_weights = ErrorWeights(sensitivity, representation, reconstructs)
@@ -250,12 +241,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return [*self.stage_starts(), total]
 
     def calibrate(self) -> None:
-        """Calibrate the kept tensors on training images, bitwise the same on all processes."""
-        processes, tuned = Processes.from_trainer(self.trainer), self.representation.tuned
-        # Always the same images: the values depend on the predictor alone, not on the run's seed.
-        calibrate(self.representation, self._data.training_images(self.calibration_images, 0, processes), processes)
-        if processes.world_size > 1:  # machines may round differently
-            tuned.load_state_dict(self.trainer.strategy.broadcast(tuned.state_dict()))
+        """Calibrate the kept tensors on training images, if there are `calibration_images`."""
+        self.calibration.run(self.trainer, self._data)
 
     # Divergence.
 
@@ -300,7 +287,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     # Runs and their checkpoints.
 
     def needs_images(self, stage: str) -> bool:
-        uses = self.trains_on_images or self.error_weights.option.needs_images or self.calibration_images > 0
+        uses = self.trains_on_images or self.error_weights.option.needs_images or self.calibration.num_images > 0
         return stage == "fit" and uses
 
     @property
@@ -330,11 +317,9 @@ class Scheme(ClassifierModule, WithConstants, ABC):
 
     def _require_images(self, weighs: bool) -> None:
         """Refuse a fit without the images that its options need; `weighs`: it computes sensitivities."""
-        original = self.representation.original
         if weighs:
-            self.error_weights.option.require_images(original, self._data)
-        if self.calibration_images:
-            require_training_images("calibration_images", "leave it and tune_kept out", original, self._data)
+            self.error_weights.option.require_images(self.representation.original, self._data)
+        self.calibration.require_images(self._data)
         if self.trains_on_images and self._has_images and getattr(self._data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
         labels = any(stage.objective.needs_labels for stage in self.stages)
