@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from nernlit.errors import DataError
+from nernlit.utilities.text import abbreviated
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -69,7 +70,9 @@ def published_labels(folders: Sequence[str], classes: Sequence[str], place: str)
         labels[folder] = label
     missing = [name for label, name in enumerate(classes) if label not in labels.values()]
     if missing:
-        raise DataError(f"{place} has no folder for {len(missing)} of the {len(classes)} classes: {missing[0]}, ...")
+        raise DataError(
+            f"{place} has no folder for {len(missing)} of the {len(classes)} classes: {abbreviated(missing)}."
+        )
     return labels
 
 

@@ -13,19 +13,10 @@ from nernlit.data.file_paths import FilePaths
 from nernlit.data.sources import FileImages
 from nernlit.errors import DataError
 from nernlit.utilities.progress import progress
+from nernlit.utilities.text import abbreviated
 
 #: Files that operating systems create in folders.
 _CLUTTER = {"thumbs.db", "desktop.ini"}
-
-
-def abbreviated(names: Sequence[str], shown: int = 5) -> str:
-    """The names in one line, the first ones of many.
-
-    >>> abbreviated(["a", "b", "c"], shown=2)
-    'a, b and 1 more'
-    """
-    rest = len(names) - shown
-    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:shown])} and {rest} more"
 
 
 def class_folders(folder: Path) -> list[str]:

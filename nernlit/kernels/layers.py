@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 from nernlit.errors import LayoutError
+from nernlit.utilities.text import abbreviated
 
 LayerPreset = Literal["all_convs", "stages_3x3", "all_linear", "all"]
 #: `conv`: convolutions and transposed convolutions of 1 to 3 dimensions. `linear`: `Linear` layers, and the projections
@@ -129,9 +130,9 @@ def select_layers(found: Mapping[str, Candidate], layers: LayerPreset | LayerFil
         key for key, weight in named.items() if rule.kernel_sizes is None or weight.kernel_size in rule.kernel_sizes
     ]
     if not taken:
-        first = ", ".join(weight.names[0] for weight in list(found.values())[:5])
+        first = abbreviated([weight.names[0] for weight in found.values()])
         raise LayoutError(
-            f"layers={layers!r} selects none of the network's {len(found)} {several} (first: {first}). "
+            f"layers={layers!r} selects none of the network's {len(found)} {several} ({first}). "
             "Select more layers with --model.representation.layers."
         )
     return taken
@@ -168,7 +169,7 @@ def _matches_nothing(where: str, pattern: str, names: Sequence[str], one: str, s
     """The error, with patterns that do match: `name.*` if `name` is a parent module, or similarly spelled names."""
     below = sorted({f"{name[:at]}.*" for name in names for at, character in enumerate(name) if character == "."})
     close = [f"{pattern}.*"] if f"{pattern}.*" in below else difflib.get_close_matches(pattern, [*below, *names], 3)
-    known = f"the {several} are {', '.join(names[:5])}, ..."
+    known = f"the {several} are {abbreviated(names)}."
     hint = f"did you mean {', '.join(map(repr, close))}?" if close else known
     return LayoutError(
         f"{where}: the pattern {pattern!r} matches no {one}; {hint} "

@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from nernlit.errors import CheckpointError, UsageError
-from nernlit.storage.matching import first_few
+from nernlit.utilities.text import abbreviated
 
 #: Suffix of the parameters and buffers that torch's reparametrizations add -> the call that removes them.
 _REPARAMETRIZATIONS = {
@@ -76,8 +76,8 @@ def _require_plain_state_dict(net: nn.Module, name: str) -> None:
     extra = {key for key in state if key.rpartition(".")[2] == "_extra_state"}
     if changed := sorted((state.keys() - extra) ^ own):
         raise UsageError(
-            f"the state dict of {name!r} does not have the names of its tensors ({first_few(changed)}); remove the "
-            "state-dict hooks that rename them."
+            f"the state dict of {name!r} does not have the names of its tensors ({abbreviated(changed, 3)}); remove "
+            "the state-dict hooks that rename them."
         )
 
 

@@ -21,6 +21,7 @@ from nernlit.errors import UsageError
 from nernlit.originals.original import Original
 from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.sharing import names_of_weights
+from nernlit.utilities.text import abbreviated
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 _Layer = _Conv | nn.Linear
@@ -130,7 +131,7 @@ def activation_moments(
             advance(len(images_BCHW))
     unseen = [key for key, own in layers.items() if not any(layer in sums for layer in own)]
     if unseen:
-        raise UsageError(f"sensitivity activation: {_shown(unseen)} not used by calling a layer; {_ADVICE}.")
+        raise UsageError(f"sensitivity activation: {_named(unseen)} not used by calling a layer; {_ADVICE}.")
     images = _total(count, processes, original)
     seen = {key: [layer for layer in own if layer in sums] for key, own in layers.items()}
     moments = {layer: processes.total(sums[layer]) / images for own in seen.values() for layer in own}
@@ -162,7 +163,7 @@ def batch_norm_moments(original: Original, keys: Sequence[str], image_size: tupl
     norms = batch_norms_after(original.net)
     without = [key for key, own in layers.items() if not own or any(layer not in norms for layer in own)]
     if without:
-        raise UsageError(f"sensitivity batchnorm: {_shown(without)} not followed by BatchNorm; {_ADVICE}.")
+        raise UsageError(f"sensitivity batchnorm: {_named(without)} not followed by BatchNorm; {_ADVICE}.")
     counts: dict[nn.Module, int] = {}
 
     def note(layer: _Layer, maps: Tensor, positions: int) -> None:
@@ -271,6 +272,6 @@ def _per_weight(layer: _Layer, factor_F: Tensor, moment_C: Tensor) -> Tensor:
     return matrix.view(*matrix.shape, *[1] * (layer.weight.dim() - 2)).expand_as(layer.weight)
 
 
-def _shown(keys: Sequence[str]) -> str:
-    more = f", and {len(keys) - 3} more," if len(keys) > 3 else ""
-    return f"{', '.join(keys[:3])}{more} {'is' if len(keys) == 1 else 'are'}"
+def _named(keys: Sequence[str]) -> str:
+    """The keys with the verb of a sentence."""
+    return f"{abbreviated(keys, 3)} {'is' if len(keys) == 1 else 'are'}"

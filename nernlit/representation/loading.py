@@ -16,6 +16,7 @@ from nernlit.representation.fitting import without_fitting
 from nernlit.representation.representation import Representation
 from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.weights import require_floats
+from nernlit.utilities.text import abbreviated
 from nernlit.utilities.trust import known_names_only, refusal, refused_name
 
 _PREFIX = "representation."
@@ -189,7 +190,7 @@ def _stored_state(file: NernFile, representation: Representation) -> dict[str, A
         ]
         if trained:
             raise CheckpointError(
-                f"{file.path} holds {len(trained)} trained kept tensors ({trained[0]}, ...), and the given "
+                f"{file.path} holds {len(trained)} trained kept tensors ({abbreviated(trained, 1)}), and the given "
                 "representation has the original's; pass the same --model.representation.tune_kept, or leave "
                 "`representation` out."
             )

@@ -44,6 +44,7 @@ from nernlit.representation.tuned import TUNED_RATE, Tuned, TuneKept, tuned
 from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.sharing import names_of_weights
 from nernlit.utilities.sides import shortest
+from nernlit.utilities.text import abbreviated
 
 
 @final
@@ -111,10 +112,8 @@ class Representation(WithConstants, WithPretrained):
         # In float64: independent of the number of threads, and finite for large weights.
         power = self.target.double().square().sum()
         if not power:
-            names = ", ".join(layer.name for layer in layout.layers[:5])
-            raise LayoutError(
-                f"all weights of the predicted layers ({names}, ...) are 0; there is nothing to represent."
-            )
+            names = abbreviated([layer.name for layer in layout.layers])
+            raise LayoutError(f"all weights of the predicted layers ({names}) are 0; there is nothing to represent.")
         if keep_zeros and self.learned.count == layout.num_weights:
             raise LayoutError("keep_zeros=True, but no predicted weight is 0; leave it out.")
         rms = (power / self.learned.count).sqrt().float()

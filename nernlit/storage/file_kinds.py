@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from nernlit.utilities.text import abbreviated
+
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _HEAD = 4096
 #: The first bytes of a .nern file; the next one is its format version.
@@ -101,7 +103,7 @@ def _zip(path: Path, size: int) -> str:
         return _torch(path)
     if names and all(name.endswith(".npy") for name in names):
         return "a NumPy archive (.npz)"
-    return f"a zip archive of other files ({', '.join(names[:2])}, ...); unpack it first"
+    return f"a zip archive of other files ({abbreviated(names, 2)}); unpack it first"
 
 
 def _torch(path: Path) -> str:
@@ -122,7 +124,7 @@ def _torch(path: Path) -> str:
     tensors = sum(isinstance(value, Tensor) for value in content.values())
     if tensors:
         return f"a PyTorch file of weights alone (tensors: {tensors})"
-    keys = ", ".join(str(key) for key in list(content)[:5])
+    keys = abbreviated([str(key) for key in content])
     return f"a PyTorch file with the keys {keys}" if content else "a PyTorch file with nothing in it"
 
 
@@ -132,7 +134,7 @@ def _pickled_objects(path: Path) -> str:
             names = sorted(set(get_unsafe_globals_in_checkpoint(file)))
     except Exception:  # older files cannot be looked into
         return ""
-    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    return f" ({abbreviated(names, 3)})" if names else ""
 
 
 def _safetensors(path: Path, size: int, header: int) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nernlit.errors import CheckpointError
 from nernlit.utilities.sharing import with_versions
+from nernlit.utilities.text import abbreviated
 
 #: Keys under which trainers store a network's weights, in timm's order of preference.
 _USUAL = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
@@ -156,15 +157,10 @@ def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
         if key in state and state[key].shape != own[key].shape
     ]
     return [
-        f"{len(keys)} {kind} ({first_few(keys)})"
+        f"{len(keys)} {kind} ({abbreviated(keys, 3)})"
         for kind, keys in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", shaped))
         if keys
     ]
-
-
-def first_few(keys: Sequence[str], show: int = 3) -> str:
-    """The first of them, for a message."""
-    return ", ".join(keys[:show]) + (", ..." if len(keys) > show else "")
 
 
 def _matches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from nernlit.errors import CheckpointError
 from nernlit.storage.file_kinds import describe_file, zip_damage
-from nernlit.storage.matching import first_few, mismatches, network_weights
+from nernlit.storage.matching import mismatches, network_weights
+from nernlit.utilities.text import abbreviated
 
 #: Functions that unpickle NumPy scalars and arrays; NumPy 1 and 2 store them under different module names.
 _NUMPY_CONSTRUCTORS: list[Any] = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
@@ -101,7 +102,7 @@ def require_floats(own: Mapping[str, Any], state: Mapping[str, Any], source: str
     ]
     if unusable:
         raise CheckpointError(
-            f"{source} holds tensors that are no floating-point weights: {first_few(unusable)}. "
+            f"{source} holds tensors that are no floating-point weights: {abbreviated(unusable, 3)}. "
             "Convert them to float32 (dequantize them, or .to_dense()) before you save them."
         )
 

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from nernlit.errors import DataError
 from nernlit.originals import Original
+from nernlit.utilities.text import abbreviated
 
 _SHOWN = 4
 
@@ -35,19 +36,16 @@ def take_class_names(original: Original, data: Any) -> None:
     names, known = class_names(data), original.class_names
     if len(names) != original.num_classes or names == known:
         return
+    given, own = abbreviated(names, _SHOWN), abbreviated(known, _SHOWN)
     if not known:
         original.class_names = names
     elif set(names) == set(known):
         raise DataError(
-            f"the classes of the data are in another order ({_listed(names)}) than the network's ({_listed(known)}), "
+            f"the classes of the data are in another order ({given}) than the network's ({own}), "
             "so the labels would be wrong; rename the folders or sort the classes."
         )
     else:
         rank_zero_warn(
-            f"the classes of the data ({_listed(names)}) are not named as the network's ({_listed(known)}). Accuracies "
+            f"the classes of the data ({given}) are not named as the network's ({own}). Accuracies "
             "are right only if the classes are the same, in the same order."
         )
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

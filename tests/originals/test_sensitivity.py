@@ -173,7 +173,7 @@ def test_every_convolution_of_a_resnet_has_its_batch_norm() -> None:
 def test_weights_without_what_is_needed_are_refused_by_name() -> None:
     with pytest.raises(
         UsageError,
-        match=r"sensitivity batchnorm: depthwise\.weight, pointwise\.weight, wide\.weight, and 1 more, are not "
+        match=r"sensitivity batchnorm: depthwise\.weight, pointwise\.weight, wide\.weight and 1 more are not "
         r"followed by BatchNorm; pass fisher, or leave these layers out \(--model\.representation\.layers\)\.",
     ):
         batch_norm_moments(tiny_original(), KEYS, (6, 6))

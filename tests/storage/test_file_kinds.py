@@ -76,7 +76,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
     "tar": (_tar, "a tar archive; unpack it first"),
     "keras": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file, as Keras writes it"),
     "npz": (_npz, "a NumPy archive (.npz)"),
-    "zip": (lambda: _zipped("a.txt", b"a"), "a zip archive of other files (a.txt, ...); unpack it first"),
+    "zip": (lambda: _zipped("a.txt", b"a"), "a zip archive of other files (a.txt); unpack it first"),
     "scripted": (_scripted, "a TorchScript program, which is not loaded because that could run code"),
     "pickle": (lambda: b"\x80\x04\x95\x00", "a Python pickle, which is not loaded because that could run code"),
     "unknown": (lambda: bytes(range(1, 256)), "a file of an unknown kind (255 bytes)"),
