@@ -7,7 +7,7 @@ shape of every predicted weight.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, final, get_args
@@ -24,13 +24,18 @@ from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageErro
 from nernlit.kernels import Layout, OrderName, decode_order, encode_order, pack_order
 from nernlit.predictors import Predictor
 from nernlit.storage.container import Contents, container_bytes, read_container, write_container
+from nernlit.storage.file_kinds import MAGIC
 
 _SUFFIX = ".nern"
 
 
 def is_nern(path: str | Path) -> bool:
-    """Whether a file is a .nern file, by its name."""
-    return Path(path).suffix.lower() == _SUFFIX
+    """Whether a file is a .nern file, by its name or its first bytes: a download may have another name."""
+    if Path(path).suffix.lower() == _SUFFIX:
+        return True
+    with suppress(OSError, ValueError), open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+    return False
 
 
 @contextmanager
@@ -208,7 +213,7 @@ class NernFile:
             StorageError: If the file cannot be written.
             UsageError: If the path does not end in .nern.
         """
-        if not is_nern(self.path):
+        if self.path.suffix != _SUFFIX:
             raise UsageError(f"{self.path}: expected a file name that ends in {_SUFFIX}.")
         write_container(self.path, self._contents(self.predictor.stored()))
 

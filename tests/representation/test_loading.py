@@ -130,3 +130,15 @@ def test_options_for_nern_files_are_refused_with_checkpoints() -> None:
 def test_what_is_loaded_is_in_evaluation_mode(tmp_path: Path) -> None:
     digits_representation().train().save(tmp_path / "net.nern")
     assert not nernlit.load(tmp_path / "net.nern").training
+
+
+def test_a_file_is_known_by_its_content_whatever_its_name_is(tmp_path: Path) -> None:
+    representation = digits_representation()
+    representation.save(tmp_path / "net.nern")
+    (tmp_path / "net.nern").rename(tmp_path / "download")
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(nernlit.load(tmp_path / "download")(images), representation(images))
+    original = Original("digits_resnet8", checkpoint=str(tmp_path / "download")).freeze()
+    assert torch.allclose(original(images), representation(images), atol=1e-5)
+    with pytest.raises(UsageError, match=r"expected a file name that ends in \.nern"):
+        representation.save(tmp_path / "download")
