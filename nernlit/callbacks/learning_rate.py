@@ -24,7 +24,7 @@ class LearningRate(L.Callback):
             groups = trainer.optimizers[0].param_groups
             factor = getattr(pl_module, "lr_factor", 1.0)
             rates = {
-                f"lr_group_{number}" if number else "lr": factor * float(group["lr"])
+                f"lr_group_{number}" if number else "lr": factor * float(group["lr"]) * group.get("lr_ratio", 1.0)
                 for number, group in enumerate(groups)
             }
             for logger in trainer.loggers:

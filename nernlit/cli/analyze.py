@@ -88,11 +88,11 @@ def _parser() -> CommandParser:
         help=f"statistics in interpolate and landscape: stored, or estimated on {analyses.REESTIMATED_ON} images",
     )
     parser.add_argument(
-        "--points", type=count, default=9, help="number of points of a line, or of each side of a plane"
+        "--points", type=count, default=9, help="points of a line, or of each side of a plane (default: 9)"
     )
-    parser.add_argument("--low", type=finite, default=-0.5, help="start of the interpolation; the original is at 0")
+    parser.add_argument("--low", type=finite, default=-0.5, help="start of the interpolation; 0 is the original (-0.5)")
     parser.add_argument(
-        "--high", type=finite, default=1.5, help="end of the interpolation; the reconstructed network is at 1"
+        "--high", type=finite, default=1.5, help="end of the interpolation; 1 is the reconstructed network (1.5)"
     )
     parser.add_argument(
         "--out",

@@ -18,7 +18,7 @@ from nernlit.coding import Checks, KeptForm, part_bytes, unreadable
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
 from nernlit.representation import load, write_onnx
-from nernlit.storage.container import read_container
+from nernlit.storage.container import Contents, read_container
 from nernlit.training import OriginalModule
 from nernlit.utilities.progress import CONSOLE
 from nernlit.utilities.tables import print_table
@@ -98,6 +98,7 @@ def inspect(args: Sequence[str]) -> None:
             "classes": _shortened(header["class_names"]) or "without names",
             "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
             "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
+            **_bits(contents),
             "not predicted": f"stored as {kept['form']}, largest relative change {kept['error']:.1e}",
             "weights": f"SHA-256 {Checks.from_tensors(contents.tensors).reconstructed}",
         }
@@ -163,6 +164,15 @@ def print_sizes(file: Path) -> None:
     own = [value for name, value in contents.tensors.items() if name.startswith("predictor.")]
     parameters = sum(value.numel() for value in own if value.is_floating_point())  # codes are integers
     Console().print(f"CR of the paper {parameters / predicted:.1%} (predictor parameters / predicted weights)", **plain)
+
+
+def _bits(contents: Contents) -> dict[str, str]:
+    """The bits of each predicted weight, if the predictor is quantized: training may change the option's."""
+    integers = contents.tensors.get("predictor.integers")
+    if integers is None:
+        return {}
+    predicted = sum(map(_numbers, contents.header["specification"]["layers"].values()))
+    return {"integers": f"{8 * integers.nbytes / predicted:.2f} bits for each of {predicted:,} predicted weights"}
 
 
 def _shortened(names: Sequence[str], shown: int = 5) -> str:

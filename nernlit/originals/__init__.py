@@ -1,7 +1,7 @@
 """Originals: the CNNs that are represented. Any timm model, including the CIFAR ResNets registered here."""
 
 from nernlit.originals.batch_norm import BATCH_NORMS, with_statistics, without_statistics
-from nernlit.originals.checks import mask_names, require_classifier, require_plain_weights
+from nernlit.originals.checks import mask_names, require_classifier, require_pixels, require_plain_weights
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
 from nernlit.originals.original import Original
@@ -27,6 +27,7 @@ __all__ = [
     "mask_names",
     "read_state_dict",
     "require_classifier",
+    "require_pixels",
     "require_plain_weights",
     "with_statistics",
     "without_statistics",

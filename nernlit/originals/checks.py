@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from nernlit.errors import CheckpointError, UsageError
+from nernlit.errors import CheckpointError, DataError, UsageError
 from nernlit.utilities.text import abbreviated
 
 #: Suffix of the parameters and buffers that torch's reparametrizations add -> the call that removes them.
@@ -173,3 +173,27 @@ def _statistic(what: str, values: Sequence[float], channels: int, name: str) -> 
 
 def _listed(numbers: Tensor) -> str:
     return f"[{', '.join(f'{value:.4g}' for value in numbers.tolist())}]"
+
+
+#: Pixels outside of this range are not in [0, 1] up to augmentation and noise.
+_PIXELS = (-0.5, 1.5)
+
+
+def require_pixels(images_BCHW: Tensor) -> None:
+    """Check that images are pixels in [0, 1], and not normalized or in units of 0 to 255.
+
+    Raises:
+        DataError: If they are integers, or far outside.
+    """
+    if not images_BCHW.is_floating_point() or images_BCHW.dim() != 4:
+        kind = str(images_BCHW.dtype).removeprefix("torch.")
+        raise DataError(
+            f"images are {kind} of shape {tuple(images_BCHW.shape)}; expected floating-point pixels (B, C, H, W) in "
+            "[0, 1]."
+        )
+    low, high = (float(value) for value in images_BCHW.aminmax())
+    if low < _PIXELS[0] or high > _PIXELS[1]:
+        raise DataError(
+            f"the pixels of a batch are from {low:.3g} to {high:.3g}; expected pixels in [0, 1], which the original "
+            "normalizes itself."
+        )

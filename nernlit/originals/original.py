@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nernlit.coding import NernFile, is_nern, unreadable
-from nernlit.errors import UsageError
+from nernlit.errors import DataError, UsageError
 from nernlit.originals.checks import pixel_statistics, require_classifier, require_finite_weights, require_plain_weights
 from nernlit.originals.timm_models import image_channels, require_counts, require_name, timm_model
 from nernlit.storage.container import fingerprint
@@ -28,7 +28,8 @@ class Original(nn.Module):
         pretrained: Load timm's pretrained weights of this model; most are downloaded.
         num_classes: Number of logits, at least 2; by default the model's own.
         in_chans: Image channels; by default the model's own.
-        mean: Pixel mean, one number or one per channel, in [0, 1]; by default that of timm's model configuration.
+        mean: Pixel mean in [0, 1], a list of one number or of one per channel; by default that of timm's model
+            configuration.
         std: Pixel standard deviation; likewise.
         ema: If a checkpoint has two sets of weights, load the moving average (true) or the raw weights (false). By
             default the moving average if there is one, as timm does.
@@ -176,12 +177,16 @@ class Original(nn.Module):
                 several names is replaced under all of them; pass it under one.
 
         Raises:
+            DataError: If the images have more precision than the network, which would fail.
             UsageError: If the network is no image classifier, or does not return logits of this shape.
         """
         require_classifier("a forward pass", self.name, self.num_classes)
         if self._frozen and self.net.training:
             self.net.eval()  # a network from memory is also the caller's, who may have called `train`
         pixels_BCHW = (images_BCHW - self.mean) / self.std
+        if pixels_BCHW.dtype != self.mean.dtype:
+            given, own = (str(value.dtype).removeprefix("torch.") for value in (images_BCHW, self.mean))
+            raise DataError(f"the images are {given}, but {self.name!r} is {own}; convert the images.")
         entries = {place: value for key, value in (weights or {}).items() for place in self.places[key]}
         logits_BC = (
             functional_call(self.net, entries, (pixels_BCHW,), tie_weights=False) if entries else self.net(pixels_BCHW)

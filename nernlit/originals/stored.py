@@ -111,7 +111,7 @@ def _timm_original(file: NernFile, state: Mapping[str, Tensor]) -> Original:
     if architecture is None:
         raise FileFormatError(
             f"{file.path} holds a {str(file.header['network_class'])[:100]} that timm cannot make; pass a network of "
-            "this architecture: nernlit.load(path, net=...)."
+            "this architecture: nernlit.load(path, net=...), or from_pretrained(folder, net=...)."
         )
     _require_architecture(file, architecture, state)
     return Original(**architecture, mean=file.header["mean"], std=file.header["std"])

@@ -59,11 +59,12 @@ class Counts:
     """How often each whole number occurs in each group: the model by which bits are estimated.
 
     Args:
-        numbers_n: Whole numbers, of any floating-point type.
+        numbers_n: Whole numbers, of any floating-point type. Those of a fit that has diverged count as 0.
         sizes: Numbers of each group.
     """
 
     def __init__(self, numbers_n: Tensor, sizes: Sequence[int]) -> None:
+        numbers_n = numbers_n.nan_to_num(0.0)
         self._sizes = sizes
         sizes_G = torch.tensor(sizes, device=numbers_n.device)
         lowest_G = torch.segment_reduce(numbers_n, "min", lengths=sizes_G).long() - 1
@@ -91,6 +92,6 @@ class Counts:
         bits_X = total_X.log2() - (self._counts_X + 0.5).log2()
         last_G = self._first_G + self._width_G - 2
         first_n, last_n = (repeat_per_group(places_G, self._sizes) for places_G in (self._first_G, last_G))
-        low_n = (values_n.detach().floor().long() + self._origin_n).clamp(first_n, last_n)
+        low_n = (values_n.detach().nan_to_num(0.0).floor().long() + self._origin_n).clamp(first_n, last_n)
         below_n, above_n = bits_X[low_n], bits_X[low_n + 1]
         return below_n + (values_n - (low_n - self._origin_n)) * (above_n - below_n)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from nernlit.errors import DivergenceError, UsageError
-from nernlit.originals import BATCH_NORMS
+from nernlit.errors import DataError, DivergenceError, UsageError
+from nernlit.originals import BATCH_NORMS, require_pixels
 from nernlit.representation.representation import Representation
 from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.progress import progress
@@ -53,18 +53,22 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
         processes: The processes that share the images; all of them get the same values.
 
     Raises:
+        DataError: If the batches are no pixels in [0, 1].
         UsageError: If there are no images, or none of the tensors can be fitted.
         DivergenceError: If activations are not finite.
     """
     original, net = representation.original, representation.module()
     kept = {key: value for key, value in original.net.state_dict().items() if key in representation.tuned.keys}
-    net.load_state_dict(
-        with_versions(kept, net.state_dict()), strict=False
-    )  # so that calibrating again changes nothing
+    # So that calibrating again changes nothing.
+    net.load_state_dict(with_versions(kept, net.state_dict()), strict=False)
     sites, samples = _sites(net, representation.tuned.keys), dict[str, tuple[Tensor, Tensor]]()
     batches = list(images)
     if not batches:
         raise UsageError("calibration: there are no images; pass at least one batch.")
+    for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise DataError(f"a batch for calibration is a {type(batch).__name__}; expected pixels (B, C, H, W).")
+        require_pixels(batch)
     pixels_BCHW = (torch.cat(batches).to(original.mean.device) - original.mean) / original.std
     calls: list[str] = []
 

@@ -22,7 +22,7 @@ from nernlit.coding import (
     require_kernel_size,
     unreadable,
 )
-from nernlit.errors import CheckpointError, LayoutError
+from nernlit.errors import CheckpointError, LayoutError, UsageError
 from nernlit.kernels import (
     LayerFilter,
     LayerPreset,
@@ -98,6 +98,13 @@ class Representation(WithConstants, WithPretrained):
         tune_kept: TuneKept = "none",
         keep_zeros: bool = False,
     ) -> None:
+        if not isinstance(original, Original):
+            raise UsageError(
+                f"original is a {type(original).__name__}; expected an Original, for example "
+                "Original.from_module(net, num_classes, mean, std)."
+            )
+        if quantize is not None and not isinstance(quantize, Quantize):
+            raise UsageError(f"quantize={quantize!r}; expected Quantize(bits=...).")
         if quantize is not None:
             predictor = Quantized(predictor, quantize.bits, quantize.per, quantize.step_rate)
         layout = Layout.from_module(original.net, layers, pointwise, tile=predictor.kernel_size)

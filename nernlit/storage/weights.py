@@ -79,6 +79,11 @@ def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     """
     own = net.state_dict()
     problems = mismatches(own, state)
+    if problems and any(key.startswith("representation.") for key in state):
+        raise CheckpointError(
+            f"{source} is a checkpoint of a predictor, not of a network. Export it (`nernlit export`) and pass the "
+            ".nern file, or pass the original's weights."
+        )
     if problems:
         raise CheckpointError(
             f"{source} does not fit {type(net).__name__}: {'; '.join(problems)}. "

@@ -11,8 +11,6 @@ from torch import Tensor
 from nernlit.errors import DataError
 
 _EXPECTED = "expected (images, labels): float32 pixels (B, C, H, W) in [0, 1], and integers (B,)"
-#: Pixels outside of this range are not in [0, 1] up to augmentation and noise.
-_RANGE = (-0.5, 1.5)
 
 
 def images_of(batch: Any) -> Tensor:
@@ -27,7 +25,7 @@ def images_of(batch: Any) -> Tensor:
         kinds = ", ".join(type(part).__name__ for part in batch)
         raise DataError(f"a batch consists of ({kinds}); {_EXPECTED}.")
     images_BCHW: Tensor = batch[0]
-    if images_BCHW.dtype != torch.float32 or images_BCHW.dim() != 4:
+    if not images_BCHW.is_floating_point() or images_BCHW.dim() != 4:
         kind = str(images_BCHW.dtype).removeprefix("torch.")
         raise DataError(f"the images of a batch are {kind} of shape {tuple(images_BCHW.shape)}; {_EXPECTED}.")
     return images_BCHW
@@ -50,17 +48,3 @@ def labels_of(batch: Any, num_classes: int) -> Tensor:
         lowest, highest = int(labels_B.min()), int(labels_B.max())
         raise DataError(f"labels are from {lowest} to {highest}; expected 0 to {num_classes - 1}.")
     return labels_B.long()
-
-
-def require_pixels(images_BCHW: Tensor) -> None:
-    """Check that images are pixels in [0, 1], and not normalized or in units of 0 to 255.
-
-    Raises:
-        DataError: If they are far outside.
-    """
-    low, high = (float(value) for value in images_BCHW.aminmax())
-    if low < _RANGE[0] or high > _RANGE[1]:
-        raise DataError(
-            f"the pixels of a batch are from {low:.3g} to {high:.3g}; expected pixels in [0, 1], which the original "
-            "normalizes itself."
-        )

@@ -13,7 +13,7 @@ from nernlit.coding import KeptForm
 from nernlit.errors import DataError, UsageError, require_at_least, require_positive
 from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
-from nernlit.originals import Original, require_plain_weights
+from nernlit.originals import Original, require_pixels, require_plain_weights
 from nernlit.predictors import MAX_BITS, Quantize, Table
 from nernlit.predictors.scales import Scale
 from nernlit.representation import Representation, Sizes
@@ -32,8 +32,8 @@ def compress(
     target_bytes: int | None = None,
     bits: float = 1.75,
     steps: int = 3000,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     teacher: Original | None = None,
     teacher_flip: bool = False,
 ) -> Representation:
@@ -49,8 +49,9 @@ def compress(
         target_bytes: Size of the file; None for `bits`.
         bits: Bits per weight.
         steps: Training steps, each with one batch.
-        mean: Pixel mean per channel that the network expects to be subtracted; 0 by default.
-        std: Pixel standard deviation per channel; 1 by default.
+        mean: Pixel mean that the network expects to be subtracted, one number or one per channel. Without `mean` and
+            `std` images are passed on as they are.
+        std: Pixel standard deviation; likewise.
         teacher: A better classifier with the same classes to learn from; by default the network itself.
         teacher_flip: Whether the teacher's logits are averaged over each image and its mirror image. This is more
             accurate where mirror images have the same class.
@@ -73,8 +74,8 @@ def _compressed(
     target_bytes: int | None,
     bits: float,
     steps: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
     teacher: Original | None,
     teacher_flip: bool,
 ) -> Representation:
@@ -82,8 +83,12 @@ def _compressed(
     require_plain_weights(net, type(net).__name__)  # before the forward pass, whose error message would be less clear
     pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
-    mean = [0.0] * channels if mean is None else [float(value) for value in mean]
-    std = [1.0] * channels if std is None else [float(value) for value in std]
+    if mean is not None or std is not None:  # otherwise images may be normalized already
+        require_pixels(pixels_BCHW)
+    mean, std = (
+        _per_channel(0.0 if mean is None else mean, channels),
+        _per_channel(1.0 if std is None else std, channels),
+    )
     with torch.no_grad():
         net = copy.deepcopy(net).cpu().eval()  # the original is frozen
         try:
@@ -115,6 +120,11 @@ def _compressed(
     )
     trainer.fit(module, DataLoader(_Batches(images, steps), batch_size=None))
     return representation.eval()
+
+
+def _per_channel(values: float | Sequence[float], channels: int) -> list[float]:
+    """One number for each channel."""
+    return [float(values)] * channels if isinstance(values, int | float) else [float(value) for value in values]
 
 
 def quantized_table(original: Original, bits: float = 2.0, scale: Scale = "layer") -> Representation:
@@ -154,18 +164,23 @@ def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[i
         UsageError: If the file would be larger without any bit for the weights, or more bits are left than a quantized
             predictor can have.
     """
+    if target_bytes is None and bits > MAX_BITS:
+        raise UsageError(f"bits={bits:g}: expected at most {MAX_BITS} bits per weight.")
+    if target_bytes is None and bits < _MIN_BITS:
+        raise UsageError(f"bits={bits:g}: expected at least {_MIN_BITS} bits per weight.")
     fixed, weights = sizes.file_bytes - sizes.code_bits // 8, sizes.predicted_weights
     target = fixed + round(bits * weights / 8) if target_bytes is None else target_bytes
-    left = 8 * (target - fixed) / weights
+    left = bits if target_bytes is None else 8 * (target - fixed) / weights
     if left < _MIN_BITS:
         raise UsageError(
             f"target_bytes={target:,}: the file needs {fixed:,} bytes in addition to those of the {weights:,} "
             f"predicted weights; expected at least {fixed + round(_MIN_BITS * weights / 8):,}."
         )
     if left > MAX_BITS:
-        given = f"bits={bits:g}" if target_bytes is None else f"target_bytes={target:,}"
         most = fixed + MAX_BITS * weights // 8
-        raise UsageError(f"{given}: expected at most {MAX_BITS} bits per weight, which are {most:,} bytes.")
+        raise UsageError(
+            f"target_bytes={target:,}: expected at most {MAX_BITS} bits per weight, which are {most:,} bytes."
+        )
     return target, left
 
 

@@ -13,7 +13,8 @@ from torch.nn.functional import one_hot
 from torchmetrics.classification import MulticlassAccuracy
 
 from nernlit.errors import DataError, UsageError
-from nernlit.training.batches import images_of, labels_of, require_pixels
+from nernlit.originals import require_pixels
+from nernlit.training.batches import images_of, labels_of
 
 ImageBatch = tuple[Tensor, Tensor]
 Classifiers = Mapping[str, Callable[[Tensor], Tensor]]

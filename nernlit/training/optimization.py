@@ -24,7 +24,8 @@ def build_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
 
     Args:
         make: Makes it.
-        parameters: The trained parameters, and the ratio of the learning rate of each to the optimizer's.
+        parameters: The trained parameters, and the ratio of the learning rate of each to the optimizer's. Steps apply
+            it (`lr_ratio` of the group), so that schedules that set the rates of all groups alike keep it.
         options: Prefix of its options on the command line, for messages.
 
     Raises:
@@ -52,7 +53,7 @@ def build_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
             raise UsageError(f"lr={rate:g}; expected a finite learning rate above 0 ({options}.optimizer.lr).")
     for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
         if ratio != 1.0:
-            group["lr"] *= ratio
+            group["lr_ratio"] = ratio
     return optimizer
 
 
@@ -88,6 +89,8 @@ def build_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any
 def relative_rate(optimizer: Optimizer) -> float:
     """The learning rate as a share of the highest one: the one that the optimizer was created with, or OneCycleLR's.
 
+    Both are those of the first group, during a step.
+
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], lr=0.5)
     >>> schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
@@ -96,7 +99,7 @@ def relative_rate(optimizer: Optimizer) -> float:
     """
     group = optimizer.param_groups[0]
     initial = group.get("initial_lr", optimizer.defaults.get("lr", group["lr"]))
-    return float(group["lr"]) / float(group.get("max_lr", initial))
+    return float(group["lr"]) / float(group.get("max_lr", initial) * group.get("lr_ratio", 1.0))
 
 
 def refuse_changing_accumulation(trainer: Any) -> None:

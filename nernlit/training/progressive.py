@@ -14,7 +14,7 @@ from typing import Any, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import Parameter
@@ -184,6 +184,16 @@ class Progressive(Scheme):
         if stage == "fit" and self.trainer.limit_val_batches == 0:
             raise UsageError("limit_val_batches=0: Progressive chooses a round's winner in a validation.")
         callbacks = getattr(self.trainer, "callbacks", [])
+        between = [
+            each
+            for each in callbacks
+            if isinstance(each, ModelCheckpoint) and (each._every_n_train_steps or each._train_time_interval)
+        ]
+        if stage == "fit" and between:
+            raise UsageError(
+                "every_n_train_steps and train_time_interval of a checkpoint: one after the last step of a round would "
+                "have no result of the round; Progressive saves after each validation. Leave them out."
+            )
         averaging = [c for c in callbacks if isinstance(c, WeightAveraging | StochasticWeightAveraging)]
         if stage == "fit" and averaging:
             raise UsageError(

@@ -134,13 +134,14 @@ class Recovery:
 
     @contextmanager
     def lowered(self, optimizer: Optimizer) -> Iterator[None]:
-        """A context in which the optimizer has the lowered learning rates, also if a restart lowers them further.
+        """A context in which the optimizer has the lowered learning rates, also if a restart lowers them further, and
+        the rates of groups have their ratios to the schedule's (`build_optimizer`).
 
         Outside of it the rates are those of the schedule, which may compute each from the one before.
         """
         rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * self.factor
+            group["lr"] = group["lr"] * self.factor * group.get("lr_ratio", 1.0)
         self._lowers = True
         try:
             yield

@@ -361,7 +361,12 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             return super().load_from_checkpoint(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
+        try:
+            super().on_save_checkpoint(checkpoint)
+        except DivergenceError as error:  # between two validations
+            self.recovery.restart(error, self)
+            checkpoint["state_dict"] = self.state_dict()
+            checkpoint["optimizer_states"] = [self.trainer.strategy.optimizer_state(self.trainer.optimizers[0])]
         checkpoint["sampling_seed"] = self.seed
         checkpoint["stage"] = self.stage
         if self.rate is not None:

@@ -215,3 +215,12 @@ def test_more_bits_than_small_groups_can_show_are_those_of_a_normal_distribution
         integers_n = entries.detach().flatten() / predictor.step_sizes()["entries"].flatten()
         shares = integers_n.round().unique(return_counts=True)[1] / integers_n.numel()
         assert float(-(shares * shares.log2()).sum()) == pytest.approx(bits, abs=0.3)
+
+
+def test_the_rate_of_parameters_that_are_not_finite_is_not_finite() -> None:
+    predictor = Quantized(Table(), bits=3.0)
+    predictor.bind([(8, 8)])
+    predictor.reset_parameters()
+    with torch.no_grad():
+        predictor.predictor.get_parameter("entries")[0, 0, 0] = torch.nan
+    assert not bool(predictor.rate()[0].isfinite())

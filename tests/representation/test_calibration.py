@@ -6,12 +6,13 @@ import torch
 from timm.layers import BatchNormAct2d, LayerNorm2d
 from torch import Tensor, nn
 
-from nernlit.errors import DivergenceError, UsageError
+from nernlit.errors import DataError, DivergenceError, UsageError
 from nernlit.kernels import LayerFilter
 from nernlit.originals import Original
 from nernlit.predictors import Table
 from nernlit.representation import Representation, calibrate
 from nernlit.utilities.processes import Processes
+from tests.fakes import digits_representation
 
 IMAGES = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -271,3 +272,16 @@ def test_linear_layers_of_tokens_keep_their_values() -> None:
     calibrate(representation, [IMAGES])
     changed = {key for key, value in representation.tuned.named().items() if not torch.equal(value, before[key])}
     assert changed == {"embed.bias", "norm.weight", "norm.bias", "head.bias"}
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ((255 * torch.rand(4, 1, 8, 8)).byte(), "images are uint8 of shape"),
+        (255 * torch.rand(4, 1, 8, 8), r"the pixels of a batch are from .* expected pixels in \[0, 1\]"),
+        ((torch.rand(4, 1, 8, 8), torch.zeros(4)), "a batch for calibration is a tuple; expected pixels"),
+    ],
+)
+def test_images_that_are_no_pixels_are_refused(images: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        calibrate(digits_representation(), [images])

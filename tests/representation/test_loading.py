@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import nernlit
+from nernlit.coding import KeptForm
 from nernlit.errors import CheckpointError, FileFormatError, UsageError
 from nernlit.originals import Original
 from nernlit.representation import load_representation
@@ -142,3 +143,22 @@ def test_a_file_is_known_by_its_content_whatever_its_name_is(tmp_path: Path) -> 
     assert torch.allclose(original(images), representation(images), atol=1e-5)
     with pytest.raises(UsageError, match=r"expected a file name that ends in \.nern"):
         representation.save(tmp_path / "download")
+
+
+@pytest.mark.parametrize("form", ["fp16", "bf16", "int8"])
+def test_a_file_of_rounded_tensors_is_loaded_into_a_given_representation(form: KeptForm, tmp_path: Path) -> None:
+    for seed in range(4):  # the header has two digits of the rounding error
+        representation = digits_representation()
+        with torch.no_grad():
+            for name, buffer in representation.original.net.named_buffers():
+                if name.endswith("running_mean"):
+                    buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed)))
+        representation.save(tmp_path / "net.nern", form, fold_batch_norm=True)
+        load_representation(tmp_path / "net.nern", representation)
+
+
+def test_a_checkpoint_of_a_predictor_is_no_network(tmp_path: Path) -> None:
+    state = {f"representation.{name}": value for name, value in digits_representation().state_dict().items()}
+    torch.save({"state_dict": {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}}, tmp_path / "fit.ckpt")
+    with pytest.raises(CheckpointError, match="is a checkpoint of a predictor, not of a network"):
+        Original("digits_resnet8", checkpoint=str(tmp_path / "fit.ckpt"))

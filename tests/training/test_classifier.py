@@ -93,7 +93,7 @@ _IMAGES, _LABELS = torch.rand(4, 1, 8, 8), torch.arange(4)
         ([_IMAGES], r"a batch consists of \(Tensor\); expected \(images, labels\)"),
         ([_IMAGES, "cat"], r"a batch consists of \(Tensor, str\)"),
         ([(255 * _IMAGES).byte(), _LABELS], r"the images of a batch are uint8 of shape \(4, 1, 8, 8\)"),
-        ([_IMAGES.double(), _LABELS], "the images of a batch are float64"),
+        ([_IMAGES.double(), _LABELS], "the images are float64, but .* is float32; convert the images"),
         ([_IMAGES[0], _LABELS], r"the images of a batch are float32 of shape \(1, 8, 8\)"),
         ([_IMAGES, torch.eye(10)[:4]], r"the labels of a batch are float32 of shape \(4, 10\)"),
         ([_IMAGES, _LABELS + 7], "labels are from 7 to 10; expected 0 to 9"),

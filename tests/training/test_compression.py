@@ -109,5 +109,7 @@ def test_images_that_do_not_suit_the_network_are_refused() -> None:
     net = Original("digits_resnet8", pretrained=True).net
     with pytest.raises(UsageError, match=r"the network cannot process images of shape \(2, 3, 8, 8\)"):
         nernlit.compress(net, [torch.rand(2, 3, 8, 8)])
+    with pytest.raises(DataError, match=r"the pixels of a batch are from .* expected pixels in \[0, 1\]"):
+        nernlit.compress(net, [255 * torch.rand(2, 1, 8, 8)], mean=0.5, std=0.5)
     with pytest.raises(DataError, match="pixels that are not finite"):
         nernlit.compress(net, [torch.full((2, 1, 8, 8), torch.nan)])

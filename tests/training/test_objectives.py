@@ -65,5 +65,5 @@ def test_processes_share_the_kernels_of_a_step_out() -> None:
 
 def test_an_objective_that_needs_images_says_what_it_was_given() -> None:
     representation = digits_representation()
-    with pytest.raises(DataError, match=r"a training batch is NoneType; expected \(images, labels\)"):
+    with pytest.raises(DataError, match=r"a batch is a NoneType; expected \(images, labels\)"):
         Distillation(representation.original)(_step(representation))

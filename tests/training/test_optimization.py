@@ -22,7 +22,8 @@ from nernlit.training import (
     ReconOnly,
     ReconstructionPhase,
 )
-from nernlit.training.optimization import build_optimizer
+from nernlit.training.optimization import build_optimizer, relative_rate
+from nernlit.training.recovery import Recovery
 from tests.fakes import QUICK, digits_representation, quiet_trainer
 
 Make = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -178,3 +179,17 @@ def test_an_optimizer_that_plans_one_rate_is_refused_where_several_are_needed() 
     build_optimizer(lambda parameters: Planned(parameters, lr=1.0), {first: 1.0, second: 1.0}, "--model")
     with pytest.raises(UsageError, match=r"--model\.optimizer Planned has one learning rate for all parameters"):
         build_optimizer(lambda parameters: Planned(parameters, lr=1.0), {first: 1.0, second: 0.1}, "--model")
+
+
+def test_ratios_of_learning_rates_hold_under_every_schedule() -> None:
+    first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = build_optimizer(lambda groups: torch.optim.SGD(groups, lr=1.0), {first: 1.0, second: 0.1}, "--model")
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2.0, total_steps=8)
+    for _ in range(7):
+        with Recovery("stop").lowered(optimizer):
+            one, other = (group["lr"] for group in optimizer.param_groups)
+            assert other == pytest.approx(0.1 * one)
+            assert 0 < relative_rate(optimizer) <= 1
+            optimizer.step()
+        schedule.step()
+    assert len({group["lr"] for group in optimizer.param_groups}) == 1  # outside of steps those of the schedule

@@ -238,3 +238,20 @@ def test_a_fit_that_diverged_can_be_continued_with_restarts() -> None:
     content = read_checkpoint(Path(str(cli.trainer.log_dir), "checkpoints", "last.ckpt"))
     assert content["recovery"] == {"restarts": 1}
     assert content["hyper_parameters"]["on_divergence"] == "restart"
+
+
+@pytest.mark.filterwarnings("ignore:the fit has diverged")
+@pytest.mark.parametrize("name", ["recon", "decoupled"])
+def test_a_checkpoint_right_after_a_diverged_step_holds_the_state_of_the_restart(name: str) -> None:
+    steps = ModelCheckpoint("checkpoints", "step-{step}", every_n_train_steps=1, save_top_k=-1)
+    module = _fit(name, [Spoil(2), steps])
+    assert module.recovery.restarts == 1
+    for path in Path("checkpoints").glob("step-*.ckpt"):
+        state = read_checkpoint(path)["state_dict"]
+        assert all(bool(value.isfinite().all()) for value in state.values() if isinstance(value, Tensor))
+
+
+def test_progressive_refuses_checkpoints_between_validations() -> None:
+    steps = ModelCheckpoint("checkpoints", "step-{step}", every_n_train_steps=2, save_top_k=-1)
+    with pytest.raises(UsageError, match="every_n_train_steps and train_time_interval of a checkpoint"):
+        _fit("progressive", [steps])
