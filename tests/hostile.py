@@ -529,7 +529,17 @@ _ARRAYS: dict[str, tuple[dict[str, Writer], str]] = {
     "an archive": ({"c/fog.npy": KINDS["npz"][0]()}, "cannot read c/fog.npy (the magic string is not correct"),
 }
 #: Of the kinds of foreign files, those that hold what the reader looks for.
-_WITH_WEIGHTS = ("safetensors", "weights", "legacy weights", "nested", "old nern", "tensor", "list", "lightning")
+_WITH_WEIGHTS = (
+    "nern",
+    "safetensors",
+    "weights",
+    "legacy weights",
+    "nested",
+    "old nern",
+    "tensor",
+    "list",
+    "lightning",
+)
 
 BAD_INPUTS: dict[str, BadInput] = {
     **{
@@ -544,7 +554,10 @@ BAD_INPUTS: dict[str, BadInput] = {
             EXPORT, {"bad.ckpt": content()}, f"bad.ckpt is {described}. Pass a .ckpt that a"
         )
         for kind, (content, described) in KINDS.items()
+        if kind != "nern"  # known by its content
     },
+    "checkpoint: nern": BadInput(EXPORT, {"bad.ckpt": KINDS["nern"][0]()}, "bad.ckpt is damaged: its checksum is"),
+    "weights: nern": BadInput(COMPRESS, {"bad.pt": KINDS["nern"][0]()}, "bad.pt is damaged: its checksum is wrong"),
     **{
         f"weights: {kind}": BadInput(
             COMPRESS, {"bad.pt": content()}, f"cannot read weights from bad.pt: it is {described}."

@@ -14,7 +14,7 @@ from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, posit
 from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
 from nernlit.cli.configs import config_fingerprint, config_parts
 from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
-from nernlit.cli.inputs import network_options, original_of, require_images
+from nernlit.cli.inputs import network_options, original_of, refuse_test_options, require_images
 from nernlit.cli.main import ERROR
 from nernlit.cli.other_files import OtherFile, read_other_files
 from nernlit.cli.rivals import SETTINGS, TRAINED, WITH_BITS, Rivals, rival_name, write
@@ -54,6 +54,7 @@ def compare(args: Sequence[str]) -> None:
     if options.bits and set(WITH_BITS).isdisjoint(options.methods):
         raise UsageError(f"--bits is for {', '.join(WITH_BITS)}; leave it out.")
     require_images(data_options)
+    refuse_test_options(fit_options)
     require_writable(options.out, "--out")
     others = read_other_files(options.others) if options.others else []
     original = original_of(network)

@@ -11,7 +11,7 @@ from rich.console import Console
 from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.export import print_sizes, test
 from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
-from nernlit.cli.inputs import ORIGINAL, network_options, original_of, require_images
+from nernlit.cli.inputs import ORIGINAL, network_options, original_of, refuse_test_options, require_images
 from nernlit.cli.main import NernlitCLI
 from nernlit.cli.runs import data_module
 from nernlit.errors import UsageError
@@ -64,6 +64,7 @@ def compress(args: Sequence[str]) -> None:
     if options.out.suffix != ".nern":
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern.")
     require_images(data)
+    refuse_test_options(fit_args)
     data_module(data)  # refuses options that the test after the fit could not be run with
     require_writable(options.out.parent, "--out")
     network, fit_args = network_options(options.net, options.network, fit_args)

@@ -1,8 +1,9 @@
 """`nernlit doctor`: versions, devices, speed and caches of this installation, what is wrong with it and how to fix it.
 
-Exit code 1 if something is wrong. Libraries are imported where they are needed, and not at the top: a broken one is to
-be reported.
+Exit code 1 if something is wrong.
 """
+
+# Libraries are imported where they are needed, and not at the top: a broken one is to be reported.
 
 import importlib
 import importlib.metadata

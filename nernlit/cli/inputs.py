@@ -11,6 +11,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from nernlit.cli.arguments import split_options
+from nernlit.cli.configs import config_parts, expand_bases
 from nernlit.cli.resume import say
 from nernlit.cli.runs import Run
 from nernlit.coding import is_nern
@@ -34,6 +35,26 @@ def require_images(data_options: Sequence[str]) -> None:
             "no dataset is given: pass --data FolderDataModule --data.root DIR for a folder train/<class>/<image>, or "
             "the DataModule of a dataset, such as CIFAR10DataModule."
         )
+
+
+def refuse_test_options(fit_options: Sequence[str]) -> None:
+    """Refuse configuration files that set what a command sets itself, or needs for its own test.
+
+    Args:
+        fit_options: Further options of the fits.
+
+    Raises:
+        UsageError: If a file has options of the data, or the number of epochs.
+    """
+    for part in config_parts(expand_bases(fit_options)):
+        options = part.options()
+        if options.get("data"):
+            raise UsageError(
+                f"{part.file} has options of the data, which the test after the fit would not have; pass them on the "
+                "command line: --data CLASS --data.root DIR."
+            )
+        if "max_epochs" in (options.get("trainer") or {}):
+            raise UsageError(f"{part.file} sets trainer.max_epochs, which this command sets; pass --epochs instead.")
 
 
 def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -151,7 +151,8 @@ def _classes_expected(option: str, value: str, base: Any) -> str:
     if not names or names == [base.__name__]:
         return f"{because}expected the options of {base.__name__}: {', '.join(_parameters(base))}."
     close = closest(value, names)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    meant = f"[{value}], a list" if value in names else close[0] if close else ""
+    hint = f" (did you mean {meant}?)" if meant else ""
     return (
         f"{because}expected one of {', '.join(names)}{hint}, or the path of a class of your own (module.Class) that "
         f"derives from {base.__name__}."

@@ -177,8 +177,13 @@ def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureF
             ],
             "EMAWeightAveraging would average the network that is written to the file; pass --model.ema 0.99",
         ),
+        (["digits_resnet8", "-o", "a.nern", *DIGITS, "-c", "data.yaml"], "data.yaml has options of the data, which"),
+        (["digits_resnet8", "-o", "a.nern", *DIGITS, "-c", "long.yaml"], "long.yaml sets trainer.max_epochs, which"),
+        (["digits_resnet8", "-o", "a.nern", "--data=FolderDataModule", "--data.rot=x"], "--data.rot"),
     ],
 )
 def test_impossible_commands_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("data.yaml").write_text("data: {init_args: {batch_size: 100}}")
+    Path("long.yaml").write_text("trainer: {max_epochs: 3}")
     assert message in _refused(args, capsys)
     assert not Path("a.nern").exists()
