@@ -35,10 +35,10 @@ class BestCheckpoint(ModelCheckpoint):
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(self._with_paths_of_today(state_dict))
+        super().load_state_dict(self._with_current_paths(state_dict))
 
-    def _with_paths_of_today(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A state with the checkpoints in the folder of this fit, if they are all there."""
+    def _with_current_paths(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with its checkpoints in the folder of this fit, if they are all there."""
         best, others = state["best_model_path"], state.get("best_k_models", {})
         if self.dirpath is None or not best:
             return state

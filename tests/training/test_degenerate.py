@@ -59,7 +59,7 @@ NETS: dict[str, Callable[[], _Net]] = {
 }
 #: What is refused, and how.
 REFUSED: dict[str, str] = {
-    "only zeros": r"all weights of the predicted layers \(convs\.0, convs\.1, \.\.\.\) are 0",
+    "only zeros": r"all weights of the predicted layers \(convs\.0, convs\.1\) are 0",
     "huge": "the original's weights or logits on the val images are not finite|at step [01] train/(kd|features) is nan",
 }
 PREDICTORS: dict[str, Callable[[], dict[str, Any]]] = {
