@@ -90,9 +90,14 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--points", type=count, default=9, help="points of a line, or of each side of a plane (default: 9)"
     )
-    parser.add_argument("--low", type=finite, default=-0.5, help="start of the interpolation; 0 is the original (-0.5)")
     parser.add_argument(
-        "--high", type=finite, default=1.5, help="end of the interpolation; 1 is the reconstructed network (1.5)"
+        "--low", type=finite, default=-0.5, help="start of the interpolation; 0: the original (default: -0.5)"
+    )
+    parser.add_argument(
+        "--high",
+        type=finite,
+        default=1.5,
+        help="end of the interpolation; 1: the reconstructed network (default: 1.5)",
     )
     parser.add_argument(
         "--out",

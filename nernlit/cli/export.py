@@ -157,10 +157,9 @@ def print_sizes(file: Path) -> None:
     Console().print(
         f"CR of the file {total / original:.1%} (its bytes / {original:,} of the original's safetensors)", **plain
     )
-    specification = contents.header["specification"]
     if "predictor.steps" in contents.tensors:  # quantized: parameters are no measure of size
         return
-    predicted = sum(map(_numbers, specification["layers"].values()))
+    predicted = _predicted_weights(contents)
     own = [value for name, value in contents.tensors.items() if name.startswith("predictor.")]
     parameters = sum(value.numel() for value in own if value.is_floating_point())  # codes are integers
     Console().print(f"CR of the paper {parameters / predicted:.1%} (predictor parameters / predicted weights)", **plain)
@@ -171,7 +170,7 @@ def _bits(contents: Contents) -> dict[str, str]:
     integers = contents.tensors.get("predictor.integers")
     if integers is None:
         return {}
-    predicted = sum(map(_numbers, contents.header["specification"]["layers"].values()))
+    predicted = _predicted_weights(contents)
     return {"integers": f"{8 * integers.nbytes / predicted:.2f} bits for each of {predicted:,} predicted weights"}
 
 
@@ -180,5 +179,6 @@ def _shortened(names: Sequence[str], shown: int = 5) -> str:
     return ", ".join([*names[:shown], "...", names[-1]] if len(names) > shown + 1 else names)
 
 
-def _numbers(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
+def _predicted_weights(contents: Contents) -> int:
+    """How many weights a file predicts."""
+    return sum(torch.Size(shape).numel() for shape in contents.header["specification"]["layers"].values())

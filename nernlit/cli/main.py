@@ -127,7 +127,7 @@ def _run_command(given: Sequence[str]) -> None:
 def _names_nern_file(args: Sequence[str]) -> bool:
     """Whether one of the arguments is a .nern file that is not an option's value."""
     flags = [arg.startswith("-") and "=" not in arg for arg in ("", *args)]
-    return any(is_nern(arg) and not arg.startswith("-") and not flag for arg, flag in zip(args, flags, strict=False))
+    return any(not flag and not arg.startswith("-") and is_nern(arg) for arg, flag in zip(args, flags, strict=False))
 
 
 #: Error numbers of a full or failing disk.

@@ -33,8 +33,10 @@ def is_nern(path: str | Path) -> bool:
     """Whether a file is a .nern file, by its name or its first bytes: a download may have another name."""
     if Path(path).suffix.lower() == _SUFFIX:
         return True
-    with suppress(OSError, ValueError), open(path, "rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    with suppress(OSError, ValueError):
+        if Path(path).is_file():  # a pipe can be read only once
+            with open(path, "rb") as file:
+                return file.read(len(MAGIC)) == MAGIC
     return False
 
 

@@ -1,4 +1,5 @@
 import importlib
+import os
 import shutil
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 import nernlit
-from nernlit.coding import KeptForm
+from nernlit.coding import KeptForm, is_nern
 from nernlit.errors import CheckpointError, FileFormatError, UsageError
 from nernlit.originals import Original
 from nernlit.representation import load_representation
@@ -162,3 +163,8 @@ def test_a_checkpoint_of_a_predictor_is_no_network(tmp_path: Path) -> None:
     torch.save({"state_dict": {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}}, tmp_path / "fit.ckpt")
     with pytest.raises(CheckpointError, match="is a checkpoint of a predictor, not of a network"):
         Original("digits_resnet8", checkpoint=str(tmp_path / "fit.ckpt"))
+
+
+def test_a_pipe_is_not_read_to_find_out_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_nern(tmp_path / "pipe")  # opening it would wait for a writer
