@@ -26,6 +26,10 @@ KEPT: KeptForm = "int8"
 _MIN_BITS = 0.1
 
 
+# The caller's modes and random state do not matter, and stay as they are.
+@torch.inference_mode(False)
+@torch.enable_grad()
+@torch.random.fork_rng()
 def compress(
     net: nn.Module,
     images: Iterable[Any],
@@ -63,23 +67,6 @@ def compress(
     """
     require_at_least(1, steps=steps)
     require_positive(bits=bits)
-    # The caller's modes and random state do not matter, and stay as they are.
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        return _compressed(net, images, target_bytes, bits, steps, mean, std, teacher, teacher_flip)
-
-
-def _compressed(
-    net: nn.Module,
-    images: Iterable[Any],
-    target_bytes: int | None,
-    bits: float,
-    steps: int,
-    mean: float | Sequence[float] | None,
-    std: float | Sequence[float] | None,
-    teacher: Original | None,
-    teacher_flip: bool,
-) -> Representation:
-    """See `compress`."""
     require_plain_weights(net, type(net).__name__)  # before the forward pass, whose error message would be less clear
     pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
