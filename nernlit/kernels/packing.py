@@ -10,13 +10,13 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nernlit.errors import LayoutError
 from nernlit.kernels.layout import Layout
 from nernlit.kernels.orders import OrderName
 from nernlit.kernels.permutations import addresses_of, permutation_shapes, permutations
+from nernlit.storage.bits import from_bits, to_bits
 
 
 def packed_bits(layout: Layout, order: OrderName) -> int:
@@ -33,7 +33,7 @@ def pack_order(layout: Layout, addresses_N3: Tensor, order: OrderName) -> Tensor
     ['01001110', '10101010']
     """
     groups = permutations(layout, addresses_N3, order)
-    parts = [np.zeros(0, dtype=np.uint8), *(_to_bits(group, group.shape[1]) for group in groups)]
+    parts = [np.zeros(0, dtype=np.uint8), *(to_bits(group, _width(group.shape[1])) for group in groups)]
     return torch.from_numpy(np.packbits(np.concatenate(parts)))
 
 
@@ -51,8 +51,9 @@ def unpack_order(layout: Layout, packed_P: Tensor, order: OrderName) -> Tensor:
         )
     bits, start, groups = np.unpackbits(packed_P.numpy()), 0, []
     for count, items in permutation_shapes(layout, order):
-        end = start + count * items * _width(items)
-        group = _from_bits(bits[start:end], items, count * items).reshape(count, items)
+        width = _width(items)
+        end = start + count * items * width
+        group = from_bits(bits[start:end], width, count * items).reshape(count, items)
         if not (np.sort(group, axis=1) == np.arange(items)).all():
             raise LayoutError(f"the packed order is damaged: expected a permutation of {items} items.")
         groups.append(group)
@@ -63,18 +64,3 @@ def unpack_order(layout: Layout, packed_P: Tensor, order: OrderName) -> Tensor:
 def _width(items: int) -> int:
     """Bits of a number below `items`."""
     return math.ceil(math.log2(items)) if items > 1 else 0
-
-
-def _to_bits(values: NDArray[np.int64], items: int) -> NDArray[np.uint8]:
-    """The bits of numbers below `items`, flattened into one array of zeros and ones."""
-    width = _width(items)
-    as_bytes = values.reshape(-1, 1).astype(">u4").view(np.uint8)
-    return np.unpackbits(as_bytes, axis=1)[:, 32 - width :].reshape(-1)
-
-
-def _from_bits(bits: NDArray[np.uint8], items: int, count: int) -> NDArray[np.int64]:
-    """The inverse of `_to_bits`: `count` numbers below `items`."""
-    width = _width(items)
-    padded = np.zeros((count, 32), dtype=np.uint8)
-    padded[:, 32 - width :] = bits.reshape(count, width)
-    return np.packbits(padded, axis=1).view(">u4").reshape(-1).astype(np.int64)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nernlit.errors import LayoutError
+from nernlit.storage.bits import from_bits, to_bits
 from nernlit.storage.entropy import decode, encode
 
 
@@ -27,8 +28,7 @@ def pack_codes(codes_NM: Tensor, bits: int) -> Tensor:
     >>> [f"{byte:08b}" for byte in pack_codes(torch.tensor([[1, 7, 2]]), 3)]
     ['00111101', '00000000']
     """
-    as_bytes = codes_NM.cpu().numpy().astype(">u2").reshape(-1, 1).view(np.uint8)
-    return torch.from_numpy(np.packbits(np.unpackbits(as_bytes, axis=1)[:, 16 - bits :]))
+    return torch.from_numpy(np.packbits(to_bits(codes_NM.cpu().numpy(), bits)))
 
 
 def unpack_codes(packed_P: Tensor, bits: int, kernels: int, codebooks: int) -> Tensor:
@@ -38,10 +38,8 @@ def unpack_codes(packed_P: Tensor, bits: int, kernels: int, codebooks: int) -> T
     tensor([[1, 7, 2]], dtype=torch.int32)
     """
     count = kernels * codebooks
-    padded = np.zeros((count, 16), dtype=np.uint8)
-    padded[:, 16 - bits :] = np.unpackbits(packed_P.cpu().numpy(), count=count * bits).reshape(count, bits)
-    codes = np.packbits(padded, axis=1).view(">u2").astype(np.int32)
-    return torch.from_numpy(codes.reshape(kernels, codebooks))
+    codes = from_bits(np.unpackbits(packed_P.cpu().numpy(), count=count * bits), bits, count)
+    return torch.from_numpy(codes.reshape(kernels, codebooks)).int()
 
 
 def encode_codes(codes_NM: Tensor, kernels_L: Sequence[int]) -> Tensor:

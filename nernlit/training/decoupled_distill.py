@@ -40,7 +40,8 @@ class ReconstructionPhase:
         scheduler: Creates its learning-rate schedule from the optimizer.
         sampling: Chooses the kernels of each step; uniform by default.
         loss: `mse` or `rmse`.
-        sensitivity: How much the error of each weight counts, also for the codes of `Codebooks`.
+        sensitivity: How much the error of each weight counts, also for phase 2's `recon_weight` and for the codes of
+            `Codebooks`.
     """
 
     steps: int = 0

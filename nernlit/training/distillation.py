@@ -79,7 +79,7 @@ class Distillation(Objective):
         self.kd_weight, self.temperature, self.kd_inside_log = kd_weight, temperature, kd_inside_log
         self.feature_weight, self.cross_entropy_weight = feature_weight, cross_entropy_weight
         self.recon_weight = recon_weight
-        self.needs_labels = cross_entropy_weight > 0
+        self.needs_labels, self.reconstructs = cross_entropy_weight > 0, recon_weight > 0
         self.taps = taps
         if feature_weight:
             FeatureTaps(original.net, taps)  # refuses taps that the network does not have, before phase 1
@@ -149,7 +149,9 @@ class Distillation(Objective):
                 student_BC, _labels(step.batch, self.original.num_classes)
             )
         if self.recon_weight:
-            terms["recon"] = self.recon_weight * full_reconstruction_error(step.representation, weights, "mse")
+            terms["recon"] = self.recon_weight * full_reconstruction_error(
+                step.representation, weights, "mse", step.error_weights
+            )
         return terms
 
     def _teacher_logits(

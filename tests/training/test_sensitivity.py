@@ -263,6 +263,24 @@ def test_baseline_joint_weighs_its_reconstruction_term() -> None:
     assert terms[0] != pytest.approx(terms[1], rel=1e-3)
 
 
+def test_phase_2_weighs_its_reconstruction_term() -> None:
+    terms = []
+    for option in (BATCH_NORM, Sensitivity()):
+        representation = digits_representation()
+        weights_NKK = error_weights(representation, BATCH_NORM, []) if option == BATCH_NORM else None
+        start = reconstruction_mse(representation.kernels().detach(), representation.target, weights_NKK)
+        phase_1 = ReconstructionPhase(sensitivity=option)
+        module = DecoupledDistill(
+            representation, optimizer=_adam, reconstruction=phase_1, recon_weight=2.0, precision="fp32"
+        )
+        module.has_phase_1 = True  # its reconstruction is that of a random predictor
+        trainer = quiet_trainer(max_steps=1, num_sanity_val_steps=0)
+        trainer.fit(module, datamodule=_digits(train_on="images", steps_per_epoch=None))
+        terms.append(float(trainer.callback_metrics["train/recon"]))
+        assert terms[-1] == pytest.approx(2 * float(start / representation.scale**2), rel=1e-4)
+    assert terms[0] != pytest.approx(terms[1], rel=1e-3)
+
+
 def test_images_that_are_not_there_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"sensitivity fisher needs training images, and there are none \(`data: null"):
         quiet_trainer(max_epochs=1).fit(_recon_only(FISHER), datamodule=NoImages(2))
