@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nernlit.analysis.paired import is_correct
 from nernlit.errors import UsageError
 
 Classifier = Callable[[Tensor], Tensor]
@@ -113,7 +114,7 @@ def _measure(attack: Attack, classify: Classifier, batches: Iterable[tuple[Tenso
     right = still = count = 0
     for images_BCHW, labels_B in batches:
         attacked_BCHW = attack(classify, images_BCHW, labels_B)
-        right += int((classify(attacked_BCHW).argmax(1) == labels_B).sum())
+        right += int(is_correct(classify(attacked_BCHW), labels_B).sum())
         still += int(count_unchanged(images_BCHW, attacked_BCHW))
         count += len(labels_B)
     if not count:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from nernlit.analysis.paired import is_correct
 from nernlit.errors import UsageError
 from nernlit.utilities.progress import counted, progress
 
@@ -58,7 +59,7 @@ def evaluate(classify: Classify, point: Point, batches: Batches) -> Evaluation:
     for images_BCHW, labels_B in batches:
         logits_BC = classify(images_BCHW, point)
         loss += float(cross_entropy(logits_BC, labels_B, reduction="sum"))
-        right += int(((logits_BC.argmax(1) == labels_B) & ~logits_BC.isnan().any(1)).sum())
+        right += int(is_correct(logits_BC, labels_B).sum())
         count += len(labels_B)
     if not count:
         raise ValueError("no images to measure on.")
@@ -91,9 +92,12 @@ class ReestimatedBatchNorm:
         if point is not self._measured_at:
             for norm in self._norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # None: a cumulative average over all batches
                 norm.train()
+            count = 0
             for images, _ in self.batches:
+                count += len(images)
+                for norm in self._norms:
+                    norm.momentum = len(images) / count  # so that the average over batches weighs all images alike
                 self._run(images, point)
             for norm in self._norms:
                 norm.eval()
@@ -161,9 +165,9 @@ def plane_through(first: Point, second: Point, third: Point) -> Plane:
 def random_plane(point: Point, generator: torch.Generator) -> Plane:
     """A plane of two random directions through a point, with filter normalization.
 
-    Every filter of a direction has the norm of the point's filter, so that landscapes of networks with weights of
-    different scale can be compared (Li et al., arXiv 1712.09913, section 4). As there, entries with one dimension (of
-    normalization layers, biases) stay the same.
+    Every filter of a direction (every input channel, for a transposed convolution) has the norm of the point's filter,
+    so that landscapes of networks with weights of different scale can be compared (Li et al., arXiv 1712.09913, section
+    4). As there, entries with one dimension (of normalization layers, biases) stay the same.
     """
 
     def direction() -> dict[str, Tensor]:

@@ -28,6 +28,15 @@ class PairedDifference:
     p_value: float
 
 
+def is_correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Whether each image is classified correctly, (B,) booleans; one with logits that are not finite is not.
+
+    >>> is_correct(torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), torch.tensor([1, 0]))
+    tensor([ True, False])
+    """
+    return (logits_BC.argmax(1) == labels_B) & logits_BC.isfinite().all(1)
+
+
 @torch.no_grad()
 def correct_answers(classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Whether each image is classified correctly: (N,) booleans in the order of the batches.

@@ -25,8 +25,10 @@ def pruned(weights: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
     """
     _require_share("density", density)
     magnitudes = torch.cat([value.abs().flatten() for value in weights.values()])
-    least = magnitudes.kthvalue(len(magnitudes) - max(1, round(density * len(magnitudes))) + 1).values
-    return {key: value * (value.abs() >= least) for key, value in weights.items()}
+    kept = torch.zeros_like(magnitudes, dtype=torch.bool)
+    kept[magnitudes.topk(max(1, round(density * len(magnitudes)))).indices] = True
+    parts = kept.split([value.numel() for value in weights.values()])
+    return {key: value * part.view_as(value) for (key, value), part in zip(weights.items(), parts, strict=True)}
 
 
 def factorized(state: Mapping[str, Tensor], keys: Collection[str], share: float) -> dict[str, Tensor]:
@@ -44,7 +46,7 @@ def factorized(state: Mapping[str, Tensor], keys: Collection[str], share: float)
     result = {}
     for key, value in state.items():
         matrix_On = value.flatten(1) if key in keys else value.new_empty(0, 0)
-        rank = max(1, int(share * matrix_On.numel() / max(1, sum(matrix_On.shape))))
+        rank = max(1, int(share * matrix_On.numel() / max(1, sum(matrix_On.shape)) + 1e-9))
         if rank * sum(matrix_On.shape) >= matrix_On.numel():
             result[key] = value
             continue

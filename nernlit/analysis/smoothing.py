@@ -21,7 +21,7 @@ def truncate_singular_values(weights: Weights, keep: float) -> dict[str, Tensor]
 
     Args:
         weights: Convolution weights (O, I, kh, kw) by state-dict key.
-        keep: Share of the singular values that is kept, above 0 and up to 1.
+        keep: Share of the singular values that is kept, above 0 and up to 1; rounded down, but at least one is kept.
 
     Raises:
         UsageError: If `keep` is outside of this range, or a weight is not finite.
@@ -29,7 +29,7 @@ def truncate_singular_values(weights: Weights, keep: float) -> dict[str, Tensor]
     if not 0 < keep <= 1:
         raise UsageError(f"keep={keep}; expected a share of the singular values above 0 and up to 1.")
     require_finite(weights)
-    return {key: _with_values(weight, lambda s: s * _first(len(s), keep).to(s)) for key, weight in weights.items()}
+    return {key: _with_values(weight, lambda s: s * _first(len(s), keep, 1).to(s)) for key, weight in weights.items()}
 
 
 def shrink_singular_values(weights: Weights, by: float, keep: float = 0.5) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def shrink_singular_values(weights: Weights, by: float, keep: float = 0.5) -> di
     Args:
         weights: Convolution weights (O, I, kh, kw) by state-dict key.
         by: Relative decrease of the smaller singular values, between 0 and 1.
-        keep: Share of the singular values that does not change, between 0 and 1.
+        keep: Share of the singular values that does not change, between 0 and 1; rounded down.
 
     Raises:
         UsageError: If `by` or `keep` is not between 0 and 1, or a weight is not finite.
@@ -97,8 +97,8 @@ def average(solutions: Sequence[Weights]) -> dict[str, Tensor]:
     return {key: torch.stack([weights[key] for weights in solutions]).mean(0) for key in solutions[0]}
 
 
-def _first(count: int, share: float) -> Tensor:
-    return torch.arange(count) < round(share * count)
+def _first(count: int, share: float, least: int = 0) -> Tensor:
+    return torch.arange(count) < max(least, math.floor(share * count + 1e-9))
 
 
 def _with_values(weight: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:

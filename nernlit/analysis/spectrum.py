@@ -1,6 +1,7 @@
 """The distribution of a layer's energy over its singular values (arXiv 2407.00356, Fig. 2 and 8).
 
 Shapes: O filters, I channels, kh x kw kernels; a weight is reshaped to (O, I * kh * kw), which has r singular values.
+A transposed convolution's weight is (I, O, kh, kw), and its rows are its input channels.
 """
 
 from collections import defaultdict

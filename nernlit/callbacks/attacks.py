@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nernlit.analysis.attacks import Attack, count_unchanged, warn_unchanged
+from nernlit.analysis.paired import is_correct
 from nernlit.errors import UsageError
 from nernlit.originals import Folded, Original
 from nernlit.representation import Representation
@@ -85,7 +86,7 @@ class AdversarialAccuracy(L.Callback):
             for column, suffix in enumerate(self._suffixes):
                 classify = self._networks[suffix]
                 attacked_BCHW = attack(classify, images_BCHW, labels_B)
-                self._correct[row, column] += (classify(attacked_BCHW).argmax(1) == labels_B).sum()
+                self._correct[row, column] += is_correct(classify(attacked_BCHW), labels_B).sum()
                 self._unchanged[row, column] += count_unchanged(images_BCHW, attacked_BCHW)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -36,10 +36,9 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         kind = torch.bfloat16 if getattr(pl_module, "precision", "fp32") == "bf16" else torch.float32
         self._rate = _matrix_product_rate(pl_module.device, kind)
-        trials = [module for module in pl_module.modules() if isinstance(module, PredictorEnsemble)]
-        inside = {predictor for several in trials for predictor in several.each}
-        alone = [m for m in pl_module.modules() if isinstance(m, Predictor) and m not in inside]
-        self._handles = [module.register_forward_pre_hook(self._note) for module in [*trials, *alone]]
+        found = [module for module in pl_module.modules() if isinstance(module, PredictorEnsemble | Predictor)]
+        inside = {part for module in found for part in module.modules() if part is not module}
+        self._handles = [m.register_forward_pre_hook(self._note) for m in found if m not in inside]
         self._restart()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -121,7 +121,7 @@ def measure(cli: NernlitCLI, select: str) -> Row:
 
 
 def _hidden(module: Scheme) -> str:
-    return str(module.representation.predictor.specification()["init_args"].get("hidden", ""))
+    return str(module.representation.predictor.unquantized.specification()["init_args"].get("hidden", ""))
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """Ranger 2019, the optimizer of NeRN and the paper (Wright 2019): RAdam inside Lookahead."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import final
 
+import torch
 from timm.optim import Lookahead
 from torch.nn import Parameter
 from torch.optim import RAdam
@@ -11,6 +12,8 @@ from torch.optim import RAdam
 @final
 class Ranger(Lookahead):  # type: ignore[misc]  # timm is taken as untyped
     """RAdam inside Lookahead, without gradient centralization.
+
+    Lookahead's slow weights start at the initial weights, as in Wright's code; timm's start at those of step k.
 
     Args:
         params: Parameters to train.
@@ -34,3 +37,17 @@ class Ranger(Lookahead):  # type: ignore[misc]  # timm is taken as untyped
         # reconstruction error after a few hundred steps, and the predictor's weights would shrink to zero.
         radam = RAdam(params, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay, decoupled_weight_decay=True)
         super().__init__(radam, alpha=alpha, k=k)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        new = [p for group in self.param_groups if not group["lookahead_step"] for p in group["params"]]
+        starts = [parameter.clone() for parameter in new]
+        loss: float | None = self._base_optimizer.step(closure)
+        for parameter, start in zip(new, starts, strict=True):
+            if state := self._base_optimizer.state.get(parameter):  # it had a gradient
+                state["lookahead_slow_buff"] = start
+        for group in self.param_groups:
+            group["lookahead_step"] += 1
+            if group["lookahead_step"] % group["lookahead_k"] == 0:
+                self.update_slow(group)
+        return loss

@@ -10,8 +10,8 @@ from torch.utils.hooks import RemovableHandle
 
 from nernlit.errors import UsageError
 
-#: NeRN's taps for networks of basic blocks (arXiv 2212.13554): the output of every BatchNorm, and the sum at the end of
-#: every block before its ReLU. In bottleneck blocks that ReLU is named `act3`.
+#: NeRN's taps for networks of basic blocks (arXiv 2212.13554): the output of every BatchNorm except those of shortcuts,
+#: and the sum at the end of every block before its ReLU. In bottleneck blocks that ReLU is named `act3`.
 NERN_TAPS = ("*bn?", "*.act2:input")
 
 

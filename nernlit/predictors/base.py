@@ -109,6 +109,11 @@ class Predictor(WithConstants, ABC):
         self.load_training_state({})
 
     @property
+    def unquantized(self) -> "Predictor":
+        """The predictor inside a `Quantized`; any other predictor is returned as it is."""
+        return self
+
+    @property
     def num_params(self) -> int:
         """Number of parameters, without unused entries; stored integers are counted by `code_bits`."""
         unused = sum(int((~used).sum()) for used in self.used_masks().values())

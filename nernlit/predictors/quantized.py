@@ -125,6 +125,14 @@ class Quantized(Predictor):
         self.reset_parameters()
 
     @property
+    def unquantized(self) -> Predictor:
+        return self.predictor
+
+    @property
+    def num_params(self) -> int:
+        return self.predictor.num_params + self.log_ratios.numel()
+
+    @property
     def is_fitted(self) -> bool:
         return self.predictor.is_fitted
 

@@ -34,15 +34,15 @@ def integer_weights(representation: Representation) -> dict[str, IntegerWeight]:
             weight has several step sizes.
     """
     predictor = representation.predictor
-    if not isinstance(predictor, Quantized) or not isinstance(predictor.predictor, Table):
-        inner = predictor.predictor if isinstance(predictor, Quantized) else predictor
+    inner = predictor.unquantized
+    if not isinstance(predictor, Quantized) or not isinstance(inner, Table):
         raise UsageError(
             f"weights as integers need a quantized Table; {type(inner).__name__} "
             f"{'computes weights from its integers' if inner is not predictor else 'is not quantized'}. Leave out "
             "--integers, or fit with --model.representation.predictor Table and --model.representation.quantize.bits N."
         )
     # A table is linear in its entries: with the step sizes as entries it gives the step size of each weight.
-    at_steps = copy.deepcopy(predictor.predictor)
+    at_steps = copy.deepcopy(inner)
     for name, value in {**predictor.rounded_parameters(), **predictor.step_sizes()}.items():
         at_steps.get_parameter(name).copy_(value)
     # Without setting kept zeros to 0: the step sizes of all weights of a row are compared.

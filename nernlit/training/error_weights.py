@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nernlit.errors import CheckpointError, UsageError
-from nernlit.predictors import Quantized, Table
+from nernlit.predictors import Table
 from nernlit.representation import Representation
 from nernlit.training.sensitivity import Sensitivity, error_weights
 from nernlit.utilities.constants import WithConstants
@@ -98,8 +98,7 @@ class ErrorWeights(WithConstants):
 
 def changes_fit(representation: Representation) -> bool:
     """Whether error weights change the initialization of the predictor: a new predictor whose `fit` is lossy."""
-    predictor = representation.predictor
-    inner = predictor.predictor if isinstance(predictor, Quantized) else predictor
+    inner = representation.predictor.unquantized
     return inner.is_fitted and not isinstance(inner, Table) and representation.is_new
 
 

@@ -1,3 +1,4 @@
+import math
 import warnings
 from decimal import Decimal, getcontext
 
@@ -121,6 +122,15 @@ def test_images_without_a_direction_are_reported() -> None:
     with warnings.catch_warnings(action="error"):
         accuracy_under(Attack(1.0), blind, [(images[3:], labels[3:])])
         accuracy_under(Attack(0.0), blind, [(images, labels)])
+
+
+def test_images_with_logits_that_are_not_finite_are_wrong() -> None:
+    images, labels = _images(4)
+
+    def broken(x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :2] * torch.tensor([math.nan, 1.0])
+
+    assert accuracy_under(Attack(0.0), broken, [(images, torch.zeros_like(labels))]) == 0
 
 
 def test_attacked_pixels_stay_in_their_ball_and_are_pixels() -> None:

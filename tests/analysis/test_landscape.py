@@ -92,6 +92,23 @@ def test_reestimated_statistics_are_those_of_the_images() -> None:
         assert torch.equal(value, before[key]), key
 
 
+def test_reestimated_statistics_weigh_all_images_alike() -> None:
+    class Shifted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(1)
+
+        def forward(self, images: Tensor, point: dict[str, Tensor]) -> Tensor:
+            normalized: Tensor = self.norm(images).flatten(1)
+            return normalized
+
+    images = torch.rand(18, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[16:] += 10  # a last, smaller batch that differs
+    classify = ReestimatedBatchNorm(Shifted(), [(part, torch.zeros(len(part))) for part in images.split(8)])
+    classify(images, {})
+    assert float(classify.classifier.norm.running_mean) == pytest.approx(float(images.mean()), rel=1e-5)
+
+
 def test_quality_matches_a_network_with_those_weights() -> None:
     representation = tiny_representation()
     images, labels = torch.rand(10, 1, 8, 8), torch.arange(10) % 10

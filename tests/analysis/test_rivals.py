@@ -16,6 +16,17 @@ def test_pruning_keeps_the_largest_weights_of_all_layers() -> None:
     assert pruned(state, 1.0)["small.weight"].equal(state["small.weight"])
 
 
+def test_pruning_keeps_the_density_among_equal_weights() -> None:
+    state = {"a": torch.tensor([1.0, -1.0, 1.0]), "b": torch.tensor([1.0, 0.5])}
+    assert sum(int(value.count_nonzero()) for value in pruned(state, 0.4).values()) == 2
+
+
+def test_factors_of_exactly_the_share_have_its_rank() -> None:
+    state = {"weight": torch.randn(79, 77, generator=torch.Generator().manual_seed(0))}
+    stored = factorized(state, ["weight"], 24 * (79 + 77) / (79 * 77))
+    assert stored["weight.left"].shape == (79, 24)
+
+
 def test_factors_have_the_share_of_the_numbers_and_the_smallest_error_of_their_rank() -> None:
     weight = torch.randn(12, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     state = {"conv.weight": weight, "head.weight": torch.ones(1, 5), "conv.bias": torch.zeros(12)}

@@ -21,10 +21,16 @@ def test_truncation_is_the_best_approximation_of_its_rank() -> None:
         for key, weight in truncate_singular_values(weights, keep).items():
             matrix = weights[key].flatten(1).double().numpy()
             values = np.linalg.svd(matrix, compute_uv=False)
-            rank = round(keep * len(values))
+            rank = math.floor(keep * len(values))
             assert np.linalg.matrix_rank(weight.flatten(1).double().numpy(), tol=1e-4) == rank
             error = np.linalg.norm(weight.flatten(1).double().numpy() - matrix)
             assert error == pytest.approx(math.sqrt(np.square(values[rank:]).sum()), abs=1e-5)
+
+
+def test_truncation_keeps_a_singular_value_of_every_layer() -> None:
+    weights = {"one_filter": torch.randn(1, 4, 3, 3), "five": torch.randn(5, 8, 1, 1)}
+    for key, weight in truncate_singular_values(weights, 0.1).items():
+        assert np.linalg.matrix_rank(weight.flatten(1).double().numpy(), tol=1e-4) == 1, key
 
 
 def test_shrinking_the_small_values_raises_low_frequency_energy_and_leaves_the_large_ones() -> None:

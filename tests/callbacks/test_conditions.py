@@ -15,6 +15,7 @@ from nernlit.data import DigitsDataModule, EvalSet
 from nernlit.data.corruptions import corrupt
 from nernlit.errors import UsageError
 from nernlit.originals import Original
+from nernlit.predictors import Quantize
 from nernlit.training import OriginalModule, ReconOnly
 from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_original, tiny_representation
 
@@ -101,7 +102,8 @@ def test_answers_are_chosen_among_the_classes_that_occur() -> None:
     assert float(trainer.callback_metrics["test/acc_odd_digits_original"]) == pytest.approx(expected)
 
 
-def test_layers_are_followed_over_a_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantize", [None, Quantize(6.0)])
+def test_layers_are_followed_over_a_fit(quantize: Quantize | None, tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     trainer = quiet_trainer(
         max_epochs=2,
@@ -109,7 +111,7 @@ def test_layers_are_followed_over_a_fit(tmp_path: Path) -> None:
         log_every_n_steps=1,
         callbacks=[LowFrequencyEnergy(), LayerDifference(), Throughput(every_n_steps=2)],
     )
-    module = ReconOnly(tiny_representation(), optimizer=torch.optim.Adam)
+    module = ReconOnly(tiny_representation(quantize=quantize), optimizer=torch.optim.Adam)
     trainer.fit(module, DigitsDataModule(train_on="none", steps_per_epoch=5))
     assert {path.name for path in Path(logger.log_dir).glob("*.csv")} >= {
         "low_frequency_energy.csv",

@@ -115,6 +115,15 @@ def test_fits_of_a_sweep_go_on_from_a_file() -> None:
     assert float(row["acc_original"]) == pytest.approx(float((answers == labels).float().mean()))
 
 
+def test_widths_of_quantized_predictors_are_not_averaged(capsys: pytest.CaptureFixture[str]) -> None:
+    rest = [option for option in REST if "hidden" not in option]
+    options = ["--hidden", "4", "12", "--out", "swept", *rest, "--model.representation.quantize.bits=6"]
+    sweep(["--configs", QUICK[1], *options])
+    assert [row["hidden"] for row in _rows()] == ["4", "12"]
+    summary = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("digits_h96 ")]
+    assert summary[-2:] == [["digits_h96", "4"], ["digits_h96", "12"]]
+
+
 def test_a_dry_run_prints_a_command_for_each_unfinished_fit_and_runs_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

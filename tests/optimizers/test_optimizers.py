@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from timm.optim import create_optimizer_v2
 from torch.nn import Parameter
 
 from nernlit.errors import UsageError
@@ -45,21 +44,27 @@ def test_warmup_cosine_without_a_length_says_so() -> None:
 
 
 def test_ranger_2019_is_radam_in_lookahead_with_the_papers_settings() -> None:
-    twin, parameter = Parameter(torch.ones(2, 2)), Parameter(torch.ones(2, 2))
-    optimizer = Ranger([parameter])
+    fast, parameter, unused = Parameter(torch.ones(2, 2)), Parameter(torch.ones(2, 2)), Parameter(torch.ones(1))
+    optimizer = Ranger([parameter, unused])
     group = optimizer.param_groups[0]
     assert (group["lookahead_k"], group["lookahead_alpha"]) == (6, 0.5)
     assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (5e-3, (0.5, 0.999), 1e-3)
-    # timm builds the same thing under this name.
-    named = create_optimizer_v2(
-        [twin], "lookahead_radam", lr=5e-3, weight_decay=1e-3, betas=(0.5, 0.999), decoupled_weight_decay=True
-    )
-    for _ in range(20):
-        for weights, stepper in ((parameter, optimizer), (twin, named)):
+    radam = torch.optim.RAdam([fast], lr=5e-3, weight_decay=1e-3, betas=(0.5, 0.999), decoupled_weight_decay=True)
+    slow = (
+        fast.detach().clone()
+    )  # Lookahead (arXiv 1907.08610, algorithm 1), whose slow weights start with the fast ones
+    for step in range(1, 21):
+        for weights, stepper in ((parameter, optimizer), (fast, radam)):
             (weights**4).sum().backward()
             stepper.step()
             stepper.zero_grad()
-    assert torch.equal(parameter, twin)
+        if step % 6 == 0:
+            slow += 0.5 * (fast.detach() - slow)
+            fast.data.copy_(slow)
+        assert torch.allclose(parameter, fast), step
+    unused.sum().backward()  # its first gradient
+    optimizer.step()
+    assert float(unused.detach()) < 1
 
 
 def test_ranger21_is_silent_and_plans_for_the_runs_length(capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,7 @@ def test_numbers_outside_of_crops_cost_nothing(tmp_path: Path) -> None:
     assert len(predictor.all_sizes) == len(large.layout.layers)
     assert sum(predictor.all_sizes) == large.layout.num_weights
     assert torch.equal(predictor.stored()["integers"], _predictor(small).stored()["integers"])
+    assert predictor.num_params == large.layout.num_weights + len(predictor.all_sizes)  # and the step sizes
     for key, value in large.weights().items():
         assert torch.equal(small.weights()[key], value)
 
