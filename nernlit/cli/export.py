@@ -1,6 +1,6 @@
 """Commands on .nern files: `nernlit export`, `inspect`, `reconstruct`, and `test FILE.nern`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -89,15 +89,14 @@ def inspect(args: Sequence[str]) -> None:
     with unreadable(options.file):
         header = contents.header
         specification = header["specification"]
-        predictor, kept = specification["predictor"], header["kept"]
-        arguments = ", ".join(f"{name}={value}" for name, value in predictor["init_args"].items())
+        kept = header["kept"]
         classes, channels = header["num_classes"], header["in_chans"]
         images = "no image classifier" if classes is None else f"{classes} classes, {channels} channels"
         facts = {
             "network": f"{header['network_class']}, {images}",
             "classes": _shortened(header["class_names"]) or "without names",
             "predicted": f"{len(specification['layers'])} layers, order {specification['order']}",
-            "predictor": f"{predictor['class_path'].rpartition('.')[2]}({arguments})",
+            "predictor": _as_call(specification["predictor"]),
             **_bits(contents),
             "not predicted": f"stored as {kept['form']}, largest relative change {kept['error']:.1e}",
             "weights": f"SHA-256 {Checks.from_tensors(contents.tensors).reconstructed}",
@@ -105,6 +104,20 @@ def inspect(args: Sequence[str]) -> None:
         for name, value in facts.items():
             Console().print(f"{name}: {value}", soft_wrap=True, highlight=False, markup=False)
         print_sizes(options.file)
+
+
+def _as_call(described: Mapping[str, Any]) -> str:
+    """A class and its arguments as Python writes the constructor's call.
+
+    >>> inner = {"class_path": "a.Inner", "init_args": {}}
+    >>> _as_call({"class_path": "a.Outer", "init_args": {"inner": inner, "bits": 4}})
+    'Outer(inner=Inner(), bits=4)'
+    """
+    arguments = ", ".join(
+        f"{name}={_as_call(value) if isinstance(value, dict) and 'class_path' in value else value}"
+        for name, value in described["init_args"].items()
+    )
+    return f"{described['class_path'].rpartition('.')[2]}({arguments})"
 
 
 def reconstruct(args: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from nernlit.kernels import Sampling
 from nernlit.representation import Representation
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
+from nernlit.training.optimization import refuse_averaging
 from nernlit.training.rate import Rate
 from nernlit.training.recovery import OnDivergence
 from nernlit.training.scheme import Precision, Scheme
@@ -51,6 +52,12 @@ class ReconOnly(Scheme):
         stage = Stage(Reconstruction(sampling, loss), optimizer, scheduler)
         options = sensitivity, on_divergence, calibration_images
         super().__init__(representation, [stage], precision, None, rate, *options)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.calibration.num_images:
+            kept = "tensors that are calibrated for the predictor's last values (calibration_images)"
+            refuse_averaging(self.trainer, f"{kept}; pass calibration_images: 0 and tune_kept: none")
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

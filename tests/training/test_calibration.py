@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
 from nernlit.data import DigitsDataModule, NoImages
@@ -51,6 +52,12 @@ def test_recon_only_ends_calibrated(options: dict[str, Any], tmp_path: Path) -> 
     again, _ = load_representation(tmp_path / "last.ckpt", _recon_only().representation)
     images = next(data.training_images(8, 1))
     assert torch.allclose(again(images), module.representation(images), atol=1e-5)
+
+
+def test_averaged_predictors_are_not_calibrated() -> None:
+    message = r"EMAWeightAveraging would average tensors that are calibrated for the predictor's last values \(calib"
+    with pytest.raises(UsageError, match=message):
+        _fitted(_recon_only(), callbacks=[EMAWeightAveraging()])
 
 
 def test_a_second_fit_of_the_same_length_is_calibrated_too() -> None:
