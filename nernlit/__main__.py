@@ -32,6 +32,7 @@ commands:
   doctor      check the installation: versions, devices, speed, caches
 
   -c CONFIG   shipped configurations by name, or YAML files; several are merged in order
+  --import M  import a module of the working directory, which registers a network or defines a predictor
   --trust     import any module that a configuration or a checkpoint names, which runs its code
   --debug     show the traceback of an error
   --version   show the version
@@ -63,10 +64,15 @@ def main() -> None:
         try:
             run_command()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it may be closed
+                sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout, such as `head`, has ended: end as SIGPIPE would
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # rich ends with 1
+            raise SystemExit(141) from None
+        raise
     except Interrupted as interrupted:
         if interrupted.message:
             print(f"nernlit: {interrupted.message}", file=sys.stderr)

@@ -86,7 +86,7 @@ _FORGED: dict[str, tuple[Mapping[str, Any], str]] = {
     "a predictor that is a function": ({"predictor": {"class_path": "os.system", "init_args": {}}}, "is a os.system"),
     "a predictor inside": (
         {"predictor": {"class_path": "nernlit.predictors.ensemble.MeanEnsemble", "init_args": {"members": [_POPEN]}}},
-        "pass the class: predictor_classes=[...]",
+        "which is not imported; import its module (on the command line: --import MODULE)",
     ),
     "a predictor that is a text": ({"predictor": "os.system"}, "cannot be built: string indices"),
     "no arguments": ({"predictor": {"class_path": _MLP, "init_args": {}}}, "missing 1 required positional argument"),

@@ -56,6 +56,30 @@ def test_a_test_set_and_a_sampling_of_ones_own_are_named_in_yaml() -> None:
     assert "test/acc_inverted_all" in tested.trainer.callback_metrics
 
 
+def test_a_module_that_registers_a_network_is_imported_by_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("registering.py").write_text(
+        "from timm.models import register_model\n"
+        "from torch import nn\n"
+        "@register_model\n"
+        "def registered_for_a_test(pretrained=False, num_classes=10, in_chans=1, **options):\n"
+        "    return nn.Sequential(nn.Conv2d(in_chans, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))\n"
+    )
+    original = "{name: registered_for_a_test, num_classes: 10, in_chans: 1, mean: [0.5], std: [0.5]}"
+    fit = ["fit", "-c", "digits_original", "--model.original", original, "--trainer.max_epochs=1"]
+    for option, message in (
+        ([], "If a module of yours registers it, import the module (on the command line: --import MODULE)."),
+        (["--import", "registering", "--model.original.num_classes=null"], "does not state its num_classes; pass"),
+        (["--import", "no_such_module"], "--import no_such_module: there is no module 'no_such_module'."),
+        (["--import", "pytest"], "--import pytest: pytest is refused, since importing it would run its code"),
+        (["--import"], "--import needs a value."),
+    ):
+        with pytest.raises(SystemExit):
+            main([*fit, *option])
+        assert message in capsys.readouterr().err
+    main([*fit, "--import", "registering"])
+    assert list(Path().rglob("best.ckpt"))
+
+
 def test_what_predict_prints_works_in_a_new_python(capsys: pytest.CaptureFixture[str]) -> None:
     run(["fit", *QUICK])
     main(["predict", *QUICK, "--ckpt_path=best"])

@@ -15,7 +15,7 @@ class Pace:
     def __init__(self, trainer: L.Trainer) -> None:
         self.began, self.first = time.monotonic(), trainer.global_step
         planned = trainer.estimated_stepping_batches
-        self.total = int(planned) if planned != float("inf") else None
+        self.total = int(planned) if 0 <= planned < float("inf") else None  # -1: a loader without a length
         self.trainer = trainer
 
     @property

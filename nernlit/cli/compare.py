@@ -89,7 +89,8 @@ def compare(args: Sequence[str]) -> None:
             failed[name] = described(error)
             print(f"{ERROR}{name}: {failed[name]}", file=sys.stderr, flush=True)
             continue
-        rows = with_row(rows, row)
+        # Another command may have added rows meanwhile.
+        rows = with_row(read_rows(table, COLUMNS), row)
         write_table(table, rows)
     if rows:
         print_rows(rows)

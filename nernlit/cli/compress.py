@@ -16,6 +16,7 @@ from nernlit.cli.main import NernlitCLI
 from nernlit.cli.runs import data_module
 from nernlit.errors import UsageError
 from nernlit.representation import Sizes
+from nernlit.training import take_class_names
 from nernlit.training.compression import file_sizes, planned_size, quantized_table
 from nernlit.utilities.sides import Size
 from nernlit.utilities.signals import Interrupted
@@ -65,10 +66,17 @@ def compress(args: Sequence[str]) -> None:
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern.")
     require_images(data)
     refuse_test_options(fit_args)
-    data_module(data)  # refuses options that the test after the fit could not be run with
+    _refuse_own_options(fit_args)
+    images = data_module(data)  # refuses options that the test after the fit could not be run with
     require_writable(options.out.parent, "--out")
+    if options.out.exists() and Path(options.net).exists() and options.out.samefile(options.net):
+        raise UsageError(f"--out {options.out} is the network itself, which would be replaced; pass another file.")
     network, fit_args = network_options(options.net, options.network, fit_args)
-    representation = quantized_table(original_of(network))
+    original = original_of(network)
+    images.prepare_data()
+    images.check()
+    take_class_names(original, images)  # the file will hold them
+    representation = quantized_table(original)
     sizes = file_sizes(representation)
     _say(f"{options.net} has {sizes.original_bytes:,} bytes as safetensors")
     kernel_size = representation.predictor.kernel_size
@@ -82,6 +90,21 @@ def compress(args: Sequence[str]) -> None:
         _search(fits, options.target_drop)
     print_sizes(options.out)
     test([str(options.out), *data])
+
+
+#: Options of a fit that the command sets -> what to pass instead.
+_OWN_OPTIONS = {
+    "--model.rate": "--target_bytes or --bits",
+    "--model.rate.target_bytes": "--target_bytes",
+    "--trainer.max_epochs": "--epochs",
+}
+
+
+def _refuse_own_options(fit_options: Sequence[str]) -> None:
+    for option in fit_options:
+        flag = option.partition("=")[0]
+        if flag in _OWN_OPTIONS:
+            raise UsageError(f"{option}: this command sets {flag}; pass {_OWN_OPTIONS[flag]} instead.")
 
 
 @final

@@ -18,18 +18,19 @@ from pathlib import Path
 from jsonargparse import ArgumentError as ParserError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from nernlit.cli.arguments import split_options
 from nernlit.cli.parser_errors import closest, explain
 from nernlit.cli.trainer import ROOTS, TRAINER_COMMANDS, NernlitCLI, run
 from nernlit.coding import is_nern
 from nernlit.errors import NernlitError, UsageError
 from nernlit.utilities.cpu import free_cores_only
-from nernlit.utilities.trust import known_names_only, trusting
+from nernlit.utilities.trust import is_installed, is_refused, known_names_only, refusal, trusting
 
 __all__ = ["NernlitCLI", "main", "run", "user_message"]
 
 #: What messages on stderr begin with.
 ERROR = "nernlit: error: "
-#: The options of the running command that all commands have: `--debug` and `--trust`, where they are given.
+#: The options of the running command that all commands have: `--debug`, `--trust` and `--import`, where given.
 GLOBAL_OPTIONS: ContextVar[tuple[str, ...]] = ContextVar("GLOBAL_OPTIONS", default=())
 
 #: Commands without a trainer -> their module in `nernlit.cli` and its function.
@@ -85,20 +86,25 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry of `lightning`, `nernlit` and `python -m nernlit`.
 
     A user-fixable error is one message and exit code 2; `--debug` or NERNLIT_DEBUG=1 shows the traceback. Without
-    `--trust`, only known packages and modules of the working directory can be named.
+    `--trust`, only known packages and modules of the working directory can be named. `--import MODULE` imports such a
+    module before the command.
     """
     given = list(sys.argv[1:] if args is None else args)
-    options = tuple(option for option in ("--debug", "--trust") if option in given)
-    debug = "--debug" in options or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
-    given = [arg for arg in given if arg not in options]
+    flags = tuple(option for option in ("--debug", "--trust") if option in given)
+    debug = "--debug" in flags or os.environ.get("NERNLIT_DEBUG", "") not in ("", "0")
+    given = [arg for arg in given if arg not in flags]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still shows the rest
     _filter_library_messages()
     _import_from_working_directory()
-    token = GLOBAL_OPTIONS.set(options)
-    with trusting() if "--trust" in options else nullcontext(), known_names_only():
+    token = GLOBAL_OPTIONS.set(flags)
+    with trusting() if "--trust" in flags else nullcontext(), known_names_only():
         try:
+            given, imports = split_options(given, "--import")
+            GLOBAL_OPTIONS.set((*flags, *imports))
+            for option in imports:
+                _import(option.removeprefix("--import="))
             _run_command(given)
         except Exception as error:
             message = None if debug else user_message(error)
@@ -108,6 +114,17 @@ def main(args: Sequence[str] | None = None) -> None:
             raise SystemExit(2) from error
         finally:
             GLOBAL_OPTIONS.reset(token)
+
+
+def _import(module: str) -> None:
+    """Import a module that `--import` names.
+
+    Raises:
+        UsageError: If there is none, or it may not be imported.
+    """
+    if not module.replace(".", "").isidentifier() or is_refused(module) or not is_installed(module):
+        raise UsageError(f"--import {module}: {refusal(module)}")
+    import_module(module)
 
 
 def _run_command(given: Sequence[str]) -> None:

@@ -190,7 +190,7 @@ class NernlitCLI(LightningCLI):
             trainer_config["plugins"] = [*plugins, DurableCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError) as error:  # of an accelerator, a strategy, a number of devices
+        except (TypeError, ValueError, ModuleNotFoundError) as error:  # of an accelerator, a strategy, a precision
             raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def before_instantiate_classes(self) -> None:

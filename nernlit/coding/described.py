@@ -1,20 +1,34 @@
 """What the header of a .nern file describes: built without importing anything, in bounded memory."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nernlit import predictors
 from nernlit.coding.prediction import bind, require_kernel_size
 from nernlit.errors import FileFormatError, LayoutError
 from nernlit.kernels import Layout
 from nernlit.predictors import Predictor
 
 _GIB = 2**30
+
+
+def predictor_classes() -> dict[str, type[Predictor]]:
+    """The imported subclasses of `Predictor` by the names that files have for them.
+
+    A class that was written by a script or notebook (`__main__`) is found in the module that it is in now.
+    """
+    found: dict[str, type[Predictor]] = {}
+    waiting: list[type[Predictor]] = [Predictor]  # type: ignore[type-abstract]
+    while waiting:
+        for cls in waiting.pop().__subclasses__():
+            found.setdefault(f"__main__.{cls.__qualname__}", cls)
+            found[f"{cls.__module__}.{cls.__qualname__}"] = cls
+            waiting.append(cls)
+    return found
 
 
 def described_layout(specification: Mapping[str, Any]) -> Layout:
@@ -47,7 +61,6 @@ def require_memory(numbers: int, path: Path, max_gib: float) -> None:
 def described_predictor(
     described: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    predictor_classes: Sequence[type[Predictor]],
     layout: Layout,
     path: Path,
     max_gib: float,
@@ -57,34 +70,34 @@ def described_predictor(
     Memory for it is taken only after the shapes of the file's tensors have been found to be the described ones.
 
     Args:
-        described: Its class path and arguments.
+        described: The path of its class, a subclass of `Predictor` that is imported already, and its arguments.
         tensors: The file's tensors.
-        predictor_classes: Classes that may be used beside this package's.
         layout: The predicted weights.
         path: The file, for messages.
         max_gib: Most memory that the predictor may need.
 
     Raises:
-        FileFormatError: If the class is none of them, or the predictor needs more memory.
+        FileFormatError: If there is no such class, or the predictor needs more memory.
         LayoutError: If the tensors do not have the shapes of the described predictor's, or its kernels are smaller
             than the layout's.
     """
-    ours = [getattr(predictors, name) for name in predictors.__all__]
-    known = [*predictor_classes, *(cls for cls in ours if isinstance(cls, type) and issubclass(cls, Predictor))]
-    by_path = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in known}
+    known = predictor_classes()
     state = {n.removeprefix("predictor."): v for n, v in tensors.items() if n.startswith("predictor.")}
 
     def built(described: Mapping[str, Any]) -> Predictor:
         path = str(described["class_path"])
-        if path not in by_path:
-            raise FileFormatError(f"the file's predictor is a {path[:100]}; pass the class: predictor_classes=[...].")
+        if path not in known:
+            raise FileFormatError(
+                f"the file's predictor is a {path[:100]}, which is not imported; import its module (on the command "
+                "line: --import MODULE)."
+            )
         nested: dict[str, Any] = {
             n: built(v) if isinstance(v, dict) and "class_path" in v else v for n, v in described["init_args"].items()
         }
-        return by_path[path](**nested)
+        return known[path](**nested)
 
     def bound() -> Predictor:
-        predictor = built(described)
+        predictor = built(described).eval()  # its predictions are checked
         require_kernel_size(predictor, layout)
         bind(predictor, layout)
         return predictor

@@ -80,7 +80,7 @@ class Kept:
                 integers.append(value.flatten().long())
             elif form == "int8" and key.endswith("running_var") and value.dtype == torch.float32:
                 stored[f"kept.{key}"] = value.bfloat16()
-            elif form == "int8" and value.is_floating_point() and value.numel():
+            elif form == "int8" and value.is_floating_point() and value.numel() and bool(value.isfinite().all()):
                 coded[key] = (_ROUNDED, shape)
                 rows_RC = value.float().reshape(_rows(shape), -1)
                 steps.append(_row_steps(rows_RC))

@@ -25,6 +25,7 @@ from nernlit.kernels import Layout, OrderName, decode_order, encode_order, pack_
 from nernlit.predictors import Predictor
 from nernlit.storage.container import Contents, container_bytes, read_container, write_container
 from nernlit.storage.file_kinds import MAGIC
+from nernlit.utilities.modes import plain_modes
 
 _SUFFIX = ".nern"
 
@@ -96,19 +97,17 @@ class NernFile:
         return order
 
     @classmethod
-    def read(
-        cls, path: str | Path, predictor_classes: Sequence[type[Predictor]] = (), max_gib: float | None = None
-    ) -> Self:
-        """Read a file. Nothing that it names is imported or executed.
+    @plain_modes()
+    def read(cls, path: str | Path, max_gib: float | None = None) -> Self:
+        """Read a file. It imports and executes nothing: its predictor is of a class that is imported already.
 
         Args:
             path: The file.
-            predictor_classes: Predictors of your own that the file may name, beside this package's.
             max_gib: Limit of the memory for decoding, in GiB; 8 by default. A small file can describe a large network.
 
         Raises:
             FileFormatError: If the file is missing, damaged, of another version, describes what cannot be built, or
-                needs a predictor class that is not given.
+                has a predictor of a class that is not imported.
         """
         path, limit = Path(path), 8.0 if max_gib is None else max_gib
         header, tensors = read_container(path)
@@ -127,7 +126,7 @@ class NernFile:
             scale = tensors["scale"]
             if scale.shape != () or scale.dtype != torch.float32 or not bool(scale.isfinite()):
                 raise LayoutError("its scale is not a finite number.")
-            predictor = described_predictor(specification["predictor"], tensors, predictor_classes, layout, path, limit)
+            predictor = described_predictor(specification["predictor"], tensors, layout, path, limit)
             require_memory(layout.num_kernels * math.prod(predictor.block), path, limit)
             addresses_N3 = decode_order(layout, tensors["order"], order)
             kept, checks = Kept.read(header["kept"], tensors), Checks.from_tensors(tensors)
@@ -184,6 +183,7 @@ class NernFile:
         """The addresses as a checkpoint has them, (P,) uint8; see `pack_order`."""
         return pack_order(self.layout, self.addresses, self.order)
 
+    @plain_modes()
     @torch.no_grad()
     def state_dict(self) -> dict[str, Tensor]:
         """The network's state dict, with predicted weights as float32.

@@ -35,6 +35,7 @@ class WarmupCosine(LRScheduler):
 
     def set_total_steps(self, total_steps: int) -> None:
         """Set the length of the run, unless it was given to the constructor."""
+        require_at_least(1, total_steps=total_steps)
         self.total_steps = self.total_steps or total_steps
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ def require_plain_weights(net: nn.Module, name: str) -> None:
     for kind, instead in _WRAPPERS.items():
         if isinstance(net, kind):
             raise UsageError(f"{name!r} is a {kind.__name__}; pass the network {instead}.")
+    if "_orig_mod" in net._modules:  # its class is in a module that takes seconds to import
+        raise UsageError(f"{name!r} is compiled; pass the network that it was compiled from, net._orig_mod.")
     _require_plain_state_dict(net, name)
     entries = dict([*net.named_parameters(), *net.named_buffers()])
     lazy = [key for key, value in entries.items() if is_lazy(value)]
@@ -192,7 +194,7 @@ def require_pixels(images_BCHW: Tensor) -> None:
             "[0, 1]."
         )
     low, high = (float(value) for value in images_BCHW.aminmax())
-    if low < _PIXELS[0] or high > _PIXELS[1]:
+    if not (low >= _PIXELS[0] and high <= _PIXELS[1]):  # they may be NaN
         raise DataError(
             f"the pixels of a batch are from {low:.3g} to {high:.3g}; expected pixels in [0, 1], which the original "
             "normalizes itself."

@@ -78,7 +78,10 @@ class Original(nn.Module):
                 raise UsageError(f"ema: {str(ema).lower()} is given, but {checkpoint} holds one set of weights only.")
             with unreadable(file.path):
                 num_classes = file.header["num_classes"] if num_classes is None else num_classes
-                in_chans = (file.header["network"] or {}).get("in_chans") if in_chans is None else in_chans
+                stated = file.header["network"] or {}
+                in_chans = stated.get("in_chans") if in_chans is None else in_chans
+                if arguments is None and stated.get("name") == name:
+                    arguments = stated.get("arguments")
                 mean = file.header["mean"] if mean is None else mean
                 std = file.header["std"] if std is None else std
         net = timm_model(name, pretrained, num_classes, in_chans, arguments)
@@ -89,17 +92,24 @@ class Original(nn.Module):
                 else with_versions(file.state_dict(), net.state_dict())
             )
             load_strictly(net, state, checkpoint)
-        config = net.pretrained_cfg
+        # A network that a user has registered with timm may state nothing.
+        config = getattr(net, "pretrained_cfg", None) or {}
+        num_classes = getattr(net, "num_classes", num_classes)
+        mean, std = config.get("mean") if mean is None else mean, config.get("std") if std is None else std
+        channels = in_chans or (int(config["input_size"][0]) if "input_size" in config else image_channels(net))
+        if num_classes is None or channels is None or mean is None or std is None:
+            stated = {"num_classes": num_classes, "in_chans": channels, "mean": mean, "std": std}
+            missing = " and ".join(key for key, value in stated.items() if value is None)
+            raise UsageError(f"{name!r} does not state its {missing}; pass them as options of the original.")
         weights = checkpoint
-        if pretrained and net.num_classes == config["num_classes"]:  # otherwise timm initializes a random classifier
+        if pretrained and num_classes == config.get("num_classes"):  # otherwise timm initializes a random classifier
             weights = "timm's pretrained weights"
-        self.architecture = {"name": name, "num_classes": int(net.num_classes)}
+        self.architecture = {"name": name, "num_classes": int(num_classes)}
         if in_chans is not None:
             self.architecture["in_chans"] = in_chans
         if arguments:
             self.architecture["arguments"] = arguments
-        statistics = (config["mean"] if mean is None else mean, config["std"] if std is None else std)
-        self._set_up(net, name, weights, int(net.num_classes), in_chans or int(config["input_size"][0]), *statistics)
+        self._set_up(net, name, weights, int(num_classes), channels, mean, std)
         if file is not None:
             self.set_source(file)
 
@@ -239,8 +249,8 @@ class Original(nn.Module):
         if size is not None:
             height, width = size if isinstance(size, list | tuple) else (size, size)
             return int(height), int(width)
-        config = getattr(self.net, "pretrained_cfg", None)
-        return None if config is None else (int(config["input_size"][1]), int(config["input_size"][2]))
+        stated = (getattr(self.net, "pretrained_cfg", None) or {}).get("input_size")
+        return None if stated is None else (int(stated[1]), int(stated[2]))
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights' names, shapes and values; equal for two originals with the same weights only.

@@ -123,7 +123,10 @@ def _require_architecture(file: NernFile, architecture: Any, state: Mapping[str,
         raise FileFormatError(f"{file.path} describes its network by unknown options.")
     name = architecture["name"]
     if not isinstance(name, str) or not timm.is_model(name):
-        raise FileFormatError(f"{file.path} holds a network that this timm does not know: {str(name)[:100]}.")
+        raise FileFormatError(
+            f"{file.path} holds a network that this timm does not know: {str(name)[:100]}. If a module of "
+            "yours registers it, import the module (on the command line: --import MODULE)."
+        )
     with torch.device("meta"):
         net = timm_model(**architecture)
     if problems := mismatches(net.state_dict(), state):

@@ -25,7 +25,10 @@ def require_name(name: str) -> None:
     """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), 3) or ["cifar_resnet20", "resnet18"]
-        raise UsageError(f"timm has no model named {name!r}; did you mean {', '.join(close)}?")
+        raise UsageError(
+            f"timm has no model named {name!r}; did you mean {', '.join(close)}? If a module of "
+            "yours registers it, import the module (on the command line: --import MODULE)."
+        )
 
 
 def timm_model(

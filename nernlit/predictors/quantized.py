@@ -181,11 +181,12 @@ class Quantized(Predictor):
         self.predictor.load_training_state(state)
 
     def _values(self) -> Tensor:
-        """All numbers that are rounded, (n,)."""
+        """All numbers that are rounded, (n,), at least in float32: integers and step sizes need its precision."""
         values = {name: self.predictor.get_parameter(name) for name in self.sizes}
-        return torch.cat(
+        values_n = torch.cat(
             [value.flatten() if (used := self._used(name)) is None else value[used] for name, value in values.items()]
         )
+        return values_n.to(torch.promote_types(values_n.dtype, torch.float32))
 
     def _used(self, name: str) -> Tensor | None:
         """The numbers of a parameter that are used; None for all."""
@@ -203,7 +204,9 @@ class Quantized(Predictor):
 
     def _steps(self, values_n: Tensor) -> Tensor:
         """The step sizes for these numbers, (G,)."""
-        return round_to_half((self.log_ratios.exp() * _rms(values_n, self.all_sizes)).clamp_min(_MIN_STEP))
+        return round_to_half(
+            (self.log_ratios.to(values_n.dtype).exp() * _rms(values_n, self.all_sizes)).clamp_min(_MIN_STEP)
+        )
 
     def _units(self) -> tuple[Tensor, Tensor]:
         """All numbers in units of their step sizes, and the step size of each; both (n,)."""

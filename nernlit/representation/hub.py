@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -13,7 +13,6 @@ from torch import nn
 
 from nernlit.coding import KeptForm, NernFile
 from nernlit.errors import UsageError
-from nernlit.predictors import Predictor
 from nernlit.storage.container import read_container
 from nernlit.storage.files import write_atomically
 
@@ -110,7 +109,6 @@ class WithPretrained(
         proxies: Mapping[str, str] | None = None,
         resume_download: bool | None = None,
         net: nn.Module | None = None,
-        predictor_classes: Sequence[type[Predictor]] = (),
         max_gib: float | None = None,
     ) -> Self:
         # huggingface_hub before 1.0 also passes the latter two; it resumes downloads in any case.
@@ -127,4 +125,4 @@ class WithPretrained(
                 token=token,
                 **older,
             )
-        return cls.from_file(NernFile.read(file, predictor_classes, max_gib), net)
+        return cls.from_file(NernFile.read(file, max_gib), net)

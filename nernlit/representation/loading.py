@@ -1,6 +1,6 @@
 """Loading of representations from .nern files and checkpoints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
-from nernlit.coding import NernFile, is_nern, largest_change
+from nernlit.coding import NernFile, is_nern, largest_change, predictor_classes
 from nernlit.errors import CheckpointError, NernlitError, UsageError
 from nernlit.originals import fitted_original, with_statistics
-from nernlit.predictors import Predictor
 from nernlit.representation.fitting import without_fitting
 from nernlit.representation.representation import Representation
 from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.weights import require_floats
+from nernlit.utilities.modes import plain_modes
 from nernlit.utilities.text import abbreviated
 from nernlit.utilities.trust import known_names_only, refusal, refused_name
 
@@ -28,38 +28,35 @@ _STATISTICS = ("running_mean", "running_var")
 def load(
     path: str | Path,
     net: nn.Module | None = None,
-    predictor_classes: Sequence[type[Predictor]] = (),
     max_gib: float | None = None,
 ) -> Representation:
     """The representation in a file, in evaluation mode; it can be trained further.
 
     For a .nern file, the original of the representation is the reconstructed network, because the file contains no
-    other. Nothing that a .nern file names is imported or executed: networks are timm's, predictors this package's. A
-    checkpoint names its predictor's class, which is imported only from this package and the working directory; import
-    classes of other packages before you call this.
+    other. A .nern file imports and executes nothing: networks are timm's, and its predictor's class must be imported
+    already, as nernlit's are. A checkpoint names its predictor's class, which is imported only from this package and
+    the working directory; import classes of other packages before you call this.
 
     Args:
         path: A .nern file, or a checkpoint (.ckpt) of a fit.
         net: For a .nern file, a network of its architecture, if timm cannot create it. Its weights are replaced.
-        predictor_classes: For a .nern file, predictors of your own that it may name.
         max_gib: For a .nern file, the most memory that decoding may need, in GiB; 8 by default. A small file can
             describe a large network.
 
     Raises:
         FileFormatError: If a .nern file is missing, damaged, of another version, describes what cannot be built, or
-            needs a network or a predictor class that is not given.
+            needs a network that is not given, or a predictor class that is not imported.
         CheckpointError: If a checkpoint cannot be read, or does not say how its representation is built.
         UsageError: If an option for .nern files is given with another file.
     """
     if is_nern(path):
-        return Representation.from_file(NernFile.read(path, predictor_classes, max_gib), net)
-    if net is not None or predictor_classes or max_gib is not None:
-        raise UsageError(
-            f"{path} is not a .nern file; net, predictor_classes and max_gib are options for .nern files only."
-        )
+        return Representation.from_file(NernFile.read(path, max_gib), net)
+    if net is not None or max_gib is not None:
+        raise UsageError(f"{path} is not a .nern file; net and max_gib are options for .nern files only.")
     return load_representation(path)[0].eval()
 
 
+@plain_modes()
 def load_representation(
     path: str | Path | None, representation: Representation | None = None, original: str | Path | None = None
 ) -> tuple[Representation, dict[str, Any]]:
@@ -90,11 +87,7 @@ def load_representation(
             )
         return representation, {}
     if representation is not None:
-        if is_nern(path):
-            predictors = [type(part) for part in representation.predictor.modules() if isinstance(part, Predictor)]
-            state = _stored_state(NernFile.read(path, predictors), representation)
-        else:
-            state = _fitted_state(path)[0]
+        state = _stored_state(NernFile.read(path), representation) if is_nern(path) else _fitted_state(path)[0]
         _load_state(representation, state, path)
         return representation, {"init_from": None}
     if is_nern(path):
@@ -133,8 +126,7 @@ def _described_representation(path: str | Path, described: Any) -> Representatio
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Representation, "representation")
-    imported = [f"{each.__module__}.{each.__qualname__}" for each in _derived(Predictor)]  # type: ignore[type-abstract]
-    with _unbuildable(path), without_fitting(), known_names_only(imported):
+    with _unbuildable(path), without_fitting(), known_names_only(predictor_classes()):
         representation: Representation = parser.instantiate(
             parser.parse_object({"representation": described})
         ).representation
@@ -156,12 +148,6 @@ def _unbuildable(path: str | Path) -> Iterator[None]:
         refused = refused_name(str(error))
         reason = " ".join(str(error).split())[:_LONGEST] if refused is None else refusal(refused)
         raise CheckpointError(f"{path}: its representation cannot be built: {reason}") from error
-
-
-def _derived(base: type[Predictor]) -> Iterator[type[Predictor]]:
-    for derived in base.__subclasses__():
-        yield derived
-        yield from _derived(derived)
 
 
 def _stored_state(file: NernFile, representation: Representation) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from nernlit.representation.sizes import Sizes
 from nernlit.representation.state import require_compatible
 from nernlit.representation.tuned import TUNED_RATE, Tuned, TuneKept, tuned
 from nernlit.utilities.constants import WithConstants
+from nernlit.utilities.modes import plain_modes
 from nernlit.utilities.sharing import names_of_weights
 from nernlit.utilities.sides import shortest
 from nernlit.utilities.text import abbreviated
@@ -138,6 +139,7 @@ class Representation(WithConstants, WithPretrained):
         self.predictor.fit(self.target / self.scale, self.addresses, error_weights_NKK)
 
     @classmethod
+    @plain_modes()
     def from_file(cls, file: NernFile, net: nn.Module | None = None, original: Original | None = None) -> Self:
         """The representation of a .nern file, in evaluation mode.
 
@@ -285,6 +287,7 @@ class Representation(WithConstants, WithPretrained):
         logits: Tensor = self.original(images_BCHW, self.entries(weights))
         return logits
 
+    @plain_modes()
     @torch.no_grad()
     def reconstructed(self) -> dict[str, Tensor]:
         """The reconstructed CNN as a state dict with the original's keys and types, for `timm.create_model`."""

@@ -148,4 +148,6 @@ def _contents(content: bytes, start: int) -> Contents:
 
 
 def _numbers(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # A view of one number is contiguous with any stride, and only stride 1 can be viewed as bytes.
+    flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).as_strided((value.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().tobytes()

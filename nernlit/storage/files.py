@@ -37,7 +37,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise StorageError(f"cannot write {path}: it is a device or a pipe; expected a file.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(path.parent.glob(f".{glob.escape(path.name)}.*"))
+        remove_unfinished(path.parent.glob(f".{glob.escape(_shortened(path.name))}.*"))
         file = _create_unfinished(path)
         unfinished = Path(file.name)
         try:
@@ -57,10 +57,15 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         ) from error
 
 
+def _shortened(name: str) -> str:
+    """A file name to which a hidden file's ending can be added: file systems allow 255 bytes."""
+    return os.fsdecode(os.fsencode(name)[:200])
+
+
 def _create_unfinished(path: Path) -> BinaryIO:
     """A new hidden file beside `path`, locked as long as it is open."""
     while True:
-        file = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}").open("xb")
+        file = path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(4)}{UNFINISHED}").open("xb")
         _lock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file

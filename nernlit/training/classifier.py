@@ -3,6 +3,7 @@
 Metrics are `stage/quantity[_condition]`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +17,19 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from nernlit.errors import DivergenceError, UsageError
+from nernlit.errors import CheckpointError, DivergenceError, UsageError
 from nernlit.optimizers import NeedsTotalSteps
-from nernlit.originals import Original, mask_names, require_classifier
+from nernlit.originals import Original, mask_names, require_classifier, require_pixels
+from nernlit.training.batches import images_of
 from nernlit.training.divergence import ADVICE, FiniteLossCheck, not_finite
 from nernlit.training.evaluation import Evaluation, ImageBatch
-from nernlit.training.optimization import build_optimizer, build_schedule, refuse_stops_without_validation
-from nernlit.training.plan import Plan
+from nernlit.training.optimization import (
+    build_optimizer,
+    build_schedule,
+    refuse_callbacks,
+    refuse_stops_without_validation,
+)
+from nernlit.training.plan import Plan, total_steps
 from nernlit.training.strategies import refuse_sharded_strategies
 
 
@@ -131,6 +138,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def configure_callbacks(self) -> Any:
         """Lightning's first hook of a run; used to check strategy, precision and length before any data is read."""
         refuse_sharded_strategies(self.trainer.strategy)
+        refuse_callbacks(self.trainer)
         precision = self.trainer.precision
         if precision not in self.precisions:
             half = "; --model.precision bf16 runs training steps in it" if "bf16" in precision else ""
@@ -141,19 +149,28 @@ class ClassifierModule(L.LightningModule, ABC):
             self.check_plan(Plan.from_trainer(self.trainer, self._data), self)
         return super().configure_callbacks()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Check the first images of each epoch, which may be those of a user's own datamodule."""
+        is_noise = getattr(self._data, "train_on", None) == "noise"
+        if batch_idx == 0 and self.needs_images("fit") and self._has_images and not is_noise:
+            require_pixels(images_of(batch))
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ensure a validation at the end of a fit, also if max_steps, max_time or a callback ends it."""
         trainer = self.trainer
         over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if over or trainer.global_step == trainer.max_steps:
+        limit = over or trainer.global_step == trainer.max_steps  # stronger than min_epochs and min_steps
+        if limit:
             trainer.should_stop = True
+            trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, None
         epochs, steps = trainer.min_epochs or 0, trainer.min_steps or 0
-        stops = trainer.should_stop and trainer.current_epoch + 1 >= epochs and trainer.global_step >= steps
-        if stops and trainer.check_val_every_n_epoch:
+        early = trainer.should_stop and trainer.current_epoch + 1 >= epochs and trainer.global_step >= steps
+        if early and trainer.check_val_every_n_epoch:
             trainer.check_val_every_n_epoch = 1
 
     def on_fit_start(self) -> None:
-        self._check_val_every_n_epoch = self.trainer.check_val_every_n_epoch
+        loop = self.trainer.fit_loop
+        self._intervals = self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps
         refuse_stops_without_validation(self.trainer)
 
     def all_flags(self, flags: Tensor) -> Tensor:
@@ -185,14 +202,24 @@ class ClassifierModule(L.LightningModule, ABC):
         return [name for name in not_finite(state) if name not in self._masks]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["module"] = type(self).__name__
         if self.trainer.state.fn == "fit":
             self.refuse_divergence()  # a useless checkpoint must not replace a good one
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the number of steps.
+
+        Raises:
+            CheckpointError: If another class wrote the checkpoint.
+        """
+        own, other = type(self).__name__, checkpoint.get("module")
+        if other not in (None, own):
+            raise CheckpointError(f"the checkpoint is of a {other}, and this is a {own}; pass a checkpoint of a {own}.")
         self.fitted_steps = int(checkpoint.get("global_step", 0))
 
     def on_train_end(self) -> None:
-        self.trainer.check_val_every_n_epoch = self._check_val_every_n_epoch
+        loop = self.trainer.fit_loop
+        self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps = self._intervals
         self.fitted_steps = self.trainer.global_step
         self.refuse_divergence()
 
@@ -323,7 +350,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         """Log the metrics of an evaluation, which are equal on all processes; a loaded checkpoint's with its step."""
         command = self.trainer.state.fn
-        logger = command == "fit" or self.logs_evaluations
+        logger = bool(self.trainer.loggers) and (command == "fit" or self.logs_evaluations)
         for name, value in results.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True, logger=logger)
         if command == "test":
@@ -333,13 +360,15 @@ class ClassifierModule(L.LightningModule, ABC):
         """Steps that the optimizer will make.
 
         Raises:
-            UsageError: If nothing ends the run.
+            UsageError: If nothing ends the run, or its end is not known.
         """
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
+        steps = total_steps(self.trainer)
+        if steps == math.inf:
+            has_length = math.isfinite(self.trainer.num_training_batches)
+            reason = "is unlimited" if has_length else "is not known (the training data loader has no length)"
+            option = "--trainer.max_epochs or --trainer.max_steps" if has_length else "--trainer.max_steps"
             raise UsageError(
-                "the number of training steps is unlimited, but the optimizer or schedule needs it; pass "
-                "--trainer.max_epochs or --trainer.max_steps."
+                f"the number of training steps {reason}, but the optimizer or schedule needs it; pass {option}."
             )
         return int(steps)
 
@@ -364,7 +393,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         plan = Plan.from_trainer(self.trainer, self._data)
         # By now the data is set up, and the number of steps known.
-        self.check_plan(replace(plan, most_steps=self.trainer.estimated_stepping_batches), self)
+        self.check_plan(replace(plan, most_steps=total_steps(self.trainer)), self)
         optimizer, described = self.build(*self.optimizer_factories(), self.optimizer_options)
         for thing in (optimizer, described["scheduler"] if described else None):
             if isinstance(thing, NeedsTotalSteps):

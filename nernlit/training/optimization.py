@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
@@ -113,6 +117,49 @@ def refuse_changing_accumulation(trainer: Any) -> None:
             raise UsageError(
                 "GradientAccumulationScheduler changes the number of optimizer steps per epoch, and with it the steps "
                 "at which stages begin; pass --trainer.accumulate_grad_batches N instead."
+            )
+
+
+#: Callbacks of Lightning that do not work with the modules here -> what to do instead.
+_WITHOUT_EFFECT = {
+    BatchSizeFinder: "pass a batch size (--data.batch_size)",
+    LearningRateFinder: "compare learning rates with `nernlit search`",
+    BackboneFinetuning: "the trained parameters are those of the predictor, and of tune_kept",
+}
+
+
+def refuse_callbacks(trainer: Any) -> None:
+    """Refuse callbacks that the modules here do not work with.
+
+    Raises:
+        UsageError: If the trainer has one; the message says what to do instead.
+    """
+    for callback in trainer.callbacks:
+        for kind, instead in _WITHOUT_EFFECT.items():
+            if isinstance(callback, kind):
+                raise UsageError(f"{kind.__name__} does not work here: {instead}, and remove the callback.")
+        if isinstance(callback, ModelPruning) and not callback._make_pruning_permanent:
+            raise UsageError(
+                "ModelPruning with make_pruning_permanent=False would write checkpoints that cannot be read; pass True."
+            )
+
+
+def refuse_callbacks_on_weights(trainer: Any) -> None:
+    """Refuse callbacks that change weights after the last validation and the last checkpoint of a scheme.
+
+    Raises:
+        UsageError: If the trainer has one; the message says what to do instead.
+    """
+    for callback in trainer.callbacks:
+        if isinstance(callback, StochasticWeightAveraging):
+            raise UsageError(
+                "StochasticWeightAveraging averages after the last validation and checkpoint, so the average would be "
+                "lost; pass EMAWeightAveraging, or the option ema of DecoupledDistill."
+            )
+        if isinstance(callback, ModelPruning):
+            raise UsageError(
+                "ModelPruning would prune the predictor's parameters after the last validation; prune the original, "
+                "and pass keep_zeros: true for its representation."
             )
 
 

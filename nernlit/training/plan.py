@@ -7,6 +7,18 @@ from typing import Any
 from nernlit.errors import UsageError
 
 
+def total_steps(trainer: Any) -> float:
+    """Optimizer steps of a fit; infinite where nothing ends it, or the training loader has no length.
+
+    Raises:
+        UsageError: If the training loader is empty.
+    """
+    steps = trainer.estimated_stepping_batches  # loads the data
+    if steps == 0:
+        raise UsageError("the training data loader has no batches, so the fit would make no step; check the data.")
+    return math.inf if steps < 0 else float(steps)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The length of a fit.

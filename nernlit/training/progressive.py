@@ -204,6 +204,11 @@ class Progressive(Scheme):
     def on_train_start(self) -> None:
         super().on_train_start()
         batches, every = self.trainer.num_training_batches, self.trainer.val_check_batch
+        if batches == math.inf:
+            raise UsageError(
+                "the training data loader has no length, and Progressive's rounds have a whole number of epochs; pass "
+                "--trainer.limit_train_batches N."
+            )
         if every is None or batches % every:
             raise UsageError(
                 f"--trainer.val_check_interval {self.trainer.val_check_interval}: Progressive chooses a round's winner "

@@ -21,7 +21,13 @@ from nernlit.training.error_weights import ErrorWeights, changes_fit
 from nernlit.training.kept_calibration import KeptCalibration
 from nernlit.training.measurements import Measurements, Networks
 from nernlit.training.objectives import NO_LABELS, Step
-from nernlit.training.optimization import refuse_averaging, refuse_changing_accumulation, relative_rate
+from nernlit.training.optimization import (
+    refuse_averaging,
+    refuse_callbacks_on_weights,
+    refuse_changing_accumulation,
+    relative_rate,
+)
+from nernlit.training.plan import total_steps
 from nernlit.training.rate import Rate, RateTerm
 from nernlit.training.recovery import OnDivergence, Recovery
 from nernlit.training.sensitivity import NO_SENSITIVITY, Sensitivity
@@ -195,6 +201,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return ends[self.stage] - starts[self.stage]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.trains_on_images:
+            super().on_train_batch_start(batch, batch_idx)
         stage = bisect_right(self.stage_starts(), self.trainer.global_step)
         if stage != self.stage:
             self.recovery.keep_if_finite(self)  # of the stage that is over, which may just have diverged
@@ -237,7 +245,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         return super().configure_optimizers()
 
     def _stage_ends(self) -> list[float]:
-        total = self.trainer.estimated_stepping_batches  # loads the data, on which the stages' lengths may depend
+        total = total_steps(self.trainer)  # loads the data, on which the stages' lengths may depend
         return [*self.stage_starts(), total]
 
     def calibrate(self) -> None:
@@ -325,8 +333,11 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         labels = any(stage.objective.needs_labels for stage in self.stages)
         if labels and getattr(self._data, "train_on", None) == "noise":
             raise UsageError(NO_LABELS)
+        refuse_callbacks_on_weights(self.trainer)
         if len(self.stages) > 1:
             refuse_changing_accumulation(self.trainer)
+        if self.recovery.restarts_fits:
+            refuse_averaging(self.trainer, "weights that a restart takes back; pass on_divergence: stop")
         if self.representation.predictor.changes_after_steps:
             refuse_averaging(self.trainer, "codewords whose codes change (the predictor's move); pass move: 0")
 

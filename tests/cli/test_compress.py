@@ -12,7 +12,7 @@ from nernlit.cli import compress
 from nernlit.cli.main import main
 from nernlit.utilities.signals import Interrupted
 from tests.callbacks.test_interruption import stopping
-from tests.fakes import write_image_folder
+from tests.fakes import digits_representation, write_image_folder
 
 DIGITS = ["--data", "DigitsDataModule", "--threads=1"]
 
@@ -150,6 +150,14 @@ def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureF
     assert Path("small.nern").stat().st_size == pytest.approx(planned[-2], rel=0.05)
 
 
+def test_a_file_is_not_replaced_by_its_own_compression(capsys: pytest.CaptureFixture[str]) -> None:
+    digits_representation().save("net.nern")
+    before = Path("net.nern").read_bytes()
+    message = "--out net.nern is the network itself, which would be replaced; pass another file"
+    assert message in _refused(["net.nern", "-o", "net.nern", *DIGITS], capsys)
+    assert Path("net.nern").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -180,6 +188,18 @@ def test_the_smallest_file_that_loses_little_is_searched(capsys: pytest.CaptureF
         (["digits_resnet8", "-o", "a.nern", *DIGITS, "-c", "data.yaml"], "data.yaml has options of the data, which"),
         (["digits_resnet8", "-o", "a.nern", *DIGITS, "-c", "long.yaml"], "long.yaml sets trainer.max_epochs, which"),
         (["digits_resnet8", "-o", "a.nern", "--data=FolderDataModule", "--data.rot=x"], "--data.rot"),
+        (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "--model.rate.target_bytes=20000"],
+            "this command sets --model.rate.target_bytes; pass --target_bytes instead",
+        ),
+        (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "--model.rate", "null"],
+            "this command sets --model.rate; pass --target_bytes or --bits instead",
+        ),
+        (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "--trainer.max_epochs", "2"],
+            "this command sets --trainer.max_epochs; pass --epochs instead",
+        ),
     ],
 )
 def test_impossible_commands_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

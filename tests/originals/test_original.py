@@ -238,6 +238,7 @@ COMPUTED: dict[str, tuple[Callable[[TinyCNN], nn.Module], str]] = {
         'torch.nn.utils.prune.remove(net.stem, "weight")',
     ),
     "pruned head": (_pruned_head, 'torch.nn.utils.prune.remove(net.head, "weight")'),
+    "compiled": (torch.compile, "'OptimizedModule' is compiled; pass the network that it was compiled from"),
     "in DataParallel": (nn.DataParallel, "'DataParallel' is a DataParallel; pass the network inside it, net.module."),
     "scripted": (torch.jit.script, "is a ScriptModule; pass the network that it was made from."),
     "pruned bias": (

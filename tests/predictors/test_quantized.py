@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,16 @@ def test_the_steps_have_a_smaller_learning_rate() -> None:
     representation = _quantized("table")
     ratios = representation.lr_multipliers()
     assert ratios == {_predictor(representation).log_ratios: 0.2}
+
+
+@pytest.mark.parametrize("name", ["mlp", "table"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_conversion_of_its_parameters_hardly_changes_the_network(name: str, dtype: torch.dtype) -> None:
+    representation = _quantized(name)
+    representation.predictor.start_stage()  # on multiples of the steps, as after loading a file
+    before = representation.kernels().detach()
+    after = copy.deepcopy(representation).to(dtype).kernels().detach().float()
+    assert float((after - before).norm() / before.norm()) < (0.02 if dtype == torch.bfloat16 else 0.003)
 
 
 def test_numbers_outside_of_crops_cost_nothing(tmp_path: Path) -> None:

@@ -136,6 +136,6 @@ def test_a_predictor_is_fitted_once_when_it_is_built_from_an_original(tmp_path: 
 
 def test_a_predictor_from_a_file_is_not_fitted(tmp_path: Path) -> None:
     Representation(digits_representation().original, Counting()).save(tmp_path / "own.nern")
-    loaded = nernlit.load(tmp_path / "own.nern", predictor_classes=[Counting]).predictor
+    loaded = nernlit.load(tmp_path / "own.nern").predictor
     assert isinstance(loaded, Counting)
     assert loaded.calls == []

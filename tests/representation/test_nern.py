@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nernlit
-from nernlit.coding import part_bytes
+from nernlit.coding import KeptForm, part_bytes
 from nernlit.errors import FileFormatError, UsageError
 from nernlit.kernels import LayerFilter, coded_bits
 from nernlit.originals import Original
@@ -151,13 +151,88 @@ class Constant(Predictor):
         return self.kernel.expand(len(addresses_N3), -1, -1)
 
 
-def test_a_predictor_of_ones_own_is_never_imported_but_passed(tmp_path: Path) -> None:
-    Representation(Original("digits_resnet8", pretrained=True), Constant()).save(tmp_path / "own.nern")
+class Dropped(Constant):
+    """Its predictions are others in training mode."""
+
+    def forward(self, addresses_N3: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(super().forward(addresses_N3), 0.5, self.training)
+
+
+def test_a_predictor_of_ones_own_is_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "own.nern"
+    with monkeypatch.context() as patch:
+        patch.setattr(Constant, "__module__", "elsewhere")
+        Representation(Original("digits_resnet8", pretrained=True), Constant()).save(path)
+        assert isinstance(nernlit.load(path).predictor, Constant)
     with pytest.raises(
-        FileFormatError, match=r"the file's predictor is a tests\.representation\.test_nern\.Constant; pass the class"
+        FileFormatError, match=r"the file's predictor is a elsewhere\.Constant, which is not imported; imp"
     ):
-        nernlit.load(tmp_path / "own.nern")
-    assert isinstance(nernlit.load(tmp_path / "own.nern", predictor_classes=[Constant]).predictor, Constant)
+        nernlit.load(path)
+
+
+def test_a_predictor_of_a_script_is_found_in_the_module_that_it_is_in_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Constant, "__module__", "__main__")
+        Representation(Original("digits_resnet8", pretrained=True), Constant()).save(tmp_path / "own.nern")
+    assert isinstance(nernlit.load(tmp_path / "own.nern").predictor, Constant)
+
+
+def test_a_file_is_checked_with_its_predictor_in_evaluation_mode(tmp_path: Path) -> None:
+    representation = Representation(Original("digits_resnet8", pretrained=True), Dropped()).eval()
+    representation.save(tmp_path / "own.nern")
+    loaded = nernlit.load(tmp_path / "own.nern")
+    assert torch.equal(loaded.kernels(), representation.kernels())
+
+
+def test_files_and_networks_do_not_depend_on_the_callers_modes(tmp_path: Path) -> None:
+    representation = digits_representation(16)
+    weights = representation.reconstructed()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        representation.save(tmp_path / "net.nern")
+        assert all(torch.equal(value, weights[key]) for key, value in representation.reconstructed().items())
+        loaded = nernlit.load(tmp_path / "net.nern")
+    for default in (torch.float64, torch.float16):
+        torch.set_default_dtype(default)
+        try:
+            again = nernlit.load(tmp_path / "net.nern")
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for key, value in again.reconstructed().items():
+            assert torch.allclose(value, weights[key], atol=1e-6), key
+    loaded(torch.rand(2, 1, 8, 8)).sum().backward()  # it can be trained
+    assert all(parameter.grad is not None for parameter in loaded.predictor.parameters())
+
+
+@pytest.mark.parametrize("form", ["fp32", "bf16", "int8"])
+def test_odd_buffers_are_stored_as_they_are(form: KeptForm, tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+            self.register_buffer("one_of_many", torch.arange(12.0).view(4, 3)[1:2, 0])
+            self.register_buffer("attn_mask", torch.tensor([-torch.inf, 0.0, 1.0]))
+            self.register_buffer("conjugate", torch.tensor([1 + 2j, 3 - 1j]).conj())
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps: torch.Tensor = self.conv(images)
+            return maps.flatten(1)
+
+    net = Net()
+    Representation(Original.from_module(net), MLP(8)).save(tmp_path / "net.nern", form)
+    state = nernlit.load(tmp_path / "net.nern", Net()).reconstructed()
+    for name in ("one_of_many", "attn_mask", "conjugate"):
+        assert torch.allclose(state[name], net.state_dict()[name], rtol=4e-3), name  # int8 rounds
+
+
+def test_a_file_as_checkpoint_has_the_arguments_of_its_network(tmp_path: Path) -> None:
+    arguments = {"img_size": 16, "patch_size": 4, "depth": 1}
+    original = Original("test_vit", num_classes=4, in_chans=1, mean=[0.5], std=[0.5], arguments=arguments)
+    original.weights_from = "memory"
+    Representation(original, Table(4), layers="all").save(tmp_path / "net.nern")
+    again = Original("test_vit", checkpoint=str(tmp_path / "net.nern"))
+    assert again.architecture == original.architecture
 
 
 def test_a_table_of_other_layers_is_refused_before_it_is_built(tmp_path: Path) -> None:

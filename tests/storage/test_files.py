@@ -95,3 +95,10 @@ def test_a_file_that_was_removed_before_it_was_locked_is_created_again(monkeypat
     write_atomically(Path("file"), b"whole")
     assert locked == [fcntl.LOCK_EX, fcntl.LOCK_EX]
     assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\N{SNOWMAN}" * 85])
+def test_the_longest_names_can_be_written(name: str, tmp_path: Path) -> None:
+    write_atomically(tmp_path / name, b"content")
+    assert (tmp_path / name).read_bytes() == b"content"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,5 +1,6 @@
 """Options that work alone must also work together, or be refused before the first step."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,25 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    Timer,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import nernlit
 from nernlit.cli.main import main
 from nernlit.data import DigitsDataModule
-from nernlit.errors import DataError, UsageError
+from nernlit.errors import CheckpointError, DataError, UsageError
 from nernlit.optimizers.ranger21 import Ranger21
 from nernlit.originals import Original
 from nernlit.predictors import MLP, Codebooks, Predictor, Quantize, Table
@@ -242,6 +254,74 @@ def test_callbacks_that_stop_a_fit_without_a_last_validation_are_refused(callbac
             ReconOnly(_representation(), _adam()), datamodule=data
         )
     quiet_trainer(max_epochs=1, callbacks=[callback]).fit(ReconOnly(_representation(), _adam()), datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (
+            BatchSizeFinder(),
+            r"BatchSizeFinder does not work here: pass a batch size \(--data\.batch_size\), and",
+        ),
+        (LearningRateFinder(), "LearningRateFinder does not work here: compare learning rates with `nernlit search`"),
+        (BackboneFinetuning(), "BackboneFinetuning does not work here: the trained parameters are those of the pred"),
+        (
+            StochasticWeightAveraging(1e-3),
+            "StochasticWeightAveraging averages after the last validation and checkp",
+        ),
+        (ModelPruning("l1_unstructured"), "ModelPruning would prune the predictor's parameters after the last valid"),
+        (ModelPruning("l1_unstructured", make_pruning_permanent=False), "would write checkpoints that cannot be read"),
+    ],
+)
+def test_callbacks_that_do_not_work_with_a_scheme_are_refused(callback: Callback, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        quiet_trainer(max_epochs=1, callbacks=[callback]).fit(
+            ReconOnly(_representation(), _adam()), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2)
+        )
+
+
+def test_averages_and_restarts_are_refused_together() -> None:
+    module = ReconOnly(_representation(), _adam(), on_divergence="restart")
+    with pytest.raises(UsageError, match="EMAWeightAveraging would average weights that a restart takes back"):
+        quiet_trainer(max_epochs=1, callbacks=[EMAWeightAveraging()]).fit(
+            module, datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2)
+        )
+
+
+def test_a_checkpoint_of_another_class_is_refused(tmp_path: Path) -> None:
+    data = DigitsDataModule(train_on="none", steps_per_epoch=2)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(ReconOnly(_representation(), _adam()), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "recon.ckpt")
+    message = "the checkpoint is of a ReconOnly, and this is a {0}; pass a checkpoint of a {0}"
+    for module in (
+        BaselineJoint(_representation(), _adam(), warmup_steps=1),
+        Progressive(_representation(), optimizer=_adam(), rounds=1),
+    ):
+        with pytest.raises(CheckpointError, match=message.format(type(module).__name__)):
+            quiet_trainer(max_epochs=2).test(module, data, ckpt_path=str(tmp_path / "recon.ckpt"), verbose=False)
+
+
+@pytest.mark.parametrize("change", [lambda x: 255 * x, lambda x: x.fill_(torch.nan)], ids=["bytes", "nan"])
+def test_training_images_that_are_no_pixels_are_refused(change: Callable[[Tensor], Tensor]) -> None:
+    class Own(DigitsDataModule):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            images, *others = super().on_after_batch_transfer(batch, dataloader_idx)
+            return (change(images) if self.trainer and self.trainer.training else images, *others)
+
+    representation = _representation()
+    for module in (BaselineJoint(representation, _adam()), OriginalModule(Original("digits_resnet8"), _adam())):
+        with pytest.raises(DataError, match=r"the pixels of a batch are from .*; expected pixels in \[0, 1\]"):
+            quiet_trainer(max_epochs=1).fit(module, datamodule=Own(train_on="images"))
+
+
+def test_a_fit_without_a_logger_does_not_warn_about_each_metric() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        quiet_trainer(max_epochs=1).fit(
+            ReconOnly(_representation(), _adam()), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2)
+        )
+    assert not [each for each in seen if "no logger configured" in str(each.message)]
 
 
 def test_calibration_lists_the_data_set_once_in_a_fit_without_training_images(

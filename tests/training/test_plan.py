@@ -1,5 +1,6 @@
 """How long fits are: refused before data is read where it cannot be right, and ended by a validation."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,19 +8,25 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import LambdaCallback, Timer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from nernlit.cli.main import main, run
 from nernlit.data import DigitsDataModule
 from nernlit.errors import UsageError
+from nernlit.optimizers import WarmupCosine
 from nernlit.training import BaselineJoint, DecoupledDistill, Progressive, ReconOnly, ReconstructionPhase, Scheme
 from tests.fakes import CONFIGS, QUICK, digits_representation, quiet_trainer
 
 
 def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=1e-3)
+
+
+def _sgd(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=1.0)
 
 
 class Unread(DigitsDataModule):
@@ -141,6 +148,8 @@ class Validations(L.Callback):
         ({"max_epochs": 2, "val_check_interval": 0.5}, [2, 4, 6, 8]),
         ({"max_epochs": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}, [3, 6, 8]),
         ({"max_epochs": 3, "accumulate_grad_batches": 2, "check_val_every_n_epoch": 2}, [4, 6]),
+        ({"max_steps": 6, "min_epochs": 3}, [4, 6]),
+        ({"max_epochs": 3, "check_val_every_n_epoch": 2, "min_steps": 100}, [8, 12]),
     ],
 )
 def test_a_fit_ends_with_one_validation(options: dict[str, object], expected: list[int]) -> None:
@@ -149,6 +158,39 @@ def test_a_fit_ends_with_one_validation(options: dict[str, object], expected: li
     trainer.fit(_recon(), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=4))
     assert seen.steps == expected
     assert trainer.check_val_every_n_epoch == options.get("check_val_every_n_epoch", 1)
+
+
+class Endless(IterableDataset[int]):
+    """Three batches, which nobody can count before."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+def test_a_training_loader_without_a_length_needs_a_number_of_steps() -> None:
+    loader = DataLoader(Endless(), batch_size=None)
+    rates: list[float] = []
+    seen = LambdaCallback(
+        on_train_batch_start=lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    )
+
+    def recon() -> ReconOnly:
+        return ReconOnly(digits_representation(), _sgd, scheduler=WarmupCosine)
+
+    with pytest.raises(
+        UsageError, match=r"is not known \(the training data loader has no length\), .* pass --trainer.max_steps"
+    ):
+        quiet_trainer(max_epochs=2).fit(recon(), loader)
+    quiet_trainer(max_epochs=-1, max_steps=4, callbacks=[seen]).fit(recon(), loader)
+    assert rates == pytest.approx([(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)])
+    quiet_trainer(max_epochs=2).fit(_recon(), loader)  # needs no length
+    with pytest.raises(UsageError, match=r"has no length, and Progressive's rounds .*limit_train_batches N"):
+        quiet_trainer(max_epochs=2).fit(Progressive(digits_representation(), optimizer=_sgd, rounds=2), loader)
+
+
+def test_a_training_loader_without_batches_is_refused() -> None:
+    with pytest.raises(UsageError, match="the training data loader has no batches"):
+        quiet_trainer(max_epochs=2).fit(_recon(), DataLoader([], batch_size=None))
 
 
 def test_a_fit_that_runs_out_of_time_ends_with_a_validation() -> None:
