@@ -26,6 +26,8 @@ _NOISE = re.compile(
     r"Given value: (NestedArg|Namespace)"
 )
 
+_OF_BASE_CLASS = re.compile(r"\n *- Problem with given class_path '[^']+':\s+Option '([^']+)' is not accepted")
+
 
 def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -> str:
     """The parser's message in one line, with the option's name as a user writes it.
@@ -35,6 +37,8 @@ def explain(text: str, roots: Mapping[str, type], options: Iterable[str] = ()) -
         roots: The classes that the top-level options `model`, `data`, ... take.
         options: The names of all top-level options, with dots.
     """
+    # A value that the named class refuses is also tried for the base class, which does not have the option.
+    text = _OF_BASE_CLASS.sub(lambda found: "" if f'Parser key "{found[1]}"' in text else found[0], text)
     keys: list[str] = []
     for key in re.findall(r'Parser key "([^"]+)"', text):  # each one's name is below the one before
         parts = [part for part in key.split(".") if part != "init_args"]

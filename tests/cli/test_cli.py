@@ -254,6 +254,13 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         ),
         (["fit", *QUICK, "--trainer.strategy=deepspeed_stage_3"], "--trainer.strategy deepspeed_stage_3 splits parame"),
         (["fit", *QUICK, "--threads=0"], r"--threads 0: expected one of auto or a positive integer"),
+        (
+            [
+                *("fit", *QUICK, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/acc"),
+                "--trainer.callbacks.patience=abc",
+            ],
+            "--trainer.callbacks.patience abc: expected an integer",
+        ),
         (["fit", *QUICK, "more"], "'more' is not an option; options are given as --name value"),
         (["fit"], r"--data, --model must be given \(-c CONFIG; `nernlit configs` lists"),
         (["fit", *QUICK, "--data.val_share=2"], r"val_share=2\.0; expected a share"),
