@@ -121,7 +121,7 @@ def refuse_changing_accumulation(trainer: Any) -> None:
 
 
 #: Callbacks of Lightning that do not work with the modules here -> what to do instead.
-_WITHOUT_EFFECT = {
+_UNSUPPORTED = {
     BatchSizeFinder: "pass a batch size (--data.batch_size)",
     LearningRateFinder: "compare learning rates with `nernlit search`",
     BackboneFinetuning: "the trained parameters are those of the predictor, and of tune_kept",
@@ -135,7 +135,7 @@ def refuse_callbacks(trainer: Any) -> None:
         UsageError: If the trainer has one; the message says what to do instead.
     """
     for callback in trainer.callbacks:
-        for kind, instead in _WITHOUT_EFFECT.items():
+        for kind, instead in _UNSUPPORTED.items():
             if isinstance(callback, kind):
                 raise UsageError(f"{kind.__name__} does not work here: {instead}, and remove the callback.")
         if isinstance(callback, ModelPruning) and not callback._make_pruning_permanent:
