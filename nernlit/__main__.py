@@ -69,13 +69,13 @@ def main() -> None:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has ended: end as SIGPIPE would
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
-    except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):  # rich ends with 1
-            raise SystemExit(141) from None
-        raise
     except Interrupted as interrupted:
         if interrupted.message:
             print(f"nernlit: {interrupted.message}", file=sys.stderr)
+        raise
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # rich ends with 1
+            raise SystemExit(141) from None
         raise
 
 

@@ -4,6 +4,7 @@ Metrics are `stage/quantity[_condition]`.
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -350,9 +351,12 @@ class ClassifierModule(L.LightningModule, ABC):
     def log_results(self, stage: str, results: Mapping[str, Tensor]) -> None:
         """Log the metrics of an evaluation, which are equal on all processes; a loaded checkpoint's with its step."""
         command = self.trainer.state.fn
-        logger = bool(self.trainer.loggers) and (command == "fit" or self.logs_evaluations)
-        for name, value in results.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True, logger=logger)
+        logger = command == "fit" or self.logs_evaluations
+        with warnings.catch_warnings():
+            # A trainer without loggers is no mistake, and only what goes to them is returned by `validate` and `test`.
+            warnings.filterwarnings("ignore", message=".*but have no logger configured")
+            for name, value in results.items():
+                self.log(f"{stage}/{name}", value, prog_bar=name == "acc", sync_dist=True, logger=logger)
         if command == "test":
             self.log("step", float(self.fitted_steps), sync_dist=True)  # Lightning takes it for the x axis
 
@@ -364,9 +368,9 @@ class ClassifierModule(L.LightningModule, ABC):
         """
         steps = total_steps(self.trainer)
         if steps == math.inf:
-            has_length = math.isfinite(self.trainer.num_training_batches)
-            reason = "is unlimited" if has_length else "is not known (the training data loader has no length)"
-            option = "--trainer.max_epochs or --trainer.max_steps" if has_length else "--trainer.max_steps"
+            is_endless = self.trainer.max_epochs == -1
+            reason = "is unlimited" if is_endless else "is not known (the training data loader has no length)"
+            option = "--trainer.max_epochs or --trainer.max_steps" if is_endless else "--trainer.max_steps"
             raise UsageError(
                 f"the number of training steps {reason}, but the optimizer or schedule needs it; pass {option}."
             )

@@ -13,10 +13,10 @@ def total_steps(trainer: Any) -> float:
     Raises:
         UsageError: If the training loader is empty.
     """
-    steps = trainer.estimated_stepping_batches  # loads the data
+    steps: float = trainer.estimated_stepping_batches  # loads the data
     if steps == 0:
         raise UsageError("the training data loader has no batches, so the fit would make no step; check the data.")
-    return math.inf if steps < 0 else float(steps)
+    return math.inf if steps < 0 else steps
 
 
 @dataclass(frozen=True)

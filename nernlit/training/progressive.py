@@ -14,7 +14,7 @@ from typing import Any, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import Parameter
@@ -194,7 +194,7 @@ class Progressive(Scheme):
                 "every_n_train_steps and train_time_interval of a checkpoint: one after the last step of a round would "
                 "have no result of the round; Progressive saves after each validation. Leave them out."
             )
-        averaging = [c for c in callbacks if isinstance(c, WeightAveraging | StochasticWeightAveraging)]
+        averaging = [c for c in callbacks if isinstance(c, WeightAveraging)]
         if stage == "fit" and averaging:
             raise UsageError(
                 f"{type(averaging[0]).__name__} would average the representation over trials and rounds; Progressive "

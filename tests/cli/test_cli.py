@@ -18,7 +18,7 @@ import nernlit
 from nernlit.cli.main import main, report_failed_thread, run
 from nernlit.cli.sweep import main as sweep
 from nernlit.errors import UsageError
-from tests.fakes import CONFIGS, QUICK
+from tests.fakes import CONFIGS, QUICK, tiny_representation
 from tests.training.test_decoupled_distill import QUICK_DECOUPLED
 
 DECOUPLED = [QUICK[0], str(CONFIGS / "digits_h96_decoupled.yaml")]
@@ -414,10 +414,12 @@ def _program(*args: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_a_closed_pipe_ends_a_command_without_a_traceback() -> None:
+@pytest.mark.parametrize("line", [["fit", *QUICK, "--print_config"], ["inspect", "net.nern"]], ids=["print", "rich"])
+def test_a_closed_pipe_ends_a_command_without_a_traceback(line: list[str]) -> None:
+    tiny_representation().save("net.nern")
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "nernlit", "fit", *QUICK, "--print_config"]
+    command = [sys.executable, "-m", "nernlit", *line]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(write)

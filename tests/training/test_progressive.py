@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LambdaCallback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LambdaCallback, WeightAveraging
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -276,7 +276,7 @@ def test_the_representation_can_be_trained_on_after_a_fit() -> None:
         assert bool(parameter.grad.any())
 
 
-@pytest.mark.parametrize("callback", [EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=1e-3)])
+@pytest.mark.parametrize("callback", [EMAWeightAveraging(), WeightAveraging()])
 def test_callbacks_that_would_average_trials_are_refused(callback: Callback) -> None:
     trainer = quiet_trainer(max_epochs=1, callbacks=[callback])
     with pytest.raises(UsageError, match=rf"{type(callback).__name__} would average the representation over trials"):
