@@ -47,6 +47,9 @@ from nernlit.utilities.sharing import names_of_weights
 from nernlit.utilities.sides import shortest
 from nernlit.utilities.text import abbreviated
 
+#: Rows of the table of kernels that are converted to float64 at once.
+_PART = 2**20
+
 
 @final
 class Representation(WithConstants, WithPretrained):
@@ -117,8 +120,9 @@ class Representation(WithConstants, WithPretrained):
         self._set_up(original, predictor, layout, order, standardize, address_N3)
         self._set_learned(self.target != 0 if keep_zeros else None)
         self.tuned = tuned(original.net, layout, tune_kept)
-        # In float64: independent of the number of threads, and finite for large weights.
-        power = self.target.double().square().sum()
+        # In float64: independent of the number of threads, and finite for large weights. In parts, because the table of
+        # a large network has gigabytes.
+        power = torch.stack([part.double().square().sum() for part in self.target.split(_PART)]).sum()
         if not power:
             names = abbreviated([layer.name for layer in layout.layers])
             raise LayoutError(f"all weights of the predicted layers ({names}) are 0; there is nothing to represent.")
@@ -126,7 +130,7 @@ class Representation(WithConstants, WithPretrained):
             raise LayoutError("keep_zeros=True, but no predicted weight is 0; leave it out.")
         rms = (power / self.learned.count).sqrt().float()
         self.set_constant("scale", rms if standardize else torch.ones(()))
-        if predictors_are_fitted():
+        if predictors_are_fitted() and type(self.predictor).fit is not Predictor.fit:  # tables of gigabytes
             mask = self.learned.mask()
             self.fit_predictor(self.target.new_ones(()).expand_as(self.target) if mask is None else mask.float())
 
