@@ -1,6 +1,6 @@
 """Checks of an original: plain, finite float32 weights, and pixel statistics in [0, 1]."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -199,33 +199,3 @@ def require_pixels(images_BCHW: Tensor) -> None:
             f"the pixels of a batch are from {low:.3g} to {high:.3g}; expected pixels in [0, 1], which the original "
             "normalizes itself."
         )
-
-
-def buffer_versions(net: nn.Module) -> dict[str, tuple[int, int]]:
-    """What changes if the values of a buffer in a network's state dict are changed or replaced, by name."""
-    stored = net.state_dict().keys()
-    return {
-        name: (id(value), 0 if value.is_inference() else value._version)
-        for name, value in net.named_buffers()
-        if name in stored
-    }
-
-
-def require_same_buffers(before: Mapping[str, tuple[int, int]], net: nn.Module, name: str) -> None:
-    """Check that a forward pass in evaluation mode has not changed a network's buffers.
-
-    Args:
-        before: The result of `buffer_versions` before it.
-        net: The network.
-        name: Its name, for the message.
-
-    Raises:
-        UsageError: If it has; the message names the first such buffer.
-    """
-    after = buffer_versions(net)
-    for buffer, version in before.items():
-        if after.get(buffer) != version:
-            raise UsageError(
-                f"a forward pass of {name!r} in evaluation mode changes its buffer {buffer}, but an original must stay "
-                "the same. Remove what changes it (for quantization-aware training: pass the float network)."
-            )

@@ -10,14 +10,7 @@ from torch.func import functional_call
 
 from nernlit.coding import NernFile, is_nern, unreadable
 from nernlit.errors import DataError, UsageError
-from nernlit.originals.checks import (
-    buffer_versions,
-    pixel_statistics,
-    require_classifier,
-    require_finite_weights,
-    require_plain_weights,
-    require_same_buffers,
-)
+from nernlit.originals.checks import pixel_statistics, require_classifier, require_finite_weights, require_plain_weights
 from nernlit.originals.timm_models import image_channels, require_counts, require_name, timm_model
 from nernlit.storage.container import fingerprint
 from nernlit.storage.weights import load_strictly, read_state_dict
@@ -178,7 +171,6 @@ class Original(nn.Module):
         self.net = net
         self.places = places_of_weights(net)
         self._frozen = False
-        self._is_constant = False  # whether a forward pass has been seen to leave the buffers as they are
         self.name = name
         self.weights_from = weights
         self.num_classes = num_classes
@@ -196,8 +188,7 @@ class Original(nn.Module):
 
         Raises:
             DataError: If the images have more precision than the network, which would fail.
-            UsageError: If the network is no image classifier, does not return logits of this shape, or changes its own
-                buffers although it is frozen.
+            UsageError: If the network is no image classifier, or does not return logits of this shape.
         """
         require_classifier("a forward pass", self.name, self.num_classes)
         if self._frozen and self.net.training:
@@ -207,14 +198,9 @@ class Original(nn.Module):
             given, own = (str(value.dtype).removeprefix("torch.") for value in (images_BCHW, self.mean))
             raise DataError(f"the images are {given}, but {self.name!r} is {own}; convert the images.")
         entries = {place: value for key, value in (weights or {}).items() for place in self.places[key]}
-        is_checked = self._is_constant or not self._frozen or torch.compiler.is_compiling()
-        before = {} if is_checked else buffer_versions(self.net)
         logits_BC = (
             functional_call(self.net, entries, (pixels_BCHW,), tie_weights=False) if entries else self.net(pixels_BCHW)
         )
-        if not is_checked:
-            require_same_buffers(before, self.net, self.name)
-            self._is_constant = True
         expected = (len(images_BCHW), self.num_classes)
         if not isinstance(logits_BC, Tensor) or logits_BC.shape != expected:
             given = (
