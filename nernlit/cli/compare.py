@@ -46,6 +46,7 @@ def compare(args: Sequence[str]) -> None:
     own_args, fit_options = split_options(own_args, *FIT_OPTIONS)  # their values would be taken for NET
     options, further = _parser().parse_known_args(own_args)
     network, fit_options = network_options(options.net, options.network, [*fit_options, *further])
+    refuse_test_options(fit_options)
     if options.epochs is not None:
         fit_options += epoch_options(options.epochs)
     trains = not set(TRAINED).isdisjoint(options.methods)
@@ -54,7 +55,6 @@ def compare(args: Sequence[str]) -> None:
     if options.bits and set(WITH_BITS).isdisjoint(options.methods):
         raise UsageError(f"--bits is for {', '.join(WITH_BITS)}; leave it out.")
     require_images(data_options)
-    refuse_test_options(fit_options)
     require_writable(options.out, "--out")
     others = read_other_files(options.others) if options.others else []
     original = original_of(network)

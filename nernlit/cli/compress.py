@@ -96,7 +96,6 @@ def compress(args: Sequence[str]) -> None:
 _OWN_OPTIONS = {
     "--model.rate": "--target_bytes or --bits",
     "--model.rate.target_bytes": "--target_bytes",
-    "--trainer.max_epochs": "--epochs",
 }
 
 

@@ -38,14 +38,17 @@ def require_images(data_options: Sequence[str]) -> None:
 
 
 def refuse_test_options(fit_options: Sequence[str]) -> None:
-    """Refuse configuration files that set what a command sets itself, or needs for its own test.
+    """Refuse options that set the number of epochs, and configuration files that also set the data.
 
     Args:
         fit_options: Further options of the fits.
 
     Raises:
-        UsageError: If a file has options of the data, or the number of epochs.
+        UsageError: If an option or a file sets the number of epochs, or a file has options of the data.
     """
+    for option in fit_options:
+        if option.partition("=")[0] == "--trainer.max_epochs":
+            raise UsageError(f"{option}: this command sets --trainer.max_epochs; pass --epochs instead.")
     for part in config_parts(expand_bases(fit_options)):
         options = part.options()
         if options.get("data"):

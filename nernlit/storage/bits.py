@@ -17,8 +17,9 @@ def to_bits(values_n: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
     >>> to_bits(np.array([1, 6]), 3).tolist()
     [0, 0, 1, 1, 1, 0]
     """
-    as_bytes = values_n.reshape(-1, 1).astype(">u4").view(np.uint8)
-    return np.unpackbits(as_bytes, axis=1)[:, 32 - width :].reshape(-1)
+    size = _bytes(width)
+    as_bytes = values_n.reshape(-1, 1).astype(f">u{size}").view(np.uint8)
+    return np.unpackbits(as_bytes, axis=1)[:, 8 * size - width :].reshape(-1)
 
 
 def from_bits(bits: NDArray[np.uint8], width: int, count: int) -> NDArray[np.int64]:
@@ -27,6 +28,12 @@ def from_bits(bits: NDArray[np.uint8], width: int, count: int) -> NDArray[np.int
     >>> from_bits(np.array([0, 0, 1, 1, 1, 0], dtype=np.uint8), 3, 2).tolist()
     [1, 6]
     """
-    padded = np.zeros((count, 32), dtype=np.uint8)
-    padded[:, 32 - width :] = bits.reshape(count, width)
-    return np.packbits(padded, axis=1).view(">u4").reshape(-1).astype(np.int64)
+    size = _bytes(width)
+    padded = np.zeros((count, 8 * size), dtype=np.uint8)
+    padded[:, 8 * size - width :] = bits.reshape(count, width)
+    return np.packbits(padded, axis=1).view(f">u{size}").reshape(-1).astype(np.int64)
+
+
+def _bytes(width: int) -> int:
+    """Bytes of the integers that numbers of W bits are converted through; every bit takes a byte meanwhile."""
+    return 2 if width <= 16 else 4

@@ -131,6 +131,10 @@ def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixtu
         (["digits_resnet8", "--out", "out", *DATA, "--methods", "svd", "--bits", "2"], "--bits is for round, round"),
         (["digits_resnet8", "--out", "out", *DATA, "--methods", "svd", "--epochs", "2"], "is for methods that train"),
         (
+            ["digits_resnet8", "--out", "out", *DATA, "--epochs", "1", "--trainer.max_epochs", "2"],
+            "this command sets --trainer.max_epochs; pass --epochs instead",
+        ),
+        (
             ["digits_resnet8", "--out", "out", *DATA, "--methods", "table", "--trainer.logger.init_args.name=x"],
             "--trainer.logger.init_args.name cannot be set here, because this command chooses the folders",
         ),
