@@ -89,7 +89,7 @@ def fitted(original: Original, target: Weights, options: argparse.Namespace, see
     """Weights that a Recon-only fit to the target reconstructs, at equal distances in the second half of its steps."""
     torch.manual_seed(seed)
     mlp = MLP(options.hidden, activation="gelu", num_frequencies=options.num_frequencies, base=options.base)
-    whole = Representation(copy.deepcopy(original), mlp).to(options.device)
+    whole = Representation(copy.deepcopy(original), mlp, order=options.order).to(options.device)
     target_NKK = whole.layout.table(target, mlp.block).to(options.device) / whole.scale
     optimizer = build_optimizer(Setting(), mlp.parameters())
     schedule = WarmupCosine(optimizer, 50, total_steps=options.steps)
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=300)
     parser.add_argument("--num_frequencies", type=int, default=40)
     parser.add_argument("--base", type=float, default=0.9)
+    parser.add_argument("--order", choices=("in_filter", "cross_filter"), default="in_filter", help="of the kernels")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--run", type=Path, help="a Recon-only run that noise takes the error of (default: an own fit)")
     parser.add_argument("--rmse", type=float, help="size that noise is scaled to (default: that of the error)")
@@ -195,7 +196,7 @@ def main() -> None:
     record = options.out / "selection.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     what = {"network": network, "hidden": options.hidden, "steps": options.steps, "kind": options.kind}
-    what |= {"num_frequencies": options.num_frequencies, "base": options.base}
+    what |= {"num_frequencies": options.num_frequencies, "base": options.base, "order": options.order}
     what |= {"run": str(options.run), "rmse": options.rmse, "evaluations_per_trial": options.evaluations}
     start = judge.counts(weights)
     for number in options.chains:
