@@ -1,5 +1,6 @@
 """Commands on .nern files: `nernlit export`, `inspect`, `reconstruct`, and `test FILE.nern`."""
 
+from argparse import BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -45,12 +46,14 @@ def export(args: Sequence[str]) -> None:
     parser.add_argument(
         "--kept",
         choices=get_args(KeptForm),
-        help="for .nern: how the tensors that are not predicted are stored (default: fp32, exact)",
+        help="for .nern: how the tensors that are not predicted are stored (default: as the fit's `rate` states; fp32, "
+        "exact, without one)",
     )
     parser.add_argument(
         "--fold_batch_norm",
-        action="store_true",
-        help="for .nern: move the statistics of BatchNorm layers into their weights and biases",
+        action=BooleanOptionalAction,
+        help="for .nern: move the statistics of BatchNorm layers into their weights and biases (default: as the fit's "
+        "`rate` states; no without one)",
     )
     parser.add_original()
     options = parser.parse_args(args)
@@ -62,7 +65,7 @@ def export(args: Sequence[str]) -> None:
         raise UsageError(
             "--integers is for .onnx files; leave it out. A .nern file of a quantized predictor has integers."
         )
-    if options.out.suffix != ".nern" and (options.kept is not None or options.fold_batch_norm):
+    if options.out.suffix != ".nern" and (options.kept is not None or options.fold_batch_norm is not None):
         given = "--fold_batch_norm" if options.kept is None else f"--kept {options.kept}"
         raise UsageError(f"{given} is for .nern files; leave it out.")
     run = Run.open(options.run, options.select, options.original)
@@ -76,7 +79,9 @@ def export(args: Sequence[str]) -> None:
             markup=False,
         )
         return
-    run.representation().save(options.out, options.kept or "fp32", options.fold_batch_norm)
+    own = {"kept": options.kept, "fold_batch_norm": options.fold_batch_norm}
+    stated = {name: value for name, value in own.items() if value is not None}
+    run.representation().save(options.out, **{**run.save_options, **stated})
     print_sizes(options.out)
 
 

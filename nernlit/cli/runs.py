@@ -160,12 +160,16 @@ class Run:
     def _representation(self) -> Representation:
         return load_representation(self.checkpoint, original=self.original)[0].eval()
 
+    @cached_property
+    def save_options(self) -> dict[str, Any]:
+        """The options of `Representation.save` that the fit's `rate` states; none for other fits and .nern files."""
+        rate = None if self.is_file else read_checkpoint(self.checkpoint).get("hyper_parameters", {}).get("rate")
+        return {name: rate[name] for name in ("kept", "fold_batch_norm")} if isinstance(rate, dict) else {}
+
     def sizes(self) -> Sizes:
-        """The sizes of the .nern file; for a fit, those of the file in the form that its `rate` states."""
-        if self.is_file:
-            return replace(self._representation.sizes(), file_bytes=self.checkpoint.stat().st_size)
-        rate = (self.config.get("model") or {}).get("init_args", {}).get("rate") or {}
-        return self._representation.sizes(rate.get("kept", "fp32"), rate.get("fold_batch_norm", False))
+        """The sizes of the .nern file; for a fit, those of the file that `export` writes."""
+        sizes = self._representation.sizes(**self.save_options)
+        return replace(sizes, file_bytes=self.checkpoint.stat().st_size) if self.is_file else sizes
 
     @cached_property
     def step(self) -> int:

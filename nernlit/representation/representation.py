@@ -213,6 +213,16 @@ class Representation(WithConstants, WithPretrained):
         """
         self._file(Path(path), self.reconstructed(), kept, fold_batch_norm).write()
 
+    def stored(self, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> Self:
+        """The representation in the file that `save` writes, with this one's original: kept tensors may be rounded.
+
+        Args:
+            kept: See `save`.
+            fold_batch_norm: See `save`.
+        """
+        file = self._file(Path("stored.nern"), self.reconstructed(), kept, fold_batch_norm)
+        return self.from_file(file, original=self.original)
+
     def _file(self, path: Path, state: Mapping[str, Tensor], kept: KeptForm, fold_batch_norm: bool) -> NernFile:
         """The .nern file of a reconstructed network's state dict."""
         state = {key: value.detach().cpu() for key, value in state.items()}  # coding works on the CPU

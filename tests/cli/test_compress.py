@@ -10,6 +10,9 @@ from safetensors.torch import save, save_file
 import nernlit
 from nernlit.cli import compress
 from nernlit.cli.main import main
+from nernlit.cli.report import page
+from nernlit.cli.runs import Run
+from nernlit.storage.container import read_container
 from nernlit.utilities.signals import Interrupted
 from tests.callbacks.test_interruption import stopping
 from tests.fakes import digits_representation, write_image_folder
@@ -46,6 +49,21 @@ def test_a_network_becomes_a_file_of_the_size_asked_for(capsys: pytest.CaptureFi
     assert Path("small.nern").stat().st_size == size
     assert torch.load(next(Path("runs").rglob("last.ckpt")), weights_only=True)["global_step"] == before
     assert len(list(Path("runs").glob("small-*/version_*"))) == 1
+
+
+def test_the_fit_of_a_file_is_exported_and_reported_as_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compress", "digits_resnet8", "-o", "small.nern", "--bits=0.8", "--epochs=8", *DIGITS])
+    shown = capsys.readouterr().out
+    accuracy = next(line for line in shown.splitlines() if line.startswith("accuracy")).split()[-1].rstrip("%")
+    (fit,) = Path("runs").glob("small-*")
+    for options in ([], ["--select=last"], ["--kept=int8"], ["--fold_batch_norm"]):
+        main(["export", str(fit), "-o", "again.nern", *options])
+        assert Path("again.nern").read_bytes() == Path("small.nern").read_bytes()
+    main(["export", str(fit), "-o", "exact.nern", "--kept=fp32", "--no-fold_batch_norm"])
+    assert read_container(Path("exact.nern")).header["kept"]["form"] == "fp32"
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page([Run.open(fit)]))
+    assert accuracy in cells
+    assert f"{100 * Path('small.nern').stat().st_size / nernlit.load('small.nern').sizes().original_bytes:.2f}" in cells
 
 
 def test_an_interrupted_command_continues(capsys: pytest.CaptureFixture[str]) -> None:
