@@ -66,10 +66,8 @@ class _Measured:
     def from_run(cls, name: str, run: Run, data: Sequence[str], device: torch.device) -> "_Measured":
         representation = run.representation()
         network = OnDevice(representation.original, device)
-        # The network of the file whose size the page states.
-        stored = representation.stored(**run.save_options) if run.save_options else representation
-        with torch.no_grad():
-            networks: list[Callable[[Tensor], Tensor]] = [partial(network, weights=stored.entries())]
+        entries = representation.stored_entries(**run.save_options)  # of the file whose size the page states
+        networks: list[Callable[[Tensor], Tensor]] = [partial(network, weights=entries)]
         if run.has_original:
             networks.append(network)
         batches = run.batches("test", overrides=data)

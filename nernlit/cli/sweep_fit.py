@@ -134,9 +134,9 @@ def _answers(module: Scheme, cli: NernlitCLI) -> dict[str, Tensor]:
             pixels, labels = data.on_after_batch_transfer(batch, 0)
             yield pixels.to(device), labels.to(device)
 
-    reconstructed = partial(representation, weights=representation.weights())
+    entries = representation.stored_entries(**module.save_options)  # of the file whose size the table states
     networks: dict[str, Callable[[Tensor], Tensor]] = {
-        "reconstructed": reconstructed,
+        "reconstructed": partial(representation.original, weights=entries),
         "original": representation.original,
     }
     return {name: correct_answers(classify, batches()).cpu() for name, classify in networks.items()}

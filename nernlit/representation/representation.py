@@ -213,16 +213,6 @@ class Representation(WithConstants, WithPretrained):
         """
         self._file(Path(path), self.reconstructed(), kept, fold_batch_norm).write()
 
-    def stored(self, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> Self:
-        """The representation in the file that `save` writes, with this one's original: kept tensors may be rounded.
-
-        Args:
-            kept: See `save`.
-            fold_batch_norm: See `save`.
-        """
-        file = self._file(Path("stored.nern"), self.reconstructed(), kept, fold_batch_norm)
-        return self.from_file(file, original=self.original)
-
     def _file(self, path: Path, state: Mapping[str, Tensor], kept: KeptForm, fold_batch_norm: bool) -> NernFile:
         """The .nern file of a reconstructed network's state dict."""
         state = {key: value.detach().cpu() for key, value in state.items()}  # coding works on the CPU
@@ -266,6 +256,20 @@ class Representation(WithConstants, WithPretrained):
         # Of the original's type, also where the representation was converted to another (`half()`).
         tuned = {key: value.to(self.scale.dtype) for key, value in self.tuned.named().items()}
         return {**(self.weights() if weights is None else weights), **tuned}
+
+    @torch.no_grad()
+    def stored_entries(
+        self, weights: Mapping[str, Tensor] | None = None, kept: KeptForm = "fp32", fold_batch_norm: bool = False
+    ) -> dict[str, Tensor]:
+        """As `entries`, of the network in the file that `save` writes: kept tensors may be rounded or folded.
+
+        Args:
+            weights: See `entries`.
+            kept: See `save`.
+            fold_batch_norm: See `save`.
+        """
+        values = self._unpredicted_file(kept, fold_batch_norm).kept.values
+        return {**self.entries(weights), **{key: value.to(self.scale.device) for key, value in values.items()}}
 
     def _weights(self, predictor: nn.Module, quiet: bool = False) -> dict[str, Tensor]:
         block = self.predictor.block
@@ -333,13 +337,16 @@ class Representation(WithConstants, WithPretrained):
             kept: See `save`.
             fold_batch_norm: See `save`.
         """
-        # Predicted weights take the same bytes whatever their values are; kept tensors may be coded.
-        state = {**self.original.net.state_dict(), **self.tuned.named()}
-        file = self._file(Path("sizes.nern"), state, kept, fold_batch_norm)
+        file = self._unpredicted_file(kept, fold_batch_norm)
         original_bytes = int(file.header["original_bytes"])
         predictor, weights = self.predictor, self.layout.num_weights
         file_bytes, code_bits = file.sizes()
         return Sizes(predictor.num_params, code_bits, weights, file_bytes, original_bytes)
+
+    def _unpredicted_file(self, kept: KeptForm, fold_batch_norm: bool) -> NernFile:
+        """The file that `save` would write, with checks of other weights, because none are predicted."""
+        state = {**self.original.net.state_dict(), **self.tuned.named()}
+        return self._file(Path("unpredicted.nern"), state, kept, fold_batch_norm)
 
     def specification(self) -> dict[str, Any]:
         """The description of the representation as JSON values: layers, order, scale and predictor.

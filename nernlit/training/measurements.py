@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -23,14 +23,15 @@ class Measurements:
 
     Args:
         representation: The representation.
+        save_options: Options of `Representation.save`: the networks are those of files that are written with them.
 
     Attributes:
         networks: The networks of the current evaluation; the one without a suffix is the representation's.
     """
 
-    def __init__(self, representation: Representation) -> None:
+    def __init__(self, representation: Representation, save_options: Mapping[str, Any]) -> None:
         self.networks: Networks = {}
-        self._representation = representation
+        self._representation, self._save_options = representation, save_options
         self._original_results: dict[str, dict[str, Tensor]] = {}
 
     def start(self, stage: str, networks: Networks) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -42,11 +43,19 @@ class Measurements:
         """
         self.networks = networks
         classifiers: dict[str, Callable[[Tensor], Tensor]] = {
-            suffix: partial(self._representation, weights=weights) for suffix, weights in networks.items()
+            suffix: partial(self._representation.original, weights=self._entries(weights))
+            for suffix, weights in networks.items()
         }
         if stage not in self._original_results:
             classifiers[_ORIGINAL] = self._representation.original
         return classifiers
+
+    def _entries(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        representation = self._representation
+        # Numbers that are not finite cannot be rounded; the evaluation reports them.
+        if self._save_options and all_finite(representation.tuned.parameters()):
+            return representation.stored_entries(weights, **self._save_options)
+        return representation.entries(weights)
 
     def finite_weights(self) -> dict[str, Tensor]:
         """Suffix -> whether the weights of this network are finite."""

@@ -313,7 +313,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             self.stage = 0  # an earlier fit of this module ended in its last one
         self.recovery = Recovery(self.recovery.on_divergence)  # of this run
         # Of this run: the next one may have other images.
-        self.measurements = Measurements(self.representation)
+        self.measurements = Measurements(self.representation, self.save_options)
         for part in self.stages:
             part.objective.reset()
         # All processes must use the same seed, or their shares of the global batch would overlap.

@@ -1,10 +1,12 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+import nernlit
 from nernlit.cli.main import main
 from nernlit.errors import UsageError
 from nernlit.predictors import MLP, Codebooks, Quantize, Quantized, Table
@@ -84,6 +86,19 @@ def test_a_fit_ends_at_the_bytes_that_are_asked_for() -> None:
     size = representation.sizes().file_bytes
     assert 0.98 * target < size <= target
     assert float(trainer.callback_metrics["size/file_bytes_estimate"]) == pytest.approx(size, rel=0.01)
+
+
+def test_evaluations_are_those_of_the_file(tmp_path: Path) -> None:
+    representation = _table(tune_kept="affine")
+    rate = Rate(weight=0.1, kept="int8", fold_batch_norm=True)
+    module = DecoupledDistill(representation, optimizer=_adam, rate=rate, precision="fp32")
+    quiet_trainer(max_steps=3).fit(module, _batches(3))
+    representation.save(tmp_path / "net.nern", "int8", fold_batch_norm=True)
+    images = torch.rand(8, 1, 8, 8)
+    with torch.no_grad():
+        found = module.classifiers("test")[""](images)
+        assert torch.allclose(found, nernlit.load(tmp_path / "net.nern")(images), atol=1e-5)
+        assert (found - representation(images)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("share", "keeps"), [(1.0, True), (0.5, False)])
