@@ -52,7 +52,8 @@ class _LayerTable(L.Callback, ABC):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(self.name, figure(), trainer.global_step)
         rows = [{"layer": layer, **row} for layer, row in layers.items()]
-        write_table(folder / f"{self.name}.csv", rows)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # has no folder
+            write_table(folder / f"{self.name}.csv", rows)
 
 
 @final

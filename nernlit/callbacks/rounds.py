@@ -42,7 +42,8 @@ class RoundCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or not getattr(pl_module, "round_is_over", False):
             return
-        self._write(trainer, pl_module, run_folder(trainer) / "rounds")
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # has no folder
+            self._write(trainer, pl_module, run_folder(trainer) / "rounds")
         if not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]  # a Progressive
             trainer.should_stop = True
 

@@ -157,7 +157,8 @@ class BaselineJoint(Scheme):
 
     @classmethod
     def check_plan(cls, plan: Plan, options: Any) -> None:
-        if (options.feature_weight or options.kd_weight) and options.warmup_steps >= plan.most_steps:
+        uses_images = options.feature_weight or options.kd_weight
+        if uses_images and options.warmup_steps >= plan.most_steps and not plan.is_trial:
             raise UsageError(
                 f"the run ends after {plan.most_steps:.0f} steps, within the loss warm-up (warmup_steps="
                 f"{options.warmup_steps}), and would never use an image; pass a larger --trainer.max_epochs or "

@@ -247,7 +247,7 @@ class DecoupledDistill(Scheme):
     def check_plan(cls, plan: Plan, options: Any) -> None:
         _require_phase(options.reconstruction)
         steps = options.reconstruction.steps
-        if plan.most_steps <= steps:
+        if plan.most_steps <= steps and not plan.is_trial:
             raise UsageError(
                 f"the run ends after {plan.most_steps:.0f} steps, within phase 1 (reconstruction.steps={steps}); "
                 "pass a larger --trainer.max_epochs, or fewer --model.reconstruction.steps."

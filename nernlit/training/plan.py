@@ -27,11 +27,13 @@ class Plan:
         max_epochs: Epochs; None where only steps limit the fit.
         check_val_every_n_epoch: Epochs between validations.
         most_steps: Optimizer steps at most; infinite where that depends on the data.
+        is_trial: Whether it is Lightning's `fast_dev_run`, which tries a few batches and may end anywhere.
     """
 
     max_epochs: int | None
     check_val_every_n_epoch: int
     most_steps: float
+    is_trial: bool = False
 
     @classmethod
     def from_trainer(cls, trainer: Any, data: Any) -> "Plan":
@@ -62,4 +64,4 @@ class Plan:
             limit = 1.0 if trainer.limit_train_batches is None else trainer.limit_train_batches
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
             most = min(most, epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-        return cls(epochs, trainer.check_val_every_n_epoch or 1, most)
+        return cls(epochs, trainer.check_val_every_n_epoch or 1, most, bool(trainer.fast_dev_run))

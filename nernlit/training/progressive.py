@@ -161,6 +161,11 @@ class Progressive(Scheme):
     @classmethod
     def check_plan(cls, plan: Plan, options: Any) -> None:
         epochs, every, rounds = plan.max_epochs or 0, plan.check_val_every_n_epoch, options.rounds
+        if plan.is_trial and rounds > 1:
+            raise UsageError(
+                f"--trainer.fast_dev_run has one epoch, and the {rounds} rounds have at least one each; pass "
+                "--model.rounds 1 with it."
+            )
         if not epochs or epochs % rounds or (epochs // rounds) % every:
             raise UsageError(
                 f"max_epochs={epochs}, rounds={rounds}, check_val_every_n_epoch={every}: a round must have "

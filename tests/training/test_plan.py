@@ -74,6 +74,7 @@ def _joint() -> Scheme:
             {"max_steps": 20},
             r"the run ends after 20 steps, within phase 1 \(reconstruction.steps=30\)",
         ),
+        (_progressive, {"fast_dev_run": True}, "--trainer.fast_dev_run has one epoch, and the 3 rounds have at least"),
         (_joint, {"max_epochs": 6, "limit_train_batches": 5}, r"ends after 30 steps, within the loss warm-up"),
         (_joint, {"max_epochs": 5, "accumulate_grad_batches": 2}, r"ends after 25 steps, within the loss warm-up"),
         (
@@ -92,6 +93,13 @@ def test_what_cannot_work_is_refused_before_images_are_read(
     data = Unread(train_on="noise", steps_per_epoch=10)
     with pytest.raises(UsageError, match=message):
         quiet_trainer(**options).fit(build(), datamodule=data)
+
+
+@pytest.mark.parametrize("build", [_recon, _decoupled, _joint])
+def test_a_trial_of_a_few_batches_may_end_anywhere(build: Callable[[], Scheme]) -> None:
+    trainer = L.Trainer(fast_dev_run=2, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(build(), datamodule=DigitsDataModule(batch_size=100))
+    assert trainer.global_step == 2
 
 
 def test_steps_per_epoch_are_refused_where_images_decide_them() -> None:
@@ -230,3 +238,14 @@ def test_evaluations_leave_the_curves_of_a_fit_as_they_are() -> None:
     assert {tag: points for tag, points in tested.items() if not tag.startswith("test/")} == fitted
     accuracy = float(cli.trainer.callback_metrics["test/acc"])
     assert tested["test/acc"] == [(10, pytest.approx(accuracy))]
+
+
+def test_a_trial_of_a_few_batches_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(
+        [
+            *("fit", "-c", "digits_h128", "-c", "progressive", "--model.rounds=1", "--trainer.fast_dev_run=true"),
+            "--trainer.callbacks+=nernlit.callbacks.LowFrequencyEnergy",
+        ]
+    )
+    assert list(tmp_path.iterdir()) == []
