@@ -53,6 +53,11 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 ROOTS = {"model": ClassifierModule, "data": ImageDataModule}
 _PARSER = {"exit_on_error": False}
 _NO_DATA = f"nernlit.{NO_DATA}"
+#: Options of the trainer and values that commands do not support -> why.
+_NOT_SUPPORTED = {
+    ("enable_checkpointing", False): "fits keep best.ckpt and last.ckpt, which other commands read",
+    ("barebones", True): "runs print and log their results",
+}
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
 
@@ -202,6 +207,9 @@ class NernlitCLI(LightningCLI):
         best = config["best_checkpoint"]
         if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc":
             best["monitor"], best["mode"] = "val/recon_rmse", "min"
+        for (option, value), why in _NOT_SUPPORTED.items():
+            if config["trainer"][option] is value:
+                raise UsageError(f"--trainer.{option} {str(value).lower()}: {why}; leave it out.")
         strategy = config["trainer"]["strategy"]
         # Lightning's own checks come first otherwise: for a GPU, or an installation of DeepSpeed.
         refuse_sharded_strategies(strategy["class_path"] if hasattr(strategy, "get") else strategy)

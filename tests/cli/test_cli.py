@@ -181,6 +181,8 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
             ["fit", *QUICK, "--trainer.fast_dev=1"],
             r"no option --trainer\.fast_dev; did you mean --trainer\.fast_dev_run",
         ),
+        (["fit", *QUICK, "--trainer.enable_checkpointing=false"], r"enable_checkpointing false: fits keep best\.ckpt"),
+        (["test", *QUICK, "--trainer.barebones=true"], r"--trainer\.barebones true: runs print and log their results"),
         (["fit", *QUICK, "--nonsense=1"], "there is no option --nonsense; see --help"),
         (["fit", *QUICK, "--base=x.yaml"], "there is no option --base"),
         (
