@@ -9,7 +9,7 @@ import timm
 from torch import nn
 
 from nernlit.errors import CheckpointError, UsageError
-from nernlit.originals import cifar_resnet  # noqa: F401 - registers our networks with timm
+from nernlit.originals import cifar_resnet, cifar_stem  # noqa: F401 - register our networks with timm
 
 #: Arguments that `Original.arguments` must not contain: those of `timm.create_model`, and options of `Original`.
 _RESERVED_ARGUMENTS = {*inspect.signature(timm.create_model).parameters, "num_classes", "in_chans", "features_only"}

@@ -66,6 +66,7 @@ class DecoupledDistill(Scheme):
         teacher: The classifier whose logits are learned, with the same classes; the original by default.
         kd_weight: Weight of the KL divergence from the teacher.
         temperature: Softmax temperature of student and teacher.
+        kd_inside_log: Added to the probabilities inside the divergence's logarithms; NeRN's code adds 1e-4.
         cross_entropy_weight: Weight of the cross-entropy with the labels.
         recon_weight: Weight of the mean squared reconstruction error in phase 2, in units of the representation's
             scale.
@@ -96,6 +97,7 @@ class DecoupledDistill(Scheme):
         teacher: Original | None = None,
         kd_weight: float = 1.0,
         temperature: float = 1.0,
+        kd_inside_log: float = 0.0,
         cross_entropy_weight: float = 0.0,
         recon_weight: float = 0.0,
         feature_weight: float = 0.0,
@@ -116,6 +118,7 @@ class DecoupledDistill(Scheme):
             teacher,
             kd_weight=kd_weight,
             temperature=temperature,
+            kd_inside_log=kd_inside_log,
             feature_weight=feature_weight,
             cross_entropy_weight=cross_entropy_weight,
             recon_weight=recon_weight,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -237,8 +238,8 @@ def _said(config: Path, *keys: str) -> Any:
     return values[-1]
 
 
-#: Of Recon-only and of a round of Progressive, and of Baseline-joint (arXiv 2407.00356, appendix D).
-PAPER_EPOCHS = {"cifar10": (350, 350), "cifar100": (450, 450), "stl10": (350, 350), "imagenet": (160, 4)}
+#: Steps of Recon-only, of a round of Progressive and of Baseline-joint (arXiv 2407.00356, appendix D).
+PAPER_STEPS = {"cifar10": 350 * 196, "cifar100": 450 * 196, "stl10": 350 * 20, "imagenet": 160_000}
 IMAGES_EPOCH = {"cifar10": 175, "cifar100": 175, "stl10": 17, "imagenet": 39_636}  # steps
 
 
@@ -249,17 +250,19 @@ def test_the_papers_schedule_has_the_papers_length(config: Path) -> None:
     assert every <= epochs
     if dataset == "digits":  # not the paper's
         return
-    scheme, (recon, joint) = _said(config, "model", "class_path"), PAPER_EPOCHS[dataset]
+    scheme, recon = _said(config, "model", "class_path"), PAPER_STEPS[dataset]
+    epoch = _said(config, "data", "init_args", "steps_per_epoch") or IMAGES_EPOCH[dataset]
+    steps = min(epochs * epoch, _said(config, "trainer", "max_steps") or math.inf)
     if scheme == "DecoupledDistill":
-        steps = _said(config, "model", "init_args", "reconstruction", "steps")
-        assert epochs == pytest.approx(steps / IMAGES_EPOCH[dataset] + (4 if dataset == "imagenet" else 100), abs=1)
+        assert _said(config, "model", "init_args", "reconstruction", "steps") == recon
+        assert steps - recon == pytest.approx(160_000 if dataset == "imagenet" else 100 * epoch, abs=epoch / 2)
     elif scheme == "BaselineJoint":
-        assert epochs == joint
-        assert _said(config, "model", "init_args", "warmup_steps") < epochs * IMAGES_EPOCH[dataset]
+        assert steps == pytest.approx(recon, abs=epoch / 2)
+        assert _said(config, "model", "init_args", "warmup_steps") < steps
     else:
         rounds = _said(config, "model", "init_args", "rounds") or 1
-        assert epochs == rounds * recon
-        assert rounds == 1 or every == recon
+        assert steps == rounds * recon
+        assert rounds == 1 or every * rounds == epochs
 
 
 def test_configurations_name_a_known_network_and_say_their_width() -> None:

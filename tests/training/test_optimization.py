@@ -133,7 +133,7 @@ def test_a_schedule_that_torch_refuses_is_one_clear_error() -> None:
 
 
 JOINT = ["warmup_steps", "recon_weight", "feature_weight", "kd_weight", "kd_inside_log"]
-DECOUPLED = ["recon_weight", "feature_weight", "kd_weight", "cross_entropy_weight"]
+DECOUPLED = ["recon_weight", "feature_weight", "kd_weight", "kd_inside_log", "cross_entropy_weight"]
 
 
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
