@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
@@ -15,14 +17,12 @@ from nernlit.cli.inputs import ORIGINAL, network_options, original_of, refuse_te
 from nernlit.cli.main import NernlitCLI
 from nernlit.cli.runs import data_module
 from nernlit.errors import UsageError
-from nernlit.representation import Sizes
-from nernlit.training import take_class_names
-from nernlit.training.compression import file_sizes, planned_size, quantized_table
+from nernlit.originals import description
+from nernlit.training import Scheme, take_class_names
+from nernlit.training.compression import BITS, quantized_table
 from nernlit.utilities.sides import Size
 from nernlit.utilities.signals import Interrupted
 
-#: Bits per weight without another size.
-_BITS = 1.75
 _EPOCHS = 30
 #: A file that exceeds its planned size by more than this factor is reported.
 _TOLERANCE = 1.02
@@ -50,7 +50,7 @@ def compress(args: Sequence[str]) -> None:
     parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--target_bytes", type=count, help="size of the file, in bytes")
-    size.add_argument("--bits", type=positive, help=f"bits per weight ({_BITS} by default)")
+    size.add_argument("--bits", type=positive, help=f"bits per weight ({BITS} by default)")
     size.add_argument(
         "--target_drop",
         type=positive,
@@ -76,16 +76,12 @@ def compress(args: Sequence[str]) -> None:
     images.prepare_data()
     images.check()
     take_class_names(original, images)  # the file will hold them
-    representation = quantized_table(original)
-    sizes = file_sizes(representation)
-    _say(f"{options.net} has {sizes.original_bytes:,} bytes as safetensors")
-    kernel_size = representation.predictor.kernel_size
-    epochs = options.epochs or _EPOCHS
-    weights = representation.original.fingerprint()
-    fits = _Fits(options.out, options.out_runs, epochs, network, weights, kernel_size, sizes, [*data, *fit_args])
+    _say(f"{options.net} has {int(description(original)['original_bytes']):,} bytes as safetensors")
+    kernel_size = quantized_table(original).predictor.kernel_size
+    epochs, weights = options.epochs or _EPOCHS, original.fingerprint()
+    fits = _Fits(options.out, options.out_runs, epochs, network, weights, kernel_size, [*data, *fit_args])
     if options.target_drop is None:
-        target, bits = planned_size(sizes, options.target_bytes, options.bits or _BITS)
-        fits.save(fits.fit(target, bits), target)
+        fits.save(fits.fit(options.target_bytes, options.bits or BITS))
     else:
         _search(fits, options.target_drop)
     print_sizes(options.out)
@@ -96,6 +92,8 @@ def compress(args: Sequence[str]) -> None:
 _OWN_OPTIONS = {
     "--model.rate": "--target_bytes or --bits",
     "--model.rate.target_bytes": "--target_bytes",
+    "--model.rate.target_bits": "--bits",
+    "--model.representation.quantize.bits": "--bits",
 }
 
 
@@ -118,7 +116,6 @@ class _Fits:
         network: The options of the original.
         weights: The fingerprint of its weights.
         kernel_size: That of the table.
-        sizes: Those of the representation before it is trained.
         options: Further options of each fit.
     """
 
@@ -128,15 +125,13 @@ class _Fits:
     network: Mapping[str, str]
     weights: str
     kernel_size: Size
-    sizes: Sizes
     options: Sequence[str]
 
-    def fit(self, target: int, bits: float, init_from: Path | None = None) -> NernlitCLI:
-        """Fit a file of `target` bytes, that is of `bits` per weight, from the network or from an earlier fit."""
-        share, weights = target / self.sizes.original_bytes, self.sizes.predicted_weights
-        _say(f"{self.out} will have {target:,} bytes ({share:.1%}): {bits:.2f} bits for each of {weights:,} weights")
+    def fit(self, target_bytes: int | None, bits: float, init_from: Path | None = None) -> NernlitCLI:
+        """Fit a file of `target_bytes`, or of `bits` per weight, from the network or from an earlier fit."""
+        size = f"target_bits={bits:g}" if target_bytes is None else f"target_bytes={target_bytes}"
         epochs = self.epochs if init_from is None else max(1, self.epochs // 2)
-        fit = ["fit", "-c", "compress", f"--model.rate.target_bytes={target}", *epoch_options(epochs)]
+        fit = ["fit", "-c", "compress", f"--model.rate.{size}", *epoch_options(epochs)]
         if init_from is None:
             fit += [f"{ORIGINAL}.{name}={value}" for name, value in self.network.items()]
             fit += [f"--model.representation.predictor.kernel_size={json.dumps(self.kernel_size)}"]
@@ -145,17 +140,39 @@ class _Fits:
         # The checkpoint has those of the representation.
         fit += self.options if init_from is None else split_options(self.options, "--model.representation")[0]
         try:
-            return continued_fit(fit, self.runs, self.out.stem, self.weights, [SavedAtEnd("compress")])
+            callbacks = [SavedAtEnd("compress"), _Announced(self.out)]
+            return continued_fit(fit, self.runs, self.out.stem, self.weights, callbacks)
         except Interrupted as interrupted:
             interrupted.message = f"interrupted; the same command continues it, and {self.out} is written at its end"
             raise
 
-    def save(self, cli: NernlitCLI, target: int) -> None:
-        """Write the file of a fit, and say so if it is larger than `target` bytes."""
+    def save(self, cli: NernlitCLI) -> None:
+        """Write the file of a fit, and say so if it is larger than planned."""
+        target = cli.model.rate.target_bytes
         cli.model.representation.eval().cpu().save(self.out, **cli.model.save_options)
         size = self.out.stat().st_size
         if size > _TOLERANCE * target:
             _say(f"{self.out} has {size / target - 1:.1%} more bytes than planned: train longer (--epochs)")
+
+
+@final
+class _Announced(Callback):
+    """Say at the start of a fit how large its file will be.
+
+    Args:
+        out: The file.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not isinstance(pl_module, Scheme) or pl_module.rate is None:
+            return
+        rate, original = pl_module.rate, pl_module.representation.sizes().original_bytes
+        if rate.target_bytes is not None:
+            size = f"{rate.target_bytes:,} bytes ({rate.target_bytes / original:.1%})"
+            _say(f"{self.out} will have {size}: {rate.target_bits:.2f} bits for each of {rate.num_weights:,} weights")
 
 
 def _search(fits: _Fits, drop: float) -> None:
@@ -169,8 +186,7 @@ def _search(fits: _Fits, drop: float) -> None:
     """
     bits, factor, before = _FIRST_BITS, _DOWN_FACTOR, None
     while _MIN_BITS <= bits <= _MAX_BITS:
-        target, _ = planned_size(fits.sizes, None, bits)
-        cli = fits.fit(target, bits, init_from=before)
+        cli = fits.fit(None, bits, init_from=before)
         if "val/acc" not in cli.trainer.callback_metrics:  # the fit was complete already
             cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
         metrics = {name: 100 * float(value) for name, value in cli.trainer.callback_metrics.items()}
@@ -179,7 +195,7 @@ def _search(fits: _Fits, drop: float) -> None:
         verdict = "at most" if is_good else "above"
         _say(f"{bits:.2f} bits: {lost:+.2f} points of validation accuracy lost, {verdict} {drop}")
         if is_good:
-            fits.save(cli, target)
+            fits.save(cli)
             if factor > 1:
                 return
             before = Path(str(cli.trainer.log_dir), "checkpoints", "last.ckpt")

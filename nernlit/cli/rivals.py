@@ -19,7 +19,7 @@ from nernlit.originals import Original
 from nernlit.representation import Representation, load
 from nernlit.storage.files import write_atomically
 from nernlit.storage.weights import load_strictly, read_state_dict
-from nernlit.training.compression import KEPT, file_sizes, planned_size, quantized_table
+from nernlit.training.compression import KEPT, quantized_table
 from nernlit.utilities.sharing import names_of_weights, with_versions
 
 #: Method -> its settings: bits per weight, or the share of the numbers that is kept (`svd`, `prune`).
@@ -118,7 +118,7 @@ class Rivals:
                 fit += [f"{representation}.predictor.price={_code_price(bits, size):.2g}"]
         fit += [f"{representation}.predictor.kernel_size={json.dumps(table.predictor.kernel_size)}"]
         if method == "table":
-            return [*fit, f"--model.rate.target_bytes={planned_size(file_sizes(table), None, bits)[0]}"]
+            return [*fit, f"--model.rate.target_bits={bits:g}"]
         rounded = _CODEWORD_BITS if method == "codebooks" else bits
         return [
             *fit,

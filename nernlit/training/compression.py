@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from nernlit.coding import KeptForm
-from nernlit.errors import DataError, UsageError, require_at_least, require_positive
+from nernlit.errors import DataError, UsageError, require_at_least
 from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original, require_pixels, require_plain_weights
-from nernlit.predictors import MAX_BITS, Quantize, Table
+from nernlit.predictors import Quantize, Table
 from nernlit.predictors.scales import Scale
-from nernlit.representation import Representation, Sizes
+from nernlit.representation import Representation
 from nernlit.training.decoupled_distill import DecoupledDistill
 from nernlit.training.rate import Rate
 
 #: How compression stores the tensors that are not predicted; docs/results.md compares it with fp16.
 KEPT: KeptForm = "int8"
-#: Smallest bits per weight that a target size may leave for the weights.
-_MIN_BITS = 0.1
+#: Bits per weight without another size.
+BITS = 1.75
 
 
 # The caller's modes and random state do not matter, and stay as they are.
@@ -34,7 +34,7 @@ def compress(
     net: nn.Module,
     images: Iterable[Any],
     target_bytes: int | None = None,
-    bits: float = 1.75,
+    bits: float | None = None,
     steps: int = 3000,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
@@ -51,7 +51,7 @@ def compress(
         images: Batches of pixels (B, C, H, W) in [0, 1]: tensors, or (images, labels) pairs. Iterated repeatedly until
             all steps are done.
         target_bytes: Size of the file; None for `bits`.
-        bits: Bits per weight.
+        bits: Bits per weight; None for 1.75, or for `target_bytes`.
         steps: Training steps, each with one batch.
         mean: Pixel mean that the network expects to be subtracted, one number or one per channel. Without `mean` and
             `std` images are passed on as they are.
@@ -66,7 +66,6 @@ def compress(
         LayoutError: If the network has no convolution and no linear layer.
     """
     require_at_least(1, steps=steps)
-    require_positive(bits=bits)
     require_plain_weights(net, type(net).__name__)  # before the forward pass, whose error message would be less clear
     pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
@@ -88,7 +87,8 @@ def compress(
         raise UsageError("the network does not return logits (B, C); wrap it in a module that does.")
     original = Original.from_module(net, num_classes=logits.shape[1], mean=mean, std=std, in_chans=channels)
     representation = quantized_table(original)
-    target, _ = planned_size(file_sizes(representation), target_bytes, bits)
+    if target_bytes is None and bits is None:
+        bits = BITS
     module = DecoupledDistill(
         representation,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-2),
@@ -96,7 +96,7 @@ def compress(
         teacher=teacher,
         temperature=4.0,
         teacher_flip=teacher_flip,
-        rate=Rate(target_bytes=target, kept=KEPT, fold_batch_norm=True),
+        rate=Rate(target_bytes=target_bytes, target_bits=bits, kept=KEPT, fold_batch_norm=True),
     )
     trainer = L.Trainer(
         max_epochs=1,
@@ -132,43 +132,6 @@ def quantized_table(original: Original, bits: float = 2.0, scale: Scale = "layer
         quantize=Quantize(bits),
         tune_kept="affine",
     )
-
-
-def file_sizes(representation: Representation) -> Sizes:
-    """The sizes of a `quantized_table` and of the file that compression writes of it."""
-    return representation.sizes(KEPT, fold_batch_norm=True)
-
-
-def planned_size(sizes: Sizes, target_bytes: int | None, bits: float) -> tuple[int, float]:
-    """The bytes of the file, and the bits per weight that they leave.
-
-    Args:
-        sizes: See `file_sizes`.
-        target_bytes: The bytes; None computes them from `bits`.
-        bits: Bits per weight.
-
-    Raises:
-        UsageError: If the file would be larger without any bit for the weights, or more bits are left than a quantized
-            predictor can have.
-    """
-    if target_bytes is None and bits > MAX_BITS:
-        raise UsageError(f"bits={bits:g}: expected at most {MAX_BITS} bits per weight.")
-    if target_bytes is None and bits < _MIN_BITS:
-        raise UsageError(f"bits={bits:g}: expected at least {_MIN_BITS} bits per weight.")
-    fixed, weights = sizes.file_bytes - sizes.code_bits // 8, sizes.predicted_weights
-    target = fixed + round(bits * weights / 8) if target_bytes is None else target_bytes
-    left = bits if target_bytes is None else 8 * (target - fixed) / weights
-    if left < _MIN_BITS:
-        raise UsageError(
-            f"target_bytes={target:,}: the file needs {fixed:,} bytes in addition to those of the {weights:,} "
-            f"predicted weights; expected at least {fixed + round(_MIN_BITS * weights / 8):,}."
-        )
-    if left > MAX_BITS:
-        most = fixed + MAX_BITS * weights // 8
-        raise UsageError(
-            f"target_bytes={target:,}: expected at most {MAX_BITS} bits per weight, which are {most:,} bytes."
-        )
-    return target, left
 
 
 @final

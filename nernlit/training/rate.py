@@ -10,13 +10,15 @@ from torch import Tensor
 from nernlit.coding import KeptForm
 from nernlit.errors import UsageError, require_at_least
 from nernlit.predictors import MAX_BITS, Quantized
-from nernlit.representation import Representation
+from nernlit.representation import Representation, predictors_are_fitted
 
 #: Gains of the PI controller of the logarithm of the weight; its input is the relative excess of the file size. The
 #: proportional part holds the size when the learning rate, and so the effect of the term, falls.
 _INTEGRAL_GAIN, _PROPORTIONAL_GAIN = 0.1, 50.0
 #: The initial weight with `target_bytes`, and its limits.
 _INITIAL_WEIGHT, _MIN_WEIGHT, _MAX_WEIGHT = 0.3, 1e-6, 1e3
+#: Smallest bits per number that a target size may leave.
+_MIN_BITS = 0.1
 #: Steps between two measurements of the coded size, and the share of the available bytes that is aimed at.
 _MEASURE_INTERVAL, _TARGET_FRACTION = 100, 0.998
 #: The step sizes of an earlier fit are kept if its file is at most this factor larger than `target_bytes`.
@@ -28,16 +30,19 @@ class Rate:
     """Options of the rate term.
 
     Args:
-        weight: Weight of the bits per predicted weight in the loss; the start value with `target_bytes`.
+        weight: Weight of the bits per predicted weight in the loss; with a target size the start value, where 0 takes
+            0.3.
         target_bytes: Size of the .nern file, in bytes; the step sizes start there, whatever `Quantize.bits` is, and
             the weight changes so that the file keeps it. A fit from the weights of an earlier one keeps its step
             sizes, unless its file is more than a tenth larger. None keeps the weight.
+        target_bits: The same, as bits per predicted weight in addition to the rest of the file.
         kept: How the file will hold the tensors that are not predicted; see `Representation.save`.
         fold_batch_norm: See `Representation.save`.
     """
 
     weight: float = 0.0
     target_bytes: int | None = None
+    target_bits: float | None = None
     kept: KeptForm = "fp32"
     fold_batch_norm: bool = False
 
@@ -64,25 +69,55 @@ class RateTerm:
         self.options = rate
         self._representation = representation
         self.predictor, self.num_weights = predictor, representation.layout.num_weights
-        self.target_bytes = rate.target_bytes
-        self.weight = rate.weight or (0.0 if rate.target_bytes is None else _INITIAL_WEIGHT)
         #: Size of the file, estimated in the last step.
         self.file_bytes = torch.zeros(())
         #: Ratio of the coded integers' bits to their entropy, as it was measured last, and the number of steps so far.
         self.coded_ratio, self.steps = 1.0, 0
         #: Bytes of the file without the coded integers, as they were measured last.
         self.fixed_bytes, coded_bits = self._measured()
-        if rate.target_bytes is not None and rate.target_bytes <= self.fixed_bytes:
-            raise UsageError(
-                f"rate.target_bytes={rate.target_bytes}; the file needs {self.fixed_bytes:.0f} bytes beside the "
-                "quantized numbers. Pass more."
-            )
-        if rate.target_bytes is not None and (
-            representation.is_new or self.fixed_bytes + coded_bits / 8 > _MAX_EXCESS * rate.target_bytes
+        self.target_bytes = self._planned_bytes()
+        self.weight = rate.weight or (0.0 if self.target_bytes is None else _INITIAL_WEIGHT)
+        if self.target_bytes is not None and (
+            representation.is_new or self.fixed_bytes + coded_bits / 8 > _MAX_EXCESS * self.target_bytes
         ):
             # A coarse start reaches a small size sooner than the term's gradient does.
-            bits = 8 * (rate.target_bytes - self.fixed_bytes) / sum(predictor.all_sizes)
-            predictor.restart(min(bits, MAX_BITS))
+            bits = 8 * (self.target_bytes - self.fixed_bytes) / sum(predictor.all_sizes)
+            predictor.restart(max(_MIN_BITS, min(bits, MAX_BITS)))
+
+    @property
+    def target_bits(self) -> float | None:
+        """Bits per predicted weight that the target size leaves for them, or None."""
+        if self.target_bytes is None:
+            return None
+        return 8 * (self.target_bytes - self.fixed_bytes) / self.num_weights
+
+    def _planned_bytes(self) -> int | None:
+        """The size of the file that the options state, or None.
+
+        Raises:
+            UsageError: If it leaves too few bits for the predicted weights, or more than the predictor can have.
+        """
+        target, bits = self.options.target_bytes, self.options.target_bits
+        if target is None and bits is None:
+            return None
+        if target is not None and bits is not None:
+            raise UsageError("rate.target_bytes and rate.target_bits are both given; pass one of them.")
+        numbers = sum(self.predictor.all_sizes)
+        per_bit = (numbers if bits is None else self.num_weights) / 8
+        least, most = (round(self.fixed_bytes + each * per_bit) for each in (_MIN_BITS, MAX_BITS))
+        if target is None:
+            if not _MIN_BITS <= bits <= MAX_BITS:  # type: ignore[operator]  # one of the two is given
+                raise UsageError(
+                    f"rate.target_bits={bits:g}: expected at least {_MIN_BITS} and at most {MAX_BITS} bits per weight."
+                )
+            return round(self.fixed_bytes + bits * per_bit)  # type: ignore[operator]
+        if predictors_are_fitted() and not least <= target <= most:  # without fitting, the file's codes are not known
+            raise UsageError(
+                f"rate.target_bytes={target:,}: the file needs {self.fixed_bytes:,.0f} bytes in addition to those of "
+                f"{numbers:,} quantized numbers; expected at least {least:,} ({_MIN_BITS} bits for each of them) and "
+                f"at most {most:,} ({MAX_BITS} bits)."
+            )
+        return target
 
     def __call__(self, metrics: dict[str, Tensor]) -> Tensor:
         """The term of a step; the weight changes for the next one.
@@ -120,6 +155,7 @@ class RateTerm:
         """What a resumed fit needs to continue in the same way."""
         return {
             "weight": self.weight,
+            "target_bytes": self.target_bytes or 0,
             "fixed_bytes": self.fixed_bytes,
             "coded_ratio": self.coded_ratio,
             "steps": self.steps,
@@ -128,4 +164,5 @@ class RateTerm:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take over the state of the fit that is resumed."""
         self.weight, self.fixed_bytes = state["weight"], state["fixed_bytes"]
+        self.target_bytes = int(state["target_bytes"]) or None
         self.coded_ratio, self.steps = state["coded_ratio"], int(state["steps"])

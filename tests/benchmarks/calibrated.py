@@ -15,7 +15,7 @@ import torch
 from nernlit.originals import Original
 from nernlit.predictors import Codebooks
 from nernlit.representation import Representation, calibrate
-from nernlit.training.compression import file_sizes, quantized_table
+from nernlit.training.compression import KEPT, quantized_table
 from tests.benchmarks.study_images import Measured
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         began = time.perf_counter()
         calibrate(representation, measured.training_images(options.calibration_images))
         seconds, after = time.perf_counter() - began, measured.results(representation)
-        sizes = file_sizes(representation)
+        sizes = representation.sizes(KEPT, fold_batch_norm=True)
         figures = [f"{100 * sizes.file_bytes / sizes.original_bytes:.1f}%"]
         for results in (before, after):
             figures.append(f"{results['val_kl']:.3f} {100 * results['test_acc']:.2f}%")

@@ -66,6 +66,16 @@ def test_the_fit_of_a_file_is_exported_and_reported_as_the_file(capsys: pytest.C
     assert f"{100 * Path('small.nern').stat().st_size / nernlit.load('small.nern').sizes().original_bytes:.2f}" in cells
 
 
+def test_the_bits_are_those_of_the_weights_and_the_form_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.rate.kept=fp32", '--model.representation.layers={"include": ["layer3.*"]}', "--epochs=8"]
+    main(["compress", "digits_resnet8", "-o", "small.nern", "--bits=2", *options, *DIGITS])
+    assert "2.00 bits for each of 55,296 weights" in capsys.readouterr().out
+    main(["inspect", "small.nern"])
+    found = re.search(r"integers: (\S+) bits for each of 55,296 predicted weights", capsys.readouterr().out)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(2, rel=0.03)
+
+
 def test_an_interrupted_command_continues(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compress", "digits_resnet8", "-o", "small.nern", "--epochs=3", *DIGITS, "--data.batch_size=500"]
     cut = ["--trainer.callbacks=tests.fakes.PowerCut", "--trainer.callbacks.before_batch=5"]
@@ -185,10 +195,13 @@ def test_a_file_is_not_replaced_by_its_own_compression(capsys: pytest.CaptureFix
         (["gone.pt", "-o", "a.nern", *DIGITS], "no file at gone.pt; expected a file of weights, or the name of a timm"),
         (["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=0"], "--bits: 0; expected a number above 0"),
         (["gone", "--network=resnet18", "-o", "a.nern", *DIGITS], "no file at gone; expected a file of weights"),
-        (["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=13"], "bits=13: expected at most 12 bits per weight"),
+        (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "--bits=13"],
+            "target_bits=13: expected at least 0.1 and at most 12 bits per weight",
+        ),
         (
             ["digits_resnet8", "-o", "a.nern", *DIGITS, "--target_bytes=200000"],
-            "target_bytes=200,000: expected at most 12 bits per weight, which are 11",
+            "target_bytes=200,000: the file needs 1,",
         ),
         (["digits_resnet8", "-o", "a.nern", "--data=FolderDataModule"], "error: --data.root must be given.\n"),
         (["digits_resnet8", "-o", "a.nern", *DIGITS, "--target_bytes=900"], "target_bytes=900: the file needs"),

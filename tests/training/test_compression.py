@@ -57,7 +57,8 @@ class Headless(nn.Module):
         ("digits", ["cat.jpg"], {}, DataError, r"a batch of images is str; expected floating-point pixels"),
         ("digits", DigitsDataModule(), {}, DataError, r"'DigitsDataModule' object is not iterable; expected batches"),
         ("half", None, {}, UsageError, r"is float16, but an original's weights are float32; call net.float\(\) first"),
-        ("digits", None, {"bits": 0.0}, UsageError, r"bits=0.0; expected a finite number above 0"),
+        ("digits", None, {"bits": 0.0}, UsageError, r"target_bits=0: expected at least 0.1"),
+        ("digits", None, {"target_bytes": 20_000, "bits": 2.0}, UsageError, "are both given; pass one of them"),
         ("digits", None, {"steps": 0}, UsageError, r"steps=0; expected at least 1"),
         (
             "digits",

@@ -117,8 +117,15 @@ def test_a_fit_from_earlier_weights_keeps_step_sizes_that_are_near_the_target(sh
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
+        (Rate(target_bytes=10**9), r"rate.target_bytes=1,000,000,000: .* at most [\d,]+ \(12 bits\)"),
+        (Rate(target_bits=12.5), "rate.target_bits=12.5: expected at least 0.1 and at most 12 bits per weight"),
+        (Rate(target_bits=float("nan")), "rate.target_bits=nan: expected at least 0.1"),
+        (Rate(target_bytes=20_000, target_bits=2.0), "are both given; pass one of them"),
         (Rate(weight=-1.0), r"rate.weight=-1.0; expected at least 0"),
-        (Rate(target_bytes=100), r"rate.target_bytes=100; the file needs \d+ bytes beside the quantized numbers"),
+        (
+            Rate(target_bytes=100),
+            r"rate.target_bytes=100: the file needs [\d,]+ bytes in addition to those of 73,872 quantized",
+        ),
     ],
 )
 def test_impossible_rates_are_refused(rate: Rate, message: str) -> None:
