@@ -14,7 +14,13 @@ from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, posit
 from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
 from nernlit.cli.configs import config_fingerprint, config_parts
 from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
-from nernlit.cli.inputs import network_options, original_of, refuse_test_options, require_images
+from nernlit.cli.inputs import (
+    network_options,
+    original_of,
+    refuse_own_options,
+    refuse_test_options,
+    require_images,
+)
 from nernlit.cli.main import ERROR
 from nernlit.cli.other_files import OtherFile, read_other_files
 from nernlit.cli.rivals import SETTINGS, TRAINED, WITH_BITS, Rivals, rival_name, write
@@ -58,6 +64,8 @@ def compare(args: Sequence[str]) -> None:
     require_writable(options.out, "--out")
     others = read_other_files(options.others) if options.others else []
     original = original_of(network)
+    rivals = Rivals(original, network)
+    refuse_own_options(dict.fromkeys(rivals.own_options(options.methods), "leave it out"), fit_options)
     data = _test_data(data_options, original)
     own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
     # A configuration may have another content under its name.
@@ -69,7 +77,7 @@ def compare(args: Sequence[str]) -> None:
     for row in rows:
         require_same(row, keys[str(row["method"])] if trains and row["method"] in TRAINED else own, table)
     waiting = _waiting(options, rows, table)
-    comparison = _Comparison(Rivals(original, network), data, options.out, [*data_options, *fit_options])
+    comparison = _Comparison(rivals, data, options.out, [*data_options, *fit_options])
     for other in others:
         of_other: Row = {"method": other.method, "setting": other.setting, **own, "options": ""}
         rows = with_row(rows, {**of_other, **comparison.measure_other(other)})
@@ -203,7 +211,9 @@ def _test_data(options: Sequence[str], original: Original) -> ImageDataModule:
     data = data_module(options)
     if not data.has_images:
         raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
-    data.network, data.eval_sets = original, []
+    if data.eval_sets:
+        raise UsageError("--data.eval_sets: the rows are of the dataset's own test images; leave it out.")
+    data.network = original
     data.prepare_data()
     data.setup("test")
     take_class_names(original, data)

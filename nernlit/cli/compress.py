@@ -13,7 +13,14 @@ from rich.console import Console
 from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.export import print_sizes, test
 from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
-from nernlit.cli.inputs import ORIGINAL, network_options, original_of, refuse_test_options, require_images
+from nernlit.cli.inputs import (
+    ORIGINAL,
+    network_options,
+    original_of,
+    refuse_own_options,
+    refuse_test_options,
+    require_images,
+)
 from nernlit.cli.main import NernlitCLI
 from nernlit.cli.runs import data_module
 from nernlit.errors import UsageError
@@ -66,7 +73,7 @@ def compress(args: Sequence[str]) -> None:
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern.")
     require_images(data)
     refuse_test_options(fit_args)
-    _refuse_own_options(fit_args)
+    refuse_own_options(_OWN_OPTIONS, fit_args)
     images = data_module(data)  # refuses options that the test after the fit could not be run with
     require_writable(options.out.parent, "--out")
     if options.out.exists() and Path(options.net).exists() and options.out.samefile(options.net):
@@ -88,20 +95,13 @@ def compress(args: Sequence[str]) -> None:
     test([str(options.out), *data])
 
 
-#: Options of a fit that the command sets -> what to pass instead.
+#: Options of a fit that the command sets -> what to do instead.
 _OWN_OPTIONS = {
-    "--model.rate": "--target_bytes or --bits",
-    "--model.rate.target_bytes": "--target_bytes",
-    "--model.rate.target_bits": "--bits",
-    "--model.representation.quantize.bits": "--bits",
+    "--model.rate": "pass --target_bytes or --bits instead",
+    "--model.rate.target_bytes": "pass --target_bytes instead",
+    "--model.rate.target_bits": "pass --bits instead",
+    "--model.representation.quantize.bits": "pass --bits instead",
 }
-
-
-def _refuse_own_options(fit_options: Sequence[str]) -> None:
-    for option in fit_options:
-        flag = option.partition("=")[0]
-        if flag in _OWN_OPTIONS:
-            raise UsageError(f"{option}: this command sets {flag}; pass {_OWN_OPTIONS[flag]} instead.")
 
 
 @final

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from nernlit.cli.arguments import split_options
-from nernlit.cli.configs import config_parts, expand_bases
+from nernlit.cli.configs import FOLDER, config_parts, expand_bases
 from nernlit.cli.resume import say
 from nernlit.cli.runs import Run
 from nernlit.coding import is_nern
@@ -58,6 +58,34 @@ def refuse_test_options(fit_options: Sequence[str]) -> None:
             )
         if "max_epochs" in (options.get("trainer") or {}):
             raise UsageError(f"{part.file} sets trainer.max_epochs, which this command sets; pass --epochs instead.")
+
+
+def refuse_own_options(own: Mapping[str, str], fit_options: Sequence[str]) -> None:
+    """Refuse options that a command sets itself, on the command line and in the user's configuration files.
+
+    Args:
+        own: Name of an option, without `init_args` -> what to do instead.
+        fit_options: Further options of the fits.
+
+    Raises:
+        UsageError: With the option.
+    """
+    given = [(option, option.partition("=")[0]) for option in fit_options]
+    for part in config_parts(expand_bases(fit_options)):
+        if FOLDER not in part.file.resolve().parents:
+            given += [(f"{part.file}: {name}", f"--{name}") for name in _option_names(part.options())]
+    for shown, name in given:
+        if (name := name.replace(".init_args", "")) in own:
+            raise UsageError(f"{shown}: this command sets {name}; {own[name]}.")
+
+
+def _option_names(options: Any, above: str = "") -> Iterator[str]:
+    """The names, with dots, of the options in nested values."""
+    if not isinstance(options, dict):
+        yield above
+        return
+    for key, value in options.items():
+        yield from _option_names(value, f"{above}.{key}".removeprefix("."))
 
 
 def network_options(net: str, name: str | None, fit_options: Sequence[str]) -> tuple[dict[str, str], list[str]]:

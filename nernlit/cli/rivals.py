@@ -3,7 +3,8 @@
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import final
@@ -19,6 +20,7 @@ from nernlit.originals import Original
 from nernlit.representation import Representation, load
 from nernlit.storage.files import write_atomically
 from nernlit.storage.weights import load_strictly, read_state_dict
+from nernlit.training import Rate
 from nernlit.training.compression import KEPT, quantized_table
 from nernlit.utilities.sharing import names_of_weights, with_versions
 
@@ -126,6 +128,13 @@ class Rivals:
             f"{representation}.quantize.bits={rounded:g}",
             _NO_RATE,
         ]
+
+    def own_options(self, methods: Collection[str]) -> set[str]:
+        """The options of a fit that these methods set, or that would change what their rows state."""
+        trained = [method for method in TRAINED if method in methods]
+        fits = [self.fit_options(method, setting) for method in trained for setting in SETTINGS[method]]
+        named = {option.partition("=")[0] for fit in fits for option in fit if option.startswith("--model")}
+        return named | {"--model.rate"} | {f"--model.rate.{field.name}" for field in fields(Rate)}
 
     def read(self, file: Path) -> Original:
         """The network of a file that `write` wrote."""

@@ -1,6 +1,7 @@
 """Inputs of commands: folders of fits (`runs/<name>/version_N`), checkpoints and .nern files."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -195,8 +196,10 @@ class Run:
         """The run's data, with overrides as on the command line (`--data.root=DIR`).
 
         Raises:
-            UsageError: If the run has no data of its own and the overrides name none.
+            UsageError: If the run has no data of its own and the overrides name none, or they name further test sets.
         """
+        if any(re.match(r"--data(\.init_args)?\.eval_sets\b", option) for option in overrides):
+            raise UsageError("--data.eval_sets is for `nernlit test`; leave it out.")
         own = self.config.get("data")
         if own is None and not any(option.startswith("--data=") for option in overrides):
             reason = f"{self.checkpoint} names no data" if self.is_file else f"{self.folder} was fitted without data"

@@ -87,6 +87,8 @@ def main(args: Sequence[str]) -> None:
     if len(space) < len(options.space):
         raise UsageError("--space: an option is given twice; give each option once.")
     spanned = {_without_init_args(name) for name in space}
+    for name in spanned & {_without_init_args(own.removeprefix("--")) for own in _OWN_OPTIONS}:
+        raise UsageError(f"--space {name}=...: this option is set by the search; leave it out.")
     for flag in (arg.partition("=")[0] for arg in fit_args):
         if flag in _OWN_OPTIONS or _without_init_args(flag.removeprefix("--")) in spanned:
             raise UsageError(f"{flag}: this option is set by the search; leave it out.")

@@ -138,6 +138,25 @@ def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixtu
             ["digits_resnet8", "--out", "out", *DATA, "--methods", "table", "--trainer.logger.init_args.name=x"],
             "--trainer.logger.init_args.name cannot be set here, because this command chooses the folders",
         ),
+        (
+            ["digits_resnet8", "--out", "out", *DATA, "--methods", "table", "--model.rate.kept=fp16"],
+            "--model.rate.kept=fp16: this command sets --model.rate.kept; leave it out",
+        ),
+        (
+            [
+                "digits_resnet8",
+                "--out",
+                "out",
+                *DATA,
+                "--methods=round_distill",
+                "--model.representation.quantize.bits=8",
+            ],
+            "this command sets --model.representation.quantize.bits; leave it out",
+        ),
+        (
+            ["digits_resnet8", "--out", "out", *DATA, "--methods", "fp16", "--data.eval_sets", "[Corrupted]"],
+            "--data.eval_sets: the rows are of the dataset's own test images; leave it out",
+        ),
     ],
 )
 def test_impossible_comparisons_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

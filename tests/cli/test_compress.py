@@ -224,6 +224,14 @@ def test_a_file_is_not_replaced_by_its_own_compression(capsys: pytest.CaptureFix
             "this command sets --model.rate.target_bytes; pass --target_bytes instead",
         ),
         (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "-c", "rate.yaml"],
+            "rate.yaml: model.init_args.rate.target_bytes",
+        ),
+        (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "--model.representation.quantize.bits=4"],
+            "this command sets --model.representation.quantize.bits; pass --bits instead",
+        ),
+        (
             ["digits_resnet8", "-o", "a.nern", *DIGITS, "--model.rate", "null"],
             "this command sets --model.rate; pass --target_bytes or --bits instead",
         ),
@@ -236,5 +244,6 @@ def test_a_file_is_not_replaced_by_its_own_compression(capsys: pytest.CaptureFix
 def test_impossible_commands_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("data.yaml").write_text("data: {init_args: {batch_size: 100}}")
     Path("long.yaml").write_text("trainer: {max_epochs: 3}")
+    Path("rate.yaml").write_text("model: {init_args: {rate: {target_bytes: 9000}}}")
     assert message in _refused(args, capsys)
     assert not Path("a.nern").exists()

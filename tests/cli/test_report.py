@@ -150,6 +150,7 @@ def test_a_name_is_shown_as_it_is(runs: list[Run]) -> None:
         (["--outt", "r.html"], "unrecognized arguments: --outt r.html; `nernlit report --help` lists the options"),
         (["--data.rot=x"], r"--data\.rot: DigitsDataModule has no option 'rot'"),
         (["--data.root"], r"--data\.root needs a value"),
+        (["--data.eval_sets=[Corrupted]"], r"--data\.eval_sets is for `nernlit test`; leave it out"),
         (["--sel", "last"], "unrecognized arguments: --sel last"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

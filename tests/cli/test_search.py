@@ -232,6 +232,8 @@ def test_processes_share_the_trials_of_a_study(fits: Callable[[Fit], list[dict[s
         (["--model.optimizer.init_args.lr=1"], "--model.optimizer.init_args.lr: this option is set by the search"),
         (["--space", "model.optimizer.lr=log(1,2)"], "--space: an option is given twice"),
         (["--trainer.devices", "2"], "--trainer.devices: this option is set by the search; leave it out"),
+        (["--space", "trainer.devices=choice(2)"], "--space trainer.devices=...: this option is set by the search"),
+        (["--space", "best_checkpoint.init_args.mode=choice(min)"], "--space best_checkpoint.mode=...: this option is"),
         (["--storage", "nowhere"], "--storage nowhere: "),
         (["--storage", "sqlite:///no/where.db"], "--storage sqlite:///no/where.db: "),
         (["--storage", "journal:no/where"], "--storage journal:no/where: "),
