@@ -37,6 +37,8 @@ def require_fitted_options(path: Path, fitted: Mapping[str, Any], given: Mapping
         if command != "fit" and not name.startswith(("representation.", "original.")):
             continue
         was = _at(fitted, name)
+        if was is ... and name.split(".")[-2:-1] == ["arguments"]:
+            was = None  # a network's argument, which had its default
         if name in _CHANGEABLE and (name != "rounds" or was is ... or value >= was):
             continue
         if was is ... or (name == "representation" and value is None) or _same(name, value, was):
@@ -118,11 +120,11 @@ def _place_source(path: Path, arguments: Any, source: Any) -> None:
 
 
 def _at(tree: Any, name: str) -> Any:
-    """The value of a name with dots; None below a None, and ... where there is no such name."""
+    """The value of a name with dots, or of the last part of it that is no mapping; ... where there is no such name."""
     for key in name.split("."):
-        if tree is None:
-            return None
-        if not isinstance(tree, Mapping) or key not in tree:
+        if not isinstance(tree, Mapping):
+            return tree  # the value was another one than what is above the name now
+        if key not in tree:
             return ...
         tree = tree[key]
     return tree

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from nernlit.cli.fitted_options import require_fitted_options
 from nernlit.cli.main import main, run
 from nernlit.errors import CheckpointError, UsageError
 from tests.fakes import CONFIGS, QUICK, write_weights
@@ -38,6 +39,10 @@ DECOUPLED += ["--model.reconstruction.steps=1", "--trainer.max_epochs=1", "--tra
             "--model.loss is rmse, and the checkpoint has mse; --model.pr",
         ),
         (["--model.representation.predictor.hidden=128"], "predictor.hidden is 128, and the checkpoint has 8"),
+        (
+            ['--model.representation.layers={"include": ["layer1.*"]}'],
+            "--model.representation.layers.include is ['layer1.*'], and the checkpoint has all_convs",
+        ),
         (["--schedule=paper"], "was fitted with other options: "),
     ],
 )
@@ -46,6 +51,17 @@ def test_a_resumed_fit_refuses_what_the_checkpoint_was_not_fitted_with(options: 
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
         run(["fit", *QUICK, "--trainer.max_epochs=3", "--ckpt_path=last", *options])
     assert "or start a new fit" in str(caught.value)
+
+
+def test_an_argument_of_the_network_that_the_checkpoint_does_not_have_is_refused() -> None:
+    fitted, given = (
+        {"representation": {"original": {"name": "vit", "arguments": arguments}}}
+        for arguments in ({"depth": 3}, {"depth": 3, "mlp_ratio": 2.0})
+    )
+    require_fitted_options(Path("last.ckpt"), fitted, fitted, "test")
+    message = r"--model\.representation\.original\.arguments\.mlp_ratio is 2\.0, and the checkpoint has null"
+    with pytest.raises(UsageError, match=message):
+        require_fitted_options(Path("last.ckpt"), fitted, given, "test")
 
 
 def test_a_resumed_fit_takes_the_same_line_and_what_does_not_alter_the_module() -> None:
