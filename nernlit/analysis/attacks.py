@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nernlit.analysis.paired import is_correct
-from nernlit.errors import UsageError
+from nernlit.errors import UsageError, require_positive
 
 Classifier = Callable[[Tensor], Tensor]
 
@@ -146,6 +146,7 @@ def find_eps(
     """
     if not 0 < keeps < 1:
         raise UsageError(f"keeps={keeps}; expected a share of the accuracy between 0 and 1.")
+    require_positive(highest_255=highest_255, tolerance_255=tolerance_255)
     wanted = keeps * _measure(Attack(0, steps), classify, batches)[0]
     if not wanted:
         raise UsageError("the classifier's clean accuracy is 0, so there is no accuracy to keep a share of.")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nernlit.analysis.finite import require_finite
-from nernlit.errors import UsageError
+from nernlit.errors import UsageError, require_at_least
 
 Weights = Mapping[str, Tensor]
 
@@ -64,10 +64,9 @@ def gaussian_smooth(table_NKK: Tensor, order: Sequence[Tensor], sigma: float, ma
         mask_NKK: The entries that are weights; None for all. The others are zero and are not counted as neighbors.
 
     Raises:
-        UsageError: If `sigma` is negative.
+        UsageError: If `sigma` is negative or not finite.
     """
-    if sigma < 0:
-        raise UsageError(f"sigma={sigma}; expected a number of positions of at least 0.")
+    require_at_least(0, sigma=sigma)
     if sigma == 0:
         return table_NKK.clone()
     reach = math.ceil(4 * sigma)

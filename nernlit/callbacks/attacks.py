@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nernlit.analysis.attacks import Attack, count_unchanged, warn_unchanged
 from nernlit.analysis.paired import is_correct
-from nernlit.errors import UsageError
+from nernlit.errors import UsageError, require_at_least
 from nernlit.originals import Folded, Original
 from nernlit.representation import Representation
 
@@ -37,6 +37,8 @@ class AdversarialAccuracy(L.Callback):
         steps: int = 10,
         step_255: float | None = None,
     ) -> None:
+        if ifgsm_255:
+            require_at_least(2, steps=steps)
         self.attacks = [Attack(eps) for eps in fgsm_255] + [Attack(eps, steps, step_255) for eps in ifgsm_255]
         names = [attack.name for attack in self.attacks]
         if len(set(names)) < len(names):

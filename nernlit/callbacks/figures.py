@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.analysis import kernel_figure, layer_error_figure, layer_errors
+from nernlit.errors import require_at_least
 from nernlit.representation import Representation
 
 
@@ -19,6 +20,7 @@ class RepresentationFigures(L.Callback):
     """
 
     def __init__(self, every_n_validations: int = 0) -> None:
+        require_at_least(0, every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
         self._validations = 0
 

@@ -35,7 +35,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 #: Options of `fit` that take a value; those that other commands pass on to it.
-FIT_OPTIONS = ("--model", "--trainer", "--best_checkpoint", "--seed_everything", "--threads")
+FIT_OPTIONS = (
+    *("--model", "--trainer", "--best_checkpoint", "--last_checkpoint", "--figures", "--seed_everything", "--threads"),
+    *("-c", "--config", "--schedule"),
+)
 
 
 def split_options(args: Sequence[str], *names: str) -> tuple[list[str], list[str]]:

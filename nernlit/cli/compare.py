@@ -53,11 +53,12 @@ def compare(args: Sequence[str]) -> None:
     options, further = _parser().parse_known_args(own_args)
     network, fit_options = network_options(options.net, options.network, [*fit_options, *further])
     refuse_test_options(fit_options)
+    trains = not set(TRAINED).isdisjoint(options.methods)
+    for_fits = fit_options if options.epochs is None else [f"--epochs {options.epochs}", *fit_options]
+    if for_fits and not trains:
+        raise UsageError(f"{for_fits[0]} is for methods that train ({', '.join(TRAINED)}); leave it out.")
     if options.epochs is not None:
         fit_options += epoch_options(options.epochs)
-    trains = not set(TRAINED).isdisjoint(options.methods)
-    if fit_options and not trains:
-        raise UsageError(f"{fit_options[0]} is for methods that train ({', '.join(TRAINED)}); leave it out.")
     if options.bits and set(WITH_BITS).isdisjoint(options.methods):
         raise UsageError(f"--bits is for {', '.join(WITH_BITS)}; leave it out.")
     require_images(data_options)

@@ -69,6 +69,9 @@ def export(args: Sequence[str]) -> None:
         given = "--fold_batch_norm" if options.kept is None else f"--kept {options.kept}"
         raise UsageError(f"{given} is for .nern files; leave it out.")
     run = Run.open(options.run, options.select, options.original)
+    entries = run.representation().original.net.state_dict()
+    if options.fold_batch_norm and not any(key.endswith("running_var") for key in entries):
+        raise UsageError("--fold_batch_norm: the network has no BatchNorm layers; leave it out.")
     if options.out.suffix == ".onnx":
         write_onnx(run.representation(), options.out, options.image_size, options.integers)
         Console().print(

@@ -204,6 +204,8 @@ class NernlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "predict":  # what is predicted is the network
             config["data"] = Namespace(class_path=_NO_DATA, init_args=Namespace())  # type: ignore[no-untyped-call]
+        elif config["writer"]["path"] is not None:
+            raise UsageError(f"--writer.path is for `predict`; leave it out of `{self.subcommand}`.")
         best = config["best_checkpoint"]
         if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc":
             best["monitor"], best["mode"] = "val/recon_rmse", "min"

@@ -30,21 +30,22 @@ class ImageDataModule(L.LightningDataModule, ABC):
     """Batches of pixels (B, C, H, W) in [0, 1] and labels (B,). The original normalizes the pixels itself.
 
     Args:
-        batch_size: Training images per step and process.
+        batch_size: Training images (or noise images) per step and process.
         eval_batch_size: Images per batch and process in validation and test.
         val_share: Share of the training images that is held out for validation, if the dataset has no validation split.
         split_seed: Seed of that choice; separate from the run's seed, so that all runs validate on the same images.
         train_on: The batches to train on: `images`, `noise` (uniform pixels, labels -1) or `none` (only an index).
         steps_per_epoch: Steps per epoch with `noise` and `none`, 250 by default. With `images` an epoch is a pass over
             them, and a fit refuses this option.
-        noise_range: `noise` is U(-r, r) in pixels normalized with this dataset's statistics; NeRN draws from U(-2, 2).
+        noise_range: For `train_on: noise`, which is U(-r, r) in pixels normalized with this dataset's statistics; NeRN
+            draws from U(-2, 2).
         pad_crop: Pixels of zero padding before a random crop of training images; 0 for none. None for the
             default of this dataset (`usual_augmentation`).
         flip: Whether to mirror each training image with probability 1/2. None for what is usual for this dataset.
         resized_crop: Smallest area of a random crop of a training image, as a share of the image; the crop is resized
             to the image's size. None for no such crop; 0.08 is usual for ImageNet.
         mixup: Largest share of another image that is blended into a training image; 0 for none, 0.5 at most. Labels
-            stay those of the larger share.
+            stay those of the larger share. This and the three options above are for `train_on: images`.
         num_workers: Processes that decode images, if the images do not fit in memory.
         eval_sets: Further test sets for `test`; see `nernlit.data.eval_sets`.
         select_on_test_as_the_paper_did: Validate on the test images, so that checkpoints and winners of rounds are

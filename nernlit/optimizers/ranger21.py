@@ -42,7 +42,7 @@ class Ranger21(package.Ranger21):  # type: ignore[misc]  # the package is untype
         options: Further arguments of the package's class, for example `{use_madgrad: true}`.
     """
 
-    #: A schedule from outside has no effect on its learning rate.
+    #: Its warm-down replaces the learning rate of a schedule from outside.
     schedules_itself = True
 
     def __init__(

@@ -15,7 +15,7 @@ class WarmupCosine(LRScheduler):
 
     Args:
         optimizer: The optimizer whose learning rates are scheduled.
-        warmup_steps: Steps until the full learning rate.
+        warmup_steps: Steps until the full learning rate. A run of no more steps ends during the warm-up.
         min_lr: Learning rate at the end of the run.
         total_steps: Steps of the whole run; nernlit's LightningModules set it.
     """

@@ -1,7 +1,7 @@
 """The representation: an original whose weights are computed by a predictor; its specification, saving and loading."""
 
 from nernlit.representation.calibration import calibrate
-from nernlit.representation.fitting import predictors_are_fitted, without_fitting
+from nernlit.representation.fitting import without_fitting
 from nernlit.representation.loading import load, load_representation
 from nernlit.representation.onnx import write_onnx
 from nernlit.representation.representation import Representation
@@ -13,7 +13,6 @@ __all__ = [
     "calibrate",
     "load",
     "load_representation",
-    "predictors_are_fitted",
     "without_fitting",
     "write_onnx",
 ]

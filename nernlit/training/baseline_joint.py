@@ -39,8 +39,6 @@ class JointObjective(Objective):
         gradients: `sampled`: gradients of all terms flow to the sampled kernels only; `all`: to all kernels.
     """
 
-    needs_images = True
-
     def __init__(
         self,
         reconstruction: Reconstruction,
@@ -54,7 +52,7 @@ class JointObjective(Objective):
         self.reconstruction, self.distillation = reconstruction, distillation
         self.recon_weight, self.warmup_steps, self.gradients = recon_weight, warmup_steps, gradients
         self.reconstructs = recon_weight > 0
-        self.looks_at_images = bool(distillation.kd_weight or distillation.feature_weight)
+        self.needs_images = bool(distillation.kd_weight or distillation.feature_weight)
 
     @property
     def teacher(self) -> Original | None:  # type: ignore[override]
@@ -65,7 +63,7 @@ class JointObjective(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         recon_weight = self.recon_weight * step.representation.scale
-        if step.optimizer_step < self.warmup_steps or not self.looks_at_images:
+        if step.optimizer_step < self.warmup_steps or not self.needs_images:
             return {"recon": recon_weight * self.reconstruction(step)["recon"]}
         weights = self._weights(step)
         terms = self.distillation.terms(step, weights)
@@ -98,16 +96,16 @@ class BaselineJoint(Scheme):
         representation: The representation to train.
         optimizer: Creates the optimizer from the predictor's parameters.
         scheduler: Creates the learning-rate schedule from the optimizer.
-        sampling: Chooses the kernels that gradients flow to in each step.
+        sampling: Chooses the kernels that gradients flow to in each step; with `gradients: all` those of the warm-up.
         gradients: `sampled` (as in NeRN): gradients flow to the sampled kernels only; `all`: to all kernels.
         warmup_steps: Steps of Recon-only before images are used.
         recon_weight: Weight of the root-mean-square reconstruction error.
         feature_weight: alpha, the weight of the feature-map loss against the original.
         kd_weight: beta, the weight of the KL divergence from the teacher.
         kd_inside_log: Added to the probabilities inside the divergence's logarithms.
-        temperature: Softmax temperature of student and teacher.
+        temperature: Softmax temperature of student and teacher in the KL divergence.
         teacher: The classifier whose logits are learned, with the same classes; the original by default.
-        taps: Modules whose feature maps are compared; see `FeatureTaps`.
+        taps: Modules whose feature maps are compared with `feature_weight` above 0; see `FeatureTaps`.
         precision: Precision of the predictor and the CNNs in training steps, `bf16` or `fp32`.
         rate: The price of bits in the loss, for a quantized representation.
         sensitivity: How much the error of each weight counts in the reconstruction error.

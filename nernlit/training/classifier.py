@@ -392,6 +392,10 @@ class ClassifierModule(L.LightningModule, ABC):
         ratios = self.lr_multipliers()
         parameters = {parameter: ratios.get(parameter, 1.0) for parameter in self.trained_parameters()}
         optimizer = build_optimizer(make_optimizer, parameters, options)
+        if make_scheduler and getattr(optimizer, "schedules_itself", False):
+            raise UsageError(
+                f"{type(optimizer).__name__} schedules its learning rate itself; pass {options}.scheduler null."
+            )
         return optimizer, build_schedule(make_scheduler, optimizer, self.trainer, options) if make_scheduler else None
 
     def configure_optimizers(self) -> Any:

@@ -65,13 +65,13 @@ class DecoupledDistill(Scheme):
             given, the file must match it.
         teacher: The classifier whose logits are learned, with the same classes; the original by default.
         kd_weight: Weight of the KL divergence from the teacher.
-        temperature: Softmax temperature of student and teacher.
+        temperature: Softmax temperature of student and teacher in the KL divergence.
         kd_inside_log: Added to the probabilities inside the divergence's logarithms; NeRN's code adds 1e-4.
         cross_entropy_weight: Weight of the cross-entropy with the labels.
         recon_weight: Weight of the mean squared reconstruction error in phase 2, in units of the representation's
             scale.
         feature_weight: Weight of the feature-map loss against the original.
-        taps: Modules whose feature maps are compared; see `FeatureTaps`.
+        taps: Modules whose feature maps are compared with `feature_weight` above 0; see `FeatureTaps`.
         teacher_flip: Whether the teacher's logits are the mean of those for an image and for its mirror image, which
             are better than either. None: whether training images are mirrored (`data.flip`).
         cache_teacher: Whether the teacher's logits of all training images are computed once, at the start of phase 2,

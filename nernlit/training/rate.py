@@ -10,7 +10,7 @@ from torch import Tensor
 from nernlit.coding import KeptForm
 from nernlit.errors import UsageError, require_at_least
 from nernlit.predictors import MAX_BITS, Quantized
-from nernlit.representation import Representation, predictors_are_fitted
+from nernlit.representation import Representation
 
 #: Gains of the PI controller of the logarithm of the weight; its input is the relative excess of the file size. The
 #: proportional part holds the size when the learning rate, and so the effect of the term, falls.
@@ -102,20 +102,22 @@ class RateTerm:
             return None
         if target is not None and bits is not None:
             raise UsageError("rate.target_bytes and rate.target_bits are both given; pass one of them.")
-        numbers = sum(self.predictor.all_sizes)
-        per_bit = (numbers if bits is None else self.num_weights) / 8
-        least, most = (round(self.fixed_bytes + each * per_bit) for each in (_MIN_BITS, MAX_BITS))
-        if target is None:
-            if not _MIN_BITS <= bits <= MAX_BITS:  # type: ignore[operator]  # one of the two is given
+        if bits is not None:
+            if not _MIN_BITS <= bits <= MAX_BITS:
                 raise UsageError(
                     f"rate.target_bits={bits:g}: expected at least {_MIN_BITS} and at most {MAX_BITS} bits per weight."
                 )
-            return round(self.fixed_bytes + bits * per_bit)  # type: ignore[operator]
-        if predictors_are_fitted() and not least <= target <= most:  # without fitting, the file's codes are not known
+            return round(self.fixed_bytes + bits * self.num_weights / 8)
+        assert target is not None
+        numbers = sum(self.predictor.all_sizes)
+        least, most = (self.fixed_bytes + each * numbers / 8 for each in (_MIN_BITS, MAX_BITS))
+        if self.predictor.predictor.code_bits:  # codes may change their size in the fit
+            least, most = self.fixed_bytes + 1, math.inf
+        if not least <= target <= most:
             raise UsageError(
                 f"rate.target_bytes={target:,}: the file needs {self.fixed_bytes:,.0f} bytes in addition to those of "
-                f"{numbers:,} quantized numbers; expected at least {least:,} ({_MIN_BITS} bits for each of them) and "
-                f"at most {most:,} ({MAX_BITS} bits)."
+                f"{numbers:,} quantized numbers; expected at least {least:,.0f}"
+                + ("." if most == math.inf else f" and at most {most:,.0f} ({MAX_BITS} bits each).")
             )
         return target
 

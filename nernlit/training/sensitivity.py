@@ -25,6 +25,13 @@ from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.progress import progress
 
 Kind = Literal["none", "fisher", "activation", "batchnorm"]
+#: Options that have no effect with a kind.
+_UNUSED: dict[Kind, tuple[str, ...]] = {
+    "none": ("exponent", "cap", "num_images", "seed", "image_size"),
+    "fisher": ("image_size",),
+    "activation": ("image_size",),
+    "batchnorm": ("num_images", "seed"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,9 @@ class Sensitivity:
             require_at_least(1, **{"sensitivity.cap": self.cap})
         if self.image_size is not None:
             require_at_least(1, **{"sensitivity.image_size": self.image_size})
-            if self.needs_images:
-                raise UsageError(
-                    f"sensitivity.image_size={self.image_size} is for kind batchnorm; {self.kind} uses the images of "
-                    "the data. Leave it out."
-                )
+        for name in _UNUSED[self.kind]:
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise UsageError(f"sensitivity.{name}={value} has no effect with kind {self.kind}; leave it out.")
 
     @property
     def needs_images(self) -> bool:
@@ -179,6 +184,7 @@ def normalized(
 
     Raises:
         DataError: If they are not finite, or all 0.
+        UsageError: If their power is.
     """
     layout, mask = representation.layout, representation.learned.mask()
     on_cpu = {key: value.cpu().double() for key, value in sensitivities.items()}
@@ -192,6 +198,8 @@ def normalized(
     weights_NKK = (table_NKK / total).pow(exponent)
     if mask is not None:
         weights_NKK *= mask.cpu()  # 0^0 is 1
+    if not 0 < float(weights_NKK.sum()) < math.inf:
+        raise UsageError(f"sensitivity.exponent={exponent} makes all error weights 0 or infinite; pass a smaller one.")
     weights_NKK /= weights_NKK.sum() / representation.learned.count
     if cap is not None:
         weights_NKK.clamp_(max=cap)

@@ -167,6 +167,8 @@ def test_calibration_finds_the_eps_of_a_classifier_whose_margins_are_known() -> 
         find_eps(classify, batches, keeps=0.7, highest_255=2.0)
     with pytest.raises(UsageError, match=r"keeps=1.5; expected a share"):
         find_eps(classify, batches, keeps=1.5)
+    with pytest.raises(UsageError, match=r"tolerance_255=0; expected a finite number above 0"):
+        find_eps(classify, batches, keeps=0.7, tolerance_255=0)
     with pytest.raises(UsageError, match="clean accuracy is 0, so there is no accuracy to keep"):
         find_eps(classify, [(images, torch.ones(100, dtype=torch.long))], keeps=0.7)
     with pytest.raises(ValueError, match="no images"):

@@ -168,6 +168,8 @@ def test_images_that_an_attack_does_not_move_are_reported() -> None:
 def test_a_strength_that_is_given_twice_is_refused() -> None:
     with pytest.raises(UsageError, match=r"fgsm_255=\[1, 1\], ifgsm_255=\[\]: give every strength only once"):
         AdversarialAccuracy(fgsm_255=[1, 1], ifgsm_255=[])
+    with pytest.raises(UsageError, match=r"steps=1; expected at least 2"):
+        AdversarialAccuracy(steps=1)
 
 
 def test_an_original_is_attacked_too() -> None:

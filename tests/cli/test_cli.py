@@ -183,6 +183,12 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         ),
         (["fit", *QUICK, "--trainer.enable_checkpointing=false"], r"enable_checkpointing false: fits keep best\.ckpt"),
         (["test", *QUICK, "--trainer.barebones=true"], r"--trainer\.barebones true: runs print and log their results"),
+        (["fit", *QUICK, "--writer.path=x.safetensors"], "--writer.path is for `predict`; leave it out of `fit`"),
+        (
+            ["fit", *QUICK, "--model.optimizer=nernlit.optimizers.ranger21.Ranger21", "--model.optimizer.lr=0.01"],
+            r"Ranger21 schedules its learning rate itself; pass --model\.scheduler null",
+        ),
+        (["fit", *QUICK, "--figures.every_n_validations=-1"], "every_n_validations=-1; expected at least 0"),
         (["fit", *QUICK, "--nonsense=1"], "there is no option --nonsense; see --help"),
         (["fit", *QUICK, "--base=x.yaml"], "there is no option --base"),
         (

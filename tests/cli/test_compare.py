@@ -129,7 +129,10 @@ def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixtu
         (["digits_resnet8", "--out", "out", *DATA, "--methods", "zip"], "argument --methods: invalid choice: 'zip'"),
         (["digits_resnet8", "--out", "out", *DATA, "--bits", "0"], "--bits: 0; expected a number above 0"),
         (["digits_resnet8", "--out", "out", *DATA, "--methods", "svd", "--bits", "2"], "--bits is for round, round"),
-        (["digits_resnet8", "--out", "out", *DATA, "--methods", "svd", "--epochs", "2"], "is for methods that train"),
+        (
+            ["digits_resnet8", "--out", "out", *DATA, "--methods", "svd", "--epochs", "2"],
+            "--epochs 2 is for methods that train",
+        ),
         (
             ["digits_resnet8", "--out", "out", *DATA, "--epochs", "1", "--trainer.max_epochs", "2"],
             "this command sets --trainer.max_epochs; pass --epochs instead",

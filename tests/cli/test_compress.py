@@ -224,6 +224,10 @@ def test_a_file_is_not_replaced_by_its_own_compression(capsys: pytest.CaptureFix
             "this command sets --model.rate.target_bytes; pass --target_bytes instead",
         ),
         (
+            ["-c", "rate.yaml", "--figures.every_n_validations", "1", "gone.pt", "-o", "a.nern", *DIGITS],
+            "no file at gone.pt",
+        ),
+        (
             ["digits_resnet8", "-o", "a.nern", *DIGITS, "-c", "rate.yaml"],
             "rate.yaml: model.init_args.rate.target_bytes",
         ),

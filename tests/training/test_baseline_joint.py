@@ -147,6 +147,12 @@ def test_a_step_with_nothing_to_learn_is_refused() -> None:
             BaselineJoint(_representation(), _adam, recon_weight=0.0, **options)  # type: ignore[arg-type]
 
 
+def test_without_terms_of_images_it_is_recon_only() -> None:
+    module = BaselineJoint(_representation(), _adam, feature_weight=0.0, kd_weight=0.0)
+    assert not module.trains_on_images
+    quiet_trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(train_on="none"))
+
+
 def test_data_without_images_is_refused() -> None:
     with pytest.raises(UsageError, match=r"BaselineJoint needs images; pass --data.train_on images \(or noise\)"):
         quiet_trainer(max_steps=1).fit(

@@ -117,7 +117,7 @@ def test_a_fit_from_earlier_weights_keeps_step_sizes_that_are_near_the_target(sh
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
-        (Rate(target_bytes=10**9), r"rate.target_bytes=1,000,000,000: .* at most [\d,]+ \(12 bits\)"),
+        (Rate(target_bytes=10**9), r"rate.target_bytes=1,000,000,000: .* at most [\d,]+ \(12 bits each\)"),
         (Rate(target_bits=12.5), "rate.target_bits=12.5: expected at least 0.1 and at most 12 bits per weight"),
         (Rate(target_bits=float("nan")), "rate.target_bits=nan: expected at least 0.1"),
         (Rate(target_bytes=20_000, target_bits=2.0), "are both given; pass one of them"),

@@ -1,5 +1,5 @@
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -107,7 +107,10 @@ def test_sensitivities_without_a_sum_are_refused(value: float) -> None:
         ({"num_images": 0}, "sensitivity.num_images=0; expected at least 1"),
         ({"seed": -1}, "sensitivity.seed=-1; expected at least 0"),
         ({"kind": "batchnorm", "image_size": 0}, "sensitivity.image_size=0; expected at least 1"),
-        ({"kind": "fisher", "image_size": 8}, "sensitivity.image_size=8 is for kind batchnorm; fisher uses the images"),
+        ({"kind": "fisher", "image_size": 8}, "sensitivity.image_size=8 has no effect with kind fisher; leave it out"),
+        ({"image_size": 8}, "sensitivity.image_size=8 has no effect with kind none; leave it out"),
+        ({"exponent": 0.5}, "sensitivity.exponent=0.5 has no effect with kind none; leave it out"),
+        ({"kind": "batchnorm", "seed": 1}, "sensitivity.seed=1 has no effect with kind batchnorm; leave it out"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
@@ -359,4 +362,4 @@ def test_a_fit_of_yaml_has_its_weights_in_its_checkpoints(tmp_path: Path) -> Non
 def test_the_papers_schedule_has_no_sensitivity(scheme: str) -> None:
     parts = config_parts(expand_bases(["-c", scheme, "--schedule=paper"]))
     model = parts[-1].options()["model"]["init_args"]
-    assert model.get("reconstruction", model)["sensitivity"] == {"kind": "none"}
+    assert model.get("reconstruction", model)["sensitivity"] == asdict(Sensitivity())
