@@ -19,7 +19,7 @@ class Compile(L.Callback):
         mode: The mode of `torch.compile`.
 
     Raises:
-        UsageError: In `setup`, if a predictor changes after optimizer steps.
+        UsageError: In `setup`, if there is no predictor, or one changes after optimizer steps.
     """
 
     def __init__(self, mode: Literal["default", "reduce-overhead", "max-autotune"] = "default") -> None:
@@ -29,6 +29,8 @@ class Compile(L.Callback):
         if stage != "fit":
             return
         modules = list(pl_module.modules())
+        if not any(isinstance(module, Predictor) for module in modules):
+            raise UsageError(f"Compile compiles predictors, and {type(pl_module).__name__} has none; leave it out.")
         # An ensemble calls its predictors through `vmap`, which can be compiled but cannot map compiled modules.
         inside = {predictor for trials in modules if isinstance(trials, PredictorEnsemble) for predictor in trials.each}
         for module in modules:

@@ -61,7 +61,7 @@ class LowFrequencyEnergy(_LayerTable):
     """The share of each layer's energy in the larger half of its singular values (arXiv 2407.00356, Fig. 2 and 8).
 
     Scalars `low_frequency_energy/{original,reconstructed,difference}/LAYER`, a figure of the differences, and
-    `low_frequency_energy.csv` in the run's folder.
+    `low_frequency_energy.csv` in the run's folder. Nothing is measured where an original is trained.
     """
 
     name = "low_frequency_energy"
@@ -83,7 +83,8 @@ class LowFrequencyEnergy(_LayerTable):
 class LayerDifference(_LayerTable):
     """The distance between each layer's original and reconstructed weight (arXiv 2407.00356, Fig. 4).
 
-    Scalars `layer_difference/{rmse,explained_power}/LAYER`, a figure, and `layer_difference.csv`.
+    Scalars `layer_difference/{rmse,explained_power}/LAYER`, a figure, and `layer_difference.csv`. Nothing is measured
+    where an original is trained.
     """
 
     name = "layer_difference"

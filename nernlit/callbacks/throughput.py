@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nernlit.errors import require_at_least
+from nernlit.errors import UsageError, require_at_least
 from nernlit.predictors import Predictor, PredictorEnsemble
 
 _SIDE = 1024  # of the matrices whose product is timed
@@ -25,6 +25,9 @@ class Throughput(L.Callback):
 
     Args:
         every_n_steps: Steps over which the values are averaged.
+
+    Raises:
+        UsageError: At the start of a fit, if there is no predictor.
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:
@@ -37,6 +40,8 @@ class Throughput(L.Callback):
         kind = torch.bfloat16 if getattr(pl_module, "precision", "fp32") == "bf16" else torch.float32
         self._rate = _matrix_product_rate(pl_module.device, kind)
         found = [module for module in pl_module.modules() if isinstance(module, PredictorEnsemble | Predictor)]
+        if not found:
+            raise UsageError(f"Throughput measures predictors, and {type(pl_module).__name__} has none; leave it out.")
         inside = {part for module in found for part in module.modules() if part is not module}
         self._handles = [m.register_forward_pre_hook(self._note) for m in found if m not in inside]
         self._restart()

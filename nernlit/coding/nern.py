@@ -20,7 +20,7 @@ from nernlit.coding.described import described_layout, described_predictor, requ
 from nernlit.coding.kept import Kept, KeptForm, coded_numbers
 from nernlit.coding.prediction import predicted_weights
 from nernlit.coding.zeros import code_zeros, decode_zeros, with_zeros
-from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError
+from nernlit.errors import FileFormatError, LayoutError, NernlitError, UsageError, require_positive
 from nernlit.kernels import Layout, OrderName, decode_order, encode_order, pack_order
 from nernlit.predictors import Predictor
 from nernlit.storage.container import Contents, container_bytes, read_container, write_container
@@ -108,8 +108,10 @@ class NernFile:
         Raises:
             FileFormatError: If the file is missing, damaged, of another version, describes what cannot be built, or
                 has a predictor of a class that is not imported.
+            UsageError: If `max_gib` is not above 0.
         """
         path, limit = Path(path), 8.0 if max_gib is None else max_gib
+        require_positive(max_gib=limit)
         header, tensors = read_container(path)
         with unreadable(path):
             _require_valid_metadata(header)

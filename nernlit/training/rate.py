@@ -27,7 +27,9 @@ _MAX_EXCESS = 1.1
 
 @dataclass(frozen=True)
 class Rate:
-    """Options of the rate term.
+    """Options of the rate term, and the form of the file.
+
+    With weight 0 and without a target size there is no term.
 
     Args:
         weight: Weight of the bits per predicted weight in the loss; with a target size the start value, where 0 takes

@@ -3,10 +3,12 @@ import shutil
 import pytest
 import torch
 
-from nernlit.callbacks import Compile
+from nernlit.callbacks import Compile, Throughput
 from nernlit.data import DigitsDataModule
+from nernlit.errors import UsageError
 from nernlit.kernels import Uniform
-from nernlit.training import Progressive, ReconOnly, Scheme
+from nernlit.originals import Original
+from nernlit.training import OriginalModule, Progressive, ReconOnly, Scheme
 from tests.fakes import quiet_trainer, tiny_representation
 
 
@@ -27,3 +29,10 @@ def test_a_compiled_fit_ends_with_the_same_predictor(scheme: type[Scheme]) -> No
     assert plain.keys() == compiled.keys()
     for name, values in plain.items():
         assert torch.allclose(values.double(), compiled[name].double(), rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("callback", [Compile, Throughput])
+def test_a_network_without_a_predictor_is_refused(callback: type[Compile] | type[Throughput]) -> None:
+    module = OriginalModule(Original("digits_resnet8"), torch.optim.SGD)
+    with pytest.raises(UsageError, match=f"{callback.__name__} .* predictors, and OriginalModule has none; leave it"):
+        quiet_trainer(max_steps=1, callbacks=[callback()]).fit(module, datamodule=DigitsDataModule())
