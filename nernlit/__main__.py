@@ -51,9 +51,8 @@ def main() -> None:
         raise SystemExit(0 if sys.argv[1:] else 2)
     SIGNALS.listen(ends_process=True)
     try:
-        if sys.argv[1:] == [
-            "doctor"
-        ]:  # before the imports below, so that doctor can report a library that cannot be imported
+        if sys.argv[1:] == ["doctor"]:
+            # Before the imports below, so that doctor can report a library that cannot be imported.
             from nernlit.cli.doctor import main as examine
 
             return examine([])

@@ -39,7 +39,7 @@ def is_correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 @torch.no_grad()
 def correct_answers(classify: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Whether each image is classified correctly: (N,) booleans in the order of the batches.
+    """Whether each image is classified correctly: (N,) booleans in the order of the batches; see `is_correct`.
 
     Args:
         classify: Maps pixels (B, C, H, W) to logits.
@@ -58,7 +58,7 @@ def correct_answers(classify: Callable[[Tensor], Tensor], batches: Iterable[tupl
                 f"the network's logits are NaN for {undefined} of {len(logits_BC)} images, so its accuracy is "
                 "undefined; the fit diverged. Pass an earlier checkpoint, or fit with a smaller learning rate."
             )
-        correct.append(logits_BC.argmax(1) == labels_B)
+        correct.append(is_correct(logits_BC, labels_B))
     if not correct:
         raise ValueError("no images to measure on.")
     return torch.cat(correct)

@@ -53,12 +53,12 @@ class ValidationLog(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit":
-            self._start(trainer, trainer.num_val_batches)
+            self._start(trainer.num_val_batches)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start(trainer, trainer.num_test_batches)
+        self._start(trainer.num_test_batches)
 
-    def _start(self, trainer: L.Trainer, batches: Sequence[int | float]) -> None:
+    def _start(self, batches: Sequence[int | float]) -> None:
         self._done, self._batches, self._began = 0, sum(batches), time.monotonic()
         self._next = self._began + DELAY_SECONDS
 

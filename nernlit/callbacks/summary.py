@@ -105,5 +105,4 @@ def _conditions(shown: dict[str, float], stage: str) -> dict[str, float]:
         for name, value in shown.items()
         if name.startswith(prefix) and "_top5" not in name and not name.endswith("_original")
     }
-    found.pop("original", None)
     return {name: value for name, value in found.items() if not any(name.startswith(f"{other}_") for other in found)}

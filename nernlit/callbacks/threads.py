@@ -55,9 +55,8 @@ class CpuThreads(L.Callback):
         self._window_began = time.monotonic()
         self._quiet = 0
         self._seconds, self._steps, self._warned = 0.0, 0, False
-        self._terms: tuple[
-            str, ...
-        ] = ()  # loss terms of the measured steps; steps with different terms take different times
+        #: Loss terms of the measured steps; steps with different terms take different times.
+        self._terms: tuple[str, ...] = ()
         self._fastest = math.inf  # smallest seconds per step
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

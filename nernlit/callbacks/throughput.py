@@ -43,7 +43,10 @@ class Throughput(L.Callback):
         if not found:
             raise UsageError(f"Throughput measures predictors, and {type(pl_module).__name__} has none; leave it out.")
         inside = {part for module in found for part in module.modules() if part is not module}
-        self._handles = [m.register_forward_pre_hook(self._note) for m in found if m not in inside]
+        outer = [module for module in found if module not in inside]
+        # Of a `Quantized`, the inner one: predictions of many kernels call only that.
+        called = [module.unquantized if isinstance(module, Predictor) else module for module in outer]
+        self._handles = [module.register_forward_pre_hook(self._note) for module in called]
         self._restart()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

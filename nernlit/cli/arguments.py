@@ -14,7 +14,7 @@ class CommandParser(argparse.ArgumentParser):
     """An `ArgumentParser` without abbreviations, whose errors are `UsageError`s.
 
     Args:
-        command: `sweep`, `analyze` or `report`.
+        command: Name of the command, such as `sweep`.
         description: What it does.
         epilog: What its help ends with.
     """

@@ -180,7 +180,7 @@ def _split(args: Sequence[str]) -> tuple[list[Path], str | None, list[str]]:
 def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
     """All files that a configuration builds on, each once, the deepest first."""
     if path in above:
-        raise UsageError(f"{path} builds on itself: {' -> '.join(map(str, (*above, path)))}.")
+        raise UsageError(f"{path} builds on itself: {' -> '.join(map(str, (*above, path)))}; correct `base:`.")
     names = _named(path, "base") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

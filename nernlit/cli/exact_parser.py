@@ -15,9 +15,8 @@ _NONE = re.compile(r"(?:^|(?<=[=\[])|(?<=[:,] ))None(?=[,\]}]|$)")
 class ExactParser(LightningArgumentParser):
     """A parser without abbreviated options. The options of nested classes have parsers of this class too.
 
-    Workaround: jsonargparse passes values to nested parsers as `str(value)`, which turns null into the text `None`.
-        This
-    class turns it back, so that `--model.representation.quantize null` works.
+    jsonargparse passes values to nested parsers as `str(value)`, which turns null into the text `None`. This class
+    turns it back, so that `--model.representation.quantize null` works.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

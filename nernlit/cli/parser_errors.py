@@ -145,7 +145,7 @@ def _value(text: str) -> str:
 
 
 def _classes_expected(option: str, value: str, base: Any) -> str:
-    """The value that was given where a class was expected."""
+    """What an option that takes a class expects, and why the given value is none."""
     reason = _why_unusable(value)
     because = f"{reason}; " if reason else ""
     if not isinstance(base, type):

@@ -194,7 +194,7 @@ def _conditions(m: _Measured) -> list[dict[str, Any]]:
     for tag, logged in m.scalars.items():
         values = dict(logged)
         name = tag.removeprefix("test/acc_")
-        if name == tag or tag.endswith("_original") or name == "top5" or name.startswith("top5_") or name == "original":
+        if name == tag or tag.endswith("_original") or name == "top5":
             continue
         if m.run.step not in values:
             continue  # measured on another checkpoint

@@ -40,7 +40,8 @@ WITH_BITS = ("round", "round_distill", "table", "codebooks")
 TRAINED = ("round_distill", "table", "codebooks")
 #: Bits of the weights that pruning keeps, and of the numbers of codewords.
 _PRUNED_BITS, _CODEWORD_BITS = 6, 6
-#: Bits of a code after entropy coding, and the most before it; the largest ratio of codewords to kernels, in numbers.
+#: Bits of a code after entropy coding, and the most before it; the most
+#: numbers of the codewords, as a share of the kernels' numbers.
 _CODED_BITS, _MAX_CODE_BITS, _CODEWORD_SHARE = 6, 8, 0.1
 _NO_RATE = "--model.rate=null"
 
@@ -101,11 +102,7 @@ class Rivals:
         return {key: value.half() if value.is_floating_point() else value for key, value in first.items()}
 
     def fit_options(self, method: str, bits: float) -> list[str]:
-        """`fit` and the options that train the network by a method.
-
-        Raises:
-            UsageError: If there are too few bits.
-        """
+        """`fit` and the options that train the network by a method."""
         representation, table = "--model.representation", self._table
         fit = ["fit", "-c", "compress"]
         fit += [f"{ORIGINAL}.{name}={value}" for name, value in self.options.items()]

@@ -150,7 +150,10 @@ class Run:
             return {}
         file = self.folder / "config.yaml"
         if not file.is_file():
-            raise UsageError(f"{self.folder} has no config.yaml, which says what data the run was fitted with.")
+            raise UsageError(
+                f"{self.folder} has no config.yaml, which says what data the run was fitted with; pass a folder that "
+                "`nernlit fit` wrote."
+            )
         return read_config(file)
 
     def representation(self) -> Representation:
@@ -228,7 +231,7 @@ class Run:
         data.prepare_data()
         source = data.images(split)
         if images is not None and images > len(source):
-            raise UsageError(f"--images {images}: the {split} split has {len(source)} images.")
+            raise UsageError(f"--images {images}: the {split} split has {len(source)} images; pass fewer.")
         chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[: images or at_most]
         return Batches(data, source.subset(chosen.sort().values))
 

@@ -29,7 +29,7 @@ class Outcome:
         finished: The number of finished ones.
         seconds: How long some of these took.
         failed: Those that failed, and why.
-        elsewhere: Those that other processes run.
+        claimed_by_others: Those that other processes run.
     """
 
     total: int

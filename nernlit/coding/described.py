@@ -84,17 +84,17 @@ def described_predictor(
     known = predictor_classes()
     state = {n.removeprefix("predictor."): v for n, v in tensors.items() if n.startswith("predictor.")}
 
-    def built(described: Mapping[str, Any]) -> Predictor:
-        path = str(described["class_path"])
-        if path not in known:
+    def built(part: Mapping[str, Any]) -> Predictor:
+        name = str(part["class_path"])
+        if name not in known:
             raise FileFormatError(
-                f"the file's predictor is a {path[:100]}, which is not imported; import its module (on the command "
+                f"the file's predictor is a {name[:100]}, which is not imported; import its module (on the command "
                 "line: --import MODULE)."
             )
         nested: dict[str, Any] = {
-            n: built(v) if isinstance(v, dict) and "class_path" in v else v for n, v in described["init_args"].items()
+            n: built(v) if isinstance(v, dict) and "class_path" in v else v for n, v in part["init_args"].items()
         }
-        return known[path](**nested)
+        return known[name](**nested)
 
     def bound() -> Predictor:
         predictor = built(described).eval()  # its predictions are checked

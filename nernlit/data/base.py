@@ -228,9 +228,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._in_channels(self._find({"test"} if split == "test" else {"train", "val"})[split])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        if (
-            self.train_on == "images" or self.steps_per_epoch is None
-        ):  # steps_per_epoch is None only with train_on="images"
+        if self.train_on == "images" or self.steps_per_epoch is None:  # None with images only
             return self.loader(self.sources["train"], self.batch_size, training=True, numbered=self.numbered)
         return step_loader(self.steps_per_epoch)
 

@@ -59,7 +59,9 @@ class ResizeCenterCrop:
         """
         config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
         if config is None:
-            raise UsageError(f"timm has no model named {name!r} whose image size it knows.")
+            raise UsageError(
+                f"timm has no model named {name!r} whose image size it knows; pass one such as resnet18.tv_in1k."
+            )
         interpolation: Interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
         return cls(config.input_size[1], config.crop_pct, interpolation)
 

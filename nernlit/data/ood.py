@@ -156,7 +156,10 @@ class ImageNetR(EvalSet):
         ids = (files("timm.data") / "_info" / "imagenet_r_synsets.txt").read_text(encoding="utf-8").split()
         every = ImageNetInfo().label_names()
         if num_classes != len(every):
-            raise DataError(f"ImageNet-R has 200 of ImageNet's 1,000 classes, the data has {num_classes}.")
+            raise DataError(
+                f"ImageNet-R has 200 of ImageNet's 1,000 classes, and the data has {num_classes} classes; use it with "
+                "ImageNetDataModule."
+            )
         found = class_folders(self.root)
         if found != sorted(ids):
             raise DataError(

@@ -40,7 +40,14 @@ class Sampling(ABC):
 
     @abstractmethod
     def joint(self, norms_N: Tensor, seed: int, step: int, count: int) -> Tensor:
-        """The row numbers (int64) of a step, of all processes together: `count`, or N if that is smaller."""
+        """The row numbers (int64) of a step, of all processes together.
+
+        Args:
+            norms_N: See `shares`.
+            seed: See `shares`.
+            step: See `shares`.
+            count: How many rows to choose, N at most; `AllKernels` takes all N in any case.
+        """
 
     def indices(self, norms_N: Tensor, seed: int, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
         """The row numbers (int64) of one process in a step; see `shares`."""

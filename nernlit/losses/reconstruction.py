@@ -1,7 +1,8 @@
 """Reconstruction losses between predicted kernels and the original's.
 
-Shapes: N kernels, K kernel side. A mask (N, K, K) is true for entries that are weights, and false outside the center
-crop of a smaller kernel. In place of booleans it may hold a weight for each squared error.
+Shapes: any, equal for all arguments: a table of kernels (N, K, K), or all weights as a vector. A mask is true for
+entries that are weights, and false outside the center crop of a smaller kernel. In place of booleans it may hold a
+weight for each squared error.
 """
 
 import torch
@@ -17,14 +18,14 @@ def _check(predicted: Tensor, target: Tensor, mask: Tensor | None) -> None:
 
 
 def reconstruction_mse(
-    predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None, num_weights: float | None = None
+    predicted: Tensor, target: Tensor, mask: Tensor | None = None, num_weights: float | None = None
 ) -> Tensor:
     """Mean squared error over all given weights (one mean, not one per layer).
 
     Args:
-        predicted_NKK: Predicted kernels, with gradients.
-        target_NKK: The original's kernels.
-        mask_NKK: The entries that are weights, or a weight for each squared error; None for all.
+        predicted: Predicted weights, with gradients.
+        target: The original's weights.
+        mask: The entries that are weights, or a weight for each squared error; None for all.
         num_weights: The number that the sum of squares is divided by, if these kernels are only a part of the batch
             (one process of several); by default the sum of the mask.
 
@@ -34,22 +35,22 @@ def reconstruction_mse(
     >>> reconstruction_mse(torch.zeros(4, 3, 3), torch.full((4, 3, 3), 0.5))
     tensor(0.2500)
     """
-    _check(predicted_NKK, target_NKK, mask_NKK)
-    errors_NKK = (predicted_NKK - target_NKK).square()
-    if mask_NKK is not None:
-        errors_NKK = errors_NKK * mask_NKK
+    _check(predicted, target, mask)
+    errors = (predicted - target).square()
+    if mask is not None:
+        errors = errors * mask
     if num_weights is None:
-        return errors_NKK.mean() if mask_NKK is None else errors_NKK.sum() / mask_NKK.sum()
-    return errors_NKK.sum() / num_weights
+        return errors.mean() if mask is None else errors.sum() / mask.sum()
+    return errors.sum() / num_weights
 
 
-def reconstruction_rmse(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
+def reconstruction_rmse(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Root of `reconstruction_mse`: L_recon as NeRN's code computes it (arXiv 2212.13554; arXiv 2407.00356, eq. 1).
 
     >>> reconstruction_rmse(torch.zeros(4, 3, 3), torch.full((4, 3, 3), 0.5))
     tensor(0.5000)
     """
-    return root(reconstruction_mse(predicted_NKK, target_NKK, mask_NKK))
+    return root(reconstruction_mse(predicted, target, mask))
 
 
 def root(errors: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def root(errors: Tensor) -> Tensor:
     return errors.masked_fill(exact, 1).sqrt().masked_fill(exact, 0)
 
 
-def explained_power(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor | None = None) -> Tensor:
+def explained_power(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """1 - mean squared error / mean squared weight: 1 for an exact prediction, 0 for a prediction of zeros.
 
     Unlike the explained variance, neither term subtracts a mean.
@@ -66,5 +67,5 @@ def explained_power(predicted_NKK: Tensor, target_NKK: Tensor, mask_NKK: Tensor 
     >>> explained_power(torch.full((2, 1, 1), 0.9), torch.ones(2, 1, 1))
     tensor(0.9900)
     """
-    power = reconstruction_mse(torch.zeros_like(target_NKK), target_NKK, mask_NKK)
-    return 1 - reconstruction_mse(predicted_NKK, target_NKK, mask_NKK) / power
+    power = reconstruction_mse(torch.zeros_like(target), target, mask)
+    return 1 - reconstruction_mse(predicted, target, mask) / power

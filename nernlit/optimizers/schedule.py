@@ -11,7 +11,9 @@ from nernlit.errors import UsageError, require_at_least
 
 @final
 class WarmupCosine(LRScheduler):
-    """Linear warm-up from zero, then half a cosine down to `min_lr`; stepped after each optimizer step.
+    """Linear warm-up, then half a cosine down to `min_lr`; stepped after each optimizer step.
+
+    The first step of the warm-up has 1 / `warmup_steps` of the learning rate.
 
     Args:
         optimizer: The optimizer whose learning rates are scheduled.
@@ -31,7 +33,9 @@ class WarmupCosine(LRScheduler):
         self.total_steps = total_steps
         super().__init__(optimizer)
         if min_lr > max(map(float, self.base_lrs)):
-            raise UsageError(f"min_lr={min_lr} is above the learning rate ({float(max(self.base_lrs)):g}).")
+            raise UsageError(
+                f"min_lr={min_lr} is above the learning rate ({float(max(self.base_lrs)):g}); pass a smaller min_lr."
+            )
 
     def set_total_steps(self, total_steps: int) -> None:
         """Set the length of the run, unless it was given to the constructor."""

@@ -70,12 +70,15 @@ class Original(nn.Module):
             raise UsageError(f"both checkpoint={checkpoint!r} and pretrained=true are given; keep one of them.")
         if ema is not None and checkpoint is None:
             raise UsageError(
-                f"ema: {str(ema).lower()} chooses among a checkpoint's weights, but no checkpoint is given."
+                f"ema: {str(ema).lower()} chooses among a checkpoint's weights, but no checkpoint is given; leave ema "
+                "out."
             )
         file = NernFile.read(checkpoint) if checkpoint is not None and is_nern(checkpoint) else None
         if file is not None:
             if ema is not None:
-                raise UsageError(f"ema: {str(ema).lower()} is given, but {checkpoint} holds one set of weights only.")
+                raise UsageError(
+                    f"ema: {str(ema).lower()} is given, but {checkpoint} holds one set of weights only; leave ema out."
+                )
             with unreadable(file.path):
                 num_classes = file.header["num_classes"] if num_classes is None else num_classes
                 stated = file.header["network"] or {}

@@ -2,7 +2,8 @@
 
 Residual k-means initializes the codebooks: each is fitted to the residual of the previous ones. Sweeps then improve all
 of them: a beam search looks for better codes of each block, and each codebook in turn takes a k-means step on the
-residual of all others (iterated conditional modes). No step of a sweep increases the weighted squared error.
+residual of all others (iterated conditional modes). Without a price of bits, no step of a sweep increases the weighted
+squared error.
 
 The codebooks of a large network are found on a sample of its blocks; then a beam search finds the codes of all blocks.
 

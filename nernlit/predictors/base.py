@@ -89,7 +89,7 @@ class Predictor(WithConstants, ABC):
         """Change what an optimizer cannot, such as integers. Called after each optimizer step; by default does nothing.
 
         Args:
-            relative_rate: The step's learning rate as a share of the one that the schedule starts from.
+            relative_rate: The step's learning rate as a share of the schedule's highest.
             mean: Averages a tensor over all processes. Their predictors must remain equal.
 
         Returns:

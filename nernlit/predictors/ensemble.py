@@ -17,8 +17,9 @@ class PredictorEnsemble(nn.Module):
     """Predictors that differ only in their parameters; Progressive trains one per trial.
 
     Each has its own parameters, so an optimizer updates a trial exactly as if it were trained alone. On an accelerator
-    the parameters are stacked, and every matrix product has a leading trial dimension. On a CPU one
-    trial uses all cores, and stacking would only add copies, so the predictors run one after another.
+    the parameters are stacked, and every matrix product has a leading trial dimension. Quantized predictors run one
+    after another, because `torch.vmap` does not support the custom gradient of quantization; so do all predictors on a
+    CPU, where one trial uses all cores and stacking would only add copies.
 
     Args:
         predictor: A predictor after `bind`; it is copied.
@@ -61,10 +62,8 @@ class PredictorEnsemble(nn.Module):
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
         """Kernels (T, N, K, K)."""
-        alone = len(self.each) == 1 or isinstance(
-            self.each[0], Quantized
-        )  # torch.vmap does not support the custom gradient of quantization
-        if addresses_N3.device.type == "cpu" or alone:
+        one_by_one = len(self.each) == 1 or isinstance(self.each[0], Quantized)
+        if addresses_N3.device.type == "cpu" or one_by_one:
             return torch.stack([predictor(addresses_N3) for predictor in self.each])
         return self.batched(addresses_N3)
 

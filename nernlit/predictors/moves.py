@@ -25,7 +25,7 @@ from nernlit.utilities.constants import WithConstants
 class CodeMoves(WithConstants):
     """The drift of all blocks, and the codes that it changes.
 
-    The tables take memory only once there is a gradient. Blocks and gradients are in units of the codewords.
+    The tables take memory from the first training step on. Blocks and gradients are in units of the codewords.
 
     Args:
         share: Largest share of the blocks whose codes change per step.

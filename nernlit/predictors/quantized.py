@@ -91,7 +91,9 @@ class Quantized(Predictor):
             for name, parts in self.parts_of.items()
         }
         if not self.sizes:
-            raise UsageError(f"{type(self.predictor).__name__} has no parameters that can be quantized.")
+            raise UsageError(
+                f"{type(self.predictor).__name__} has no parameters that can be quantized; leave quantize out."
+            )
         count = sum(len(sizes) for sizes in self.sizes.values())
         self.log_ratios = nn.Parameter(torch.zeros(count))
         if self.log_ratios.device.type != "meta":

@@ -61,9 +61,7 @@ class Scales(WithConstants):
         self.values.copy_(scale_G.where(scale_G > 0, 1))
 
     def forward(self, addresses_N3: Tensor) -> Tensor:
-        """The scale of each address, (N,)."""
-        if self.kind == "none":
-            return torch.ones((), device=addresses_N3.device)
+        """The scale of each address, (N,). Not for the kind `none`, which has no scales."""
         return self.values[self._group(addresses_N3)]
 
     def _group(self, addresses_N3: Tensor) -> Tensor:

@@ -157,8 +157,7 @@ class _Bias(_Site):
 
     def features(self, module: Any, inputs: Tensor) -> Tensor:
         outputs = type(module).forward(module, inputs)  # without the hooks
-        rows = outputs.flatten(0, -2) if isinstance(module, nn.Linear) else _by_channel(outputs)
-        features_MC: Tensor = rows - module.bias
+        features_MC: Tensor = _by_channel(outputs) - module.bias
         return features_MC
 
     def outputs(self, module: Any, features_MC: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ class _Linear(_Site):
     """Weights and bias of a linear layer: ridge regression of the residual of the current ones."""
 
     def features(self, module: Any, inputs: Tensor) -> Tensor:
-        return inputs.flatten(0, -2)
+        return inputs  # (B, C): layers that are applied to tokens are left out
 
     def outputs(self, module: Any, features_MC: Tensor) -> Tensor:
         weight, bias = module.weight.to(features_MC), module.bias.to(features_MC)
@@ -242,7 +241,7 @@ def _by_channel(activations: Tensor) -> Tensor:
 
 
 def _rows(count: int, width: int, seed: int) -> Tensor:
-    """Row indices (int64) of the samples to fit: all, or a random subset of at most `_SAMPLED_VALUES / width` rows."""
+    """Row indices (int64) of the samples to fit: all, or `_SAMPLED_VALUES / width` rows, drawn with replacement."""
     kept = max(1, _SAMPLED_VALUES // width)
     if count <= kept:
         return torch.arange(count)

@@ -111,7 +111,7 @@ class WithPretrained(
         net: nn.Module | None = None,
         max_gib: float | None = None,
     ) -> Self:
-        # huggingface_hub before 1.0 also passes the latter two; it resumes downloads in any case.
+        # huggingface_hub before 1.0 also passes proxies and resume_download; it resumes downloads in any case.
         older: dict[str, Any] = {} if proxies is None else {"proxies": proxies}
         file: str | Path = Path(model_id, _FILE)
         if not Path(model_id).is_dir():

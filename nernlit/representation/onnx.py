@@ -61,7 +61,7 @@ def write_onnx(
 ) -> None:
     """Write the reconstructed network atomically as an ONNX model.
 
-    Its input `pixels` is float32 of shape (batch, channels, size, size) with values in [0, 1], which the model
+    Its input `pixels` is float32 of shape (batch, channels, height, width) with values in [0, 1], which the model
     normalizes itself; its output `logits` is (batch, classes). Any batch size works.
 
     Args:

@@ -72,7 +72,8 @@ class Representation(WithConstants, WithPretrained):
             kernels.
         quantize: How the predictor is quantized (it is wrapped in a `Quantized`); None for no quantization.
         tune_kept: Tensors of the network that are trained with the predictor, though they are not predicted: `none`,
-            `affine` (biases, and the scales and shifts of normalization layers) or `all`. Files do not become larger.
+            `affine` (biases, and the scales and shifts of normalization layers) or `all`. Files hold these tensors in
+            any case; they grow only by tensors whose numbers were all equal before.
         keep_zeros: Whether predicted weights that are 0 in the original stay 0, as in a pruned network. The predictor
             does not learn them then, and files hold their positions.
 
@@ -331,7 +332,8 @@ class Representation(WithConstants, WithPretrained):
     def sizes(self, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> Sizes:
         """Sizes: the paper's compression ratio, and the bytes of the file that `save` would write. Predicts no weights.
 
-        Training changes them only for predictors whose codes or integers are entropy-coded.
+        Training changes them where something is entropy-coded: the predictor's codes or integers, or trained kept
+        tensors with `kept="int8"`.
 
         Args:
             kept: See `save`.

@@ -117,9 +117,8 @@ def read_container(path: Path) -> Contents:
         raise FileFormatError(f"{path} is damaged: its checksum is wrong. {_AGAIN}")
     try:
         return _contents(content, start)
-    except (
-        Exception
-    ) as error:  # the checksum is right, so the header was forged; any error is possible, such as RecursionError
+    # The checksum is right, so the header was forged; any error is possible, such as RecursionError.
+    except Exception as error:
         raise FileFormatError(f"{path} is damaged: its header is wrong. {_AGAIN}") from error
 
 

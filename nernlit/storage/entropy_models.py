@@ -26,7 +26,7 @@ SLOPES = 128
 EXPONENTS = (1, 2, 3, 4)
 #: Step sizes of the corrections in levels; 0 for no corrections.
 STEPS = (0, 1, 2, 4, 8)
-#: Corrections are -LARGEST to LARGEST steps.
+#: Corrections are -MAX_CORRECTION to MAX_CORRECTION steps.
 MAX_CORRECTION = 31
 #: Levels of a correction of v steps: (first, next) is 0 for v = 0 and first + next * |v| otherwise.
 CORRECTION_LEVELS = ((0, 4), (4, 8), (12, 12), (24, 16))
@@ -68,7 +68,7 @@ def free_counts(levels_S: Ints) -> Ints:
 
 @lru_cache
 def correction_counts(kind: int) -> Ints:
-    """`free_counts` of the corrections -LARGEST to LARGEST."""
+    """`free_counts` of the corrections -MAX_CORRECTION to MAX_CORRECTION."""
     first, following = CORRECTION_LEVELS[kind]
     sizes_R = np.abs(np.arange(-MAX_CORRECTION, MAX_CORRECTION + 1))
     return free_counts(np.where(sizes_R > 0, first + following * sizes_R, 0))

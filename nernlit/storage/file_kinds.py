@@ -74,7 +74,7 @@ def describe_file(path: str | Path) -> str:
         return _safetensors(path, size, header)
     if head[:1] == b"\x08" and b"pytorch" in head[:64]:
         return "an ONNX model"
-    return _text(path, head, size) or f"a file of an unknown kind ({size:,} bytes)"
+    return _text(head, size) or f"a file of an unknown kind ({size:,} bytes)"
 
 
 def zip_damage(path: str | Path) -> str | None:
@@ -154,7 +154,7 @@ def _safetensors(path: Path, size: int, header: int) -> str:
     return f"a safetensors file (tensors: {len(entries.keys() - {'__metadata__'})})"
 
 
-def _text(path: Path, head: bytes, size: int) -> str | None:
+def _text(head: bytes, size: int) -> str | None:
     try:
         text = head.decode() if size <= _HEAD else head[:-4].decode(errors="ignore")
     except UnicodeDecodeError:

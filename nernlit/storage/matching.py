@@ -65,8 +65,8 @@ def network_weights(
         ema: Select the moving average (True) or the raw weights (False); by default the average, if there is one.
 
     Raises:
-        CheckpointError: If there is no named tensor, several sets fit equally well, or `ema` asks for a set that is
-            not there.
+        CheckpointError: If there is no named tensor, several sets fit equally well, the averaged weights do not fit
+            (unless `ema` is False), or `ema` asks for a set that is not there.
     """
     found = list(_sets(content, own))
     if not found:

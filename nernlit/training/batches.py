@@ -35,7 +35,7 @@ def labels_of(batch: Any, num_classes: int) -> Tensor:
     """The labels (B,) of a batch, as int64.
 
     Raises:
-        DataError: If they are not classes from 0 to `num_classes` - 1.
+        DataError: If they are not integers (B,), or (checked on the CPU only) not from 0 to `num_classes` - 1.
     """
     images_BCHW = images_of(batch)
     labels_B: Tensor = batch[1]

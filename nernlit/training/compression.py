@@ -61,7 +61,9 @@ def compress(
             accurate where mirror images have the same class.
 
     Raises:
-        UsageError: If an option is out of its range, or the weights are not plain float32 parameters.
+        UsageError: If an option is out of its range, the weights are not plain float32 parameters, or the network
+            cannot process the images or does not return logits (B, C).
+        DivergenceError: If the training diverges.
         DataError: If there are no batches, or they are no images.
         LayoutError: If the network has no convolution and no linear layer.
     """
@@ -123,6 +125,7 @@ def quantized_table(original: Original, bits: float = 2.0, scale: Scale = "layer
         scale: Which weights have the same scale and so the same step size: those of a layer, or of a filter.
     """
     height, width = Layout.from_module(original.net, "all", "tile", tile=1).block
+    # Tiles of 3 x 3 at least: with tiles of one weight the table would have an address for each weight.
     return Representation(
         original,
         Table((max(height, 3), max(width, 3)), scale),

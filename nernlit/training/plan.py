@@ -40,7 +40,8 @@ class Plan:
         """Read the plan from a trainer and a data module, or from their options (all are read by attribute).
 
         Raises:
-            UsageError: If the fit would make no step, or `steps_per_epoch` has no effect.
+            UsageError: If the fit would make no step, `steps_per_epoch` has no effect, or an epoch has fewer batches
+                than `val_check_interval`.
         """
         train_on, batches = getattr(data, "train_on", None), getattr(data, "steps_per_epoch", None)
         if train_on == "images" and batches is not None:

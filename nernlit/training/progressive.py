@@ -14,7 +14,7 @@ from typing import Any, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import Parameter
@@ -28,6 +28,7 @@ from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation, load_representation
 from nernlit.training.measurements import Networks
 from nernlit.training.objectives import Reconstruction, ReconstructionLoss
+from nernlit.training.optimization import refuse_averaging
 from nernlit.training.plan import Plan
 from nernlit.training.recovery import OnDivergence
 from nernlit.training.scheme import Precision, Scheme
@@ -67,7 +68,7 @@ class Round:
 class Progressive(Scheme):
     """One stage per round: several trials reconstruct the weights of the previous round's winner.
 
-    The representation always has the predictor of the best trial so far.
+    After each validation, the representation has the predictor of the trial that was best in it.
 
     A round has `max_epochs / rounds` epochs and ends with a validation.
 
@@ -80,9 +81,9 @@ class Progressive(Scheme):
             kernels are.
         rounds: Largest number of rounds.
         trials: Trials per round.
-        min_delta: Smallest gain of validation accuracy over the previous round (a fraction, 0.01 is one point); the fit
-            ends after the first round with a smaller gain. Without images it is the least decrease of `round_rmse`.
-            None: all rounds are run.
+        min_delta: The fit ends after the first round whose validation accuracy is not more than this above the previous
+            round's (a fraction, 0.01 is one point). Without images the decrease of `round_rmse` is compared. None: all
+            rounds are run.
         sampling: Chooses the kernels of each step, the same ones for all trials.
         loss: `mse`, or `rmse` as in NeRN's code.
         precision: Precision of the predictors in training steps, `bf16` or `fp32`.
@@ -187,7 +188,7 @@ class Progressive(Scheme):
                 "end of its last epoch; pass a number of epochs."
             )
         if stage == "fit" and self.trainer.limit_val_batches == 0:
-            raise UsageError("limit_val_batches=0: Progressive chooses a round's winner in a validation.")
+            raise UsageError("limit_val_batches=0: Progressive chooses a round's winner in a validation; leave it out.")
         callbacks = getattr(self.trainer, "callbacks", [])
         between = [
             each
@@ -199,12 +200,8 @@ class Progressive(Scheme):
                 "every_n_train_steps and train_time_interval of a checkpoint: one after the last step of a round would "
                 "have no result of the round; Progressive saves after each validation. Leave them out."
             )
-        averaging = [c for c in callbacks if isinstance(c, WeightAveraging)]
-        if stage == "fit" and averaging:
-            raise UsageError(
-                f"{type(averaging[0]).__name__} would average the representation over trials and rounds; Progressive "
-                "uses each round's winner unchanged. Remove the callback."
-            )
+        if stage == "fit":
+            refuse_averaging(self.trainer, "the representation over trials and rounds; choose another scheme")
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -45,8 +45,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
     The stage is a function of the step's number, and checkpoints record the stage whose optimizer state they hold, so a
     fit can be resumed in any stage.
 
-    Validation predicts all weights once and runs the original with them; the original itself is measured once per
-    process and logged beside it.
+    Validation predicts all weights once and runs the original with them; the original itself is measured in the first
+    validation and the first test of a run, and logged beside it.
 
     Args:
         representation: The representation to train.
@@ -406,12 +406,11 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.error_weights.load(checkpoint.get("sensitivity"), self.target.device)
         if self._trainer is None:  # `load_from_checkpoint`; the public `trainer` raises then
             return
-        if self.trainer.state.fn == "fit":
+        if self.trainer.state.fn == "fit":  # an evaluation resumes nothing
             self.representation.predictor.load_training_state(checkpoint.get("predictor_training", {}))
             self.recovery.load_state_dict(checkpoint.get("recovery", {}))
-        if "stage_ends" in checkpoint:
-            self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]
-        if self.trainer.state.fn == "fit":
+            if "stage_ends" in checkpoint:
+                self._resumed = checkpoint["global_step"], checkpoint["stage_ends"]
             self.error_weights.require_same_options(checkpoint.get("sensitivity"))
             require_same_teacher(self.teacher, checkpoint)
 

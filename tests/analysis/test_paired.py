@@ -51,3 +51,5 @@ def test_logits_that_are_no_numbers_give_no_accuracy() -> None:
     with pytest.raises(ValueError, match="no images to measure on"):
         correct_answers(lambda images: logits, [])
     assert correct_answers(lambda images: torch.eye(3), batches).tolist() == [True, False, False]
+    infinite = torch.tensor([[math.inf, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    assert correct_answers(lambda images: infinite, batches).tolist() == [False, True, True]  # as in `test/acc`

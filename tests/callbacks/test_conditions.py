@@ -15,8 +15,9 @@ from nernlit.data import DigitsDataModule, EvalSet
 from nernlit.data.corruptions import corrupt
 from nernlit.errors import UsageError
 from nernlit.originals import Original
-from nernlit.predictors import Quantize
-from nernlit.training import OriginalModule, ReconOnly
+from nernlit.predictors import Quantize, Table
+from nernlit.representation import Representation
+from nernlit.training import DecoupledDistill, OriginalModule, ReconOnly
 from tests.fakes import CONFIGS, QUICK, quiet_trainer, tiny_original, tiny_representation
 
 MORE = """
@@ -121,6 +122,17 @@ def test_layers_are_followed_over_a_fit(quantize: Quantize | None, tmp_path: Pat
     kernels = min(module.stages[0].objective.sampling.batch_size, module.representation.layout.num_kernels)
     assert figures["throughput/kernels_per_s"] == pytest.approx(kernels * figures["throughput/steps_per_s"])
     assert 0 < figures["throughput/share_of_matrix_products"] < 1
+
+
+def test_throughput_counts_a_quantized_predictor_of_many_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nernlit.coding.prediction._MAX_UNCHUNKED", 10)
+    representation = Representation(tiny_original(), Table(5), order="none", quantize=Quantize(4.0))
+    module = DecoupledDistill(representation, optimizer=torch.optim.Adam)
+    trainer = quiet_trainer(max_steps=2, callbacks=[Throughput(every_n_steps=1)], limit_val_batches=0)
+    trainer.fit(module, DigitsDataModule(batch_size=8))
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("throughput")}
+    kernels = representation.layout.num_kernels
+    assert figures["throughput/kernels_per_s"] >= 0.99 * kernels * figures["throughput/steps_per_s"]
 
 
 def test_modules_without_a_representation_are_left_alone() -> None:

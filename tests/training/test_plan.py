@@ -249,3 +249,14 @@ def test_a_trial_of_a_few_batches_writes_nothing(tmp_path: Path, monkeypatch: py
         ]
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_after_an_evaluation_of_a_checkpoint_may_be_shorter(tmp_path: Path) -> None:
+    module, data = _recon(), DigitsDataModule(train_on="none", steps_per_epoch=4)
+    longer = quiet_trainer(max_epochs=1)
+    longer.fit(module, datamodule=data)
+    longer.save_checkpoint(tmp_path / "last.ckpt")
+    quiet_trainer().test(module, datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    shorter = quiet_trainer(max_steps=2)
+    shorter.fit(module, datamodule=data)
+    assert shorter.global_step == 2
