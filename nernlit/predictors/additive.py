@@ -56,17 +56,21 @@ def _errors(
     costs_C: Tensor | float,
     previous_cost_N1: Tensor | float = 0.0,
 ) -> Tensor:
-    """The weighted squared error of each block with each codeword plus the prices, (N, C), by one matrix product.
+    """The weighted squared error of each block with each codeword plus the costs, (N, C), by one matrix product.
 
     Args:
-        paid_N1: The cost of the codes that were already chosen in previous codebooks.
+        blocks_ND: The blocks.
+        weights_ND: Weight of the squared error of each number.
+        codewords_CD: The codewords of one codebook.
+        costs_C: The cost of each of its codes; see `code_costs`.
+        previous_cost_N1: The cost of the codes that were already chosen in previous codebooks.
     """
     # sum w (x - c)^2 = sum w x^2 - 2 sum w x c + sum w c^2
     weighted_ND = weights_ND * blocks_ND
     powers_N1 = (weighted_ND * blocks_ND).sum(1, keepdim=True)
     ones_C1, ones_N1 = torch.ones_like(codewords_CD[:, :1]), torch.ones_like(powers_N1)
-    prices_C1 = ones_C1 * torch.as_tensor(costs_C).to(ones_C1).view(-1, 1)
-    factors = torch.cat([ones_C1, -2 * codewords_CD, codewords_CD.square(), prices_C1], dim=1)
+    costs_C1 = ones_C1 * torch.as_tensor(costs_C).to(ones_C1).view(-1, 1)
+    factors = torch.cat([ones_C1, -2 * codewords_CD, codewords_CD.square(), costs_C1], dim=1)
     return torch.cat([powers_N1 + previous_cost_N1, weighted_ND, weights_ND, ones_N1], dim=1) @ factors.T
 
 
@@ -114,7 +118,7 @@ def beam_search(
     width: int,
     costs_MC: Tensor | None = None,
 ) -> Tensor:
-    """Codes (M, N) whose errors and prices are at most those of the given codes, for given codebooks.
+    """Codes (M, N) whose errors and costs are at most those of the given codes, for given codebooks.
 
     A block's codes are chosen one codebook after the other; the `width` best choices so far are kept.
     """
@@ -129,19 +133,19 @@ def _search_chunk(
     blocks_ND: Tensor, weights_ND: Tensor, initial_MN: Tensor, codewords_MCD: Tensor, width: int, costs_MC: Tensor
 ) -> Tensor:
     residual_NBD, codes_MNB = blocks_ND[:, None], initial_MN[:, :, None][:0]
-    paid_NB = blocks_ND.new_zeros(len(blocks_ND), 1)
+    cost_NB = blocks_ND.new_zeros(len(blocks_ND), 1)
     for book, (codewords_CD, costs_C) in enumerate(zip(codewords_MCD, costs_MC, strict=True)):
         weights_NBD = weights_ND[:, None].expand(-1, residual_NBD.shape[1], -1)
-        flat = residual_NBD.flatten(0, 1), weights_NBD.flatten(0, 1), codewords_CD, costs_C, paid_NB.view(-1, 1)
+        flat = residual_NBD.flatten(0, 1), weights_NBD.flatten(0, 1), codewords_CD, costs_C, cost_NB.view(-1, 1)
         errors_NX = _errors(*flat).view(len(blocks_ND), -1)
         last = book == len(codewords_MCD) - 1
         best_NB = _smallest(errors_NX, 1 if last else min(width, errors_NX.shape[1]))
         parent_NB, code_NB = best_NB // len(codewords_CD), best_NB % len(codewords_CD)
         residual_NBD = residual_NBD.gather(1, parent_NB[:, :, None].expand(-1, -1, blocks_ND.shape[1]))
         residual_NBD = residual_NBD - codewords_CD[code_NB]
-        paid_NB = paid_NB.gather(1, parent_NB) + costs_C[code_NB]
+        cost_NB = cost_NB.gather(1, parent_NB) + costs_C[code_NB]
         codes_MNB = torch.cat([codes_MNB.gather(2, parent_NB.expand(len(codes_MNB), -1, -1)), code_NB[None]])
-    found_N = (weights_ND * residual_NBD.squeeze(1).square()).sum(1) + paid_NB.squeeze(1)
+    found_N = (weights_ND * residual_NBD.squeeze(1).square()).sum(1) + cost_NB.squeeze(1)
     given_N = (weights_ND * (blocks_ND - decoded(codewords_MCD, initial_MN)).square()).sum(1)
     given_N = given_N + costs_MC.gather(1, initial_MN).sum(0)
     return torch.where(found_N < given_N, codes_MNB.squeeze(2), initial_MN)
@@ -200,7 +204,7 @@ def additive_codes(
     chosen_S = torch.randperm(len(blocks_ND), generator=generator)[:sample]
     options = codebooks, codewords, iterations, beam, cost_per_bit, advance
     codewords_MCD, codes_MN[:, chosen_S] = _codebooks(blocks_ND[chosen_S], weights_ND[chosen_S], *options)
-    costs_MC = all_prices(codes_MN[:, chosen_S], codewords, cost_per_bit)
+    costs_MC = all_code_costs(codes_MN[:, chosen_S], codewords, cost_per_bit)
     start = 0
     for blocks, weights in zip(blocks_ND.split(_BLOCKS_PER_UPDATE), weights_ND.split(_BLOCKS_PER_UPDATE), strict=True):
         rows = slice(start, start + len(blocks))
@@ -210,8 +214,8 @@ def additive_codes(
     return codewords_MCD, codes_MN
 
 
-def all_prices(codes_MN: Tensor, codewords: int, cost_per_bit: float) -> Tensor:
-    """The prices of the codes of all codebooks, (M, C)."""
+def all_code_costs(codes_MN: Tensor, codewords: int, cost_per_bit: float) -> Tensor:
+    """The costs of the codes of all codebooks, (M, C)."""
     return torch.stack([code_costs(codes_N, codewords, cost_per_bit) for codes_N in codes_MN])
 
 
@@ -240,7 +244,7 @@ def _codebooks(
             advance(count)
         residual_SD -= codewords_MCD[book, codes_MS[book]]
     for _ in range(iterations):
-        costs_MC = all_prices(codes_MS, codewords, cost_per_bit)
+        costs_MC = all_code_costs(codes_MS, codewords, cost_per_bit)
         codes_MS = beam_search(blocks_SD, weights_SD, codewords_MCD, codes_MS, beam, costs_MC)
         codewords_MCD, codes_MS = sweep(blocks_SD, weights_SD, codewords_MCD, codes_MS, cost_per_bit)
         advance(count * codebooks * (1 + beam))

@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from nernlit.predictors.additive import all_prices, decoded, nearest
+from nernlit.predictors.additive import all_code_costs, decoded, nearest
 from nernlit.utilities.constants import WithConstants
 
 
@@ -94,13 +94,13 @@ class CodeMoves(WithConstants):
         weights_RD = (self.drift != 0).to(self.drift)
 
         new_RM, before_RD, after_RD = codes_RM.long(), torch.empty_like(self.drift), torch.empty_like(self.drift)
-        saved_R = self.drift.new_zeros(len(self.drift))  # the prices of the old codes less those of the new ones
+        saved_R = self.drift.new_zeros(len(self.drift))  # the costs of the old codes minus those of the new ones
         for number, codewords_MCD in enumerate(codewords_SMCD.float()):
             own = (sets_R == number).nonzero().squeeze(1)
             old_MN = new_RM[own].T
             before_RD[own] = decoded(codewords_MCD, old_MN)
             cost_per_bit = self.price * float(before_RD[own].square().sum()) / len(own)
-            costs_MC = all_prices(old_MN, codewords_MCD.shape[1], cost_per_bit)
+            costs_MC = all_code_costs(old_MN, codewords_MCD.shape[1], cost_per_bit)
             target_ND = before_RD[own] + self.drift[own]
             new_MN = nearer_codes(target_ND, weights_RD[own], codewords_MCD, old_MN, costs_MC)
             new_RM[own], after_RD[own] = new_MN.T, decoded(codewords_MCD, new_MN)
@@ -128,7 +128,7 @@ class CodeMoves(WithConstants):
 def nearer_codes(
     blocks_ND: Tensor, weights_ND: Tensor, codewords_MCD: Tensor, codes_MN: Tensor, costs_MC: Tensor
 ) -> Tensor:
-    """Codes (M, N) with at most the weighted error and price of the given ones: each codebook's best in turn."""
+    """Codes (M, N) with at most the weighted error and cost of the given ones: each codebook's best in turn."""
     codes_MN, residual_ND = codes_MN.clone(), blocks_ND - decoded(codewords_MCD, codes_MN)
     for book, codewords_CD in enumerate(codewords_MCD):
         residual_ND = residual_ND + codewords_CD[codes_MN[book]]

@@ -57,7 +57,7 @@ class ClassifierModule(L.LightningModule, ABC):
         self.replaced_hyperparameters: dict[str, Any] = {}
 
     #: Whether training batches must contain the dataset indices of the images, in addition to images and labels.
-    needs_image_indices: bool = False
+    needs_image_numbers: bool = False
 
     @abstractmethod
     def loss_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ class ClassifierModule(L.LightningModule, ABC):
                 "name the data (--data CLASS and its options)."
             )
         if hasattr(self._data, "numbered"):  # another module may have asked for it
-            self._data.numbered = self.needs_image_indices
+            self._data.numbered = self.needs_image_numbers
 
     #: Precisions of the trainer (`--trainer.precision`) that the module works in.
     precisions: tuple[str, ...] = ("32-true",)

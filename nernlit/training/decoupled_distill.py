@@ -146,7 +146,7 @@ class DecoupledDistill(Scheme):
         is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
         self._teaches_itself = is_own_original and teacher is None and not cross_entropy_weight
         self.reconstruction, self.distillation, self.teacher_flip = reconstruction, distillation, teacher_flip
-        self.needs_image_indices = cache_teacher
+        self.needs_image_numbers = cache_teacher
         self.average = MovingAverage(ema)
         if ema and representation.predictor.changes_after_steps:
             raise UsageError(

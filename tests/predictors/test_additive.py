@@ -9,7 +9,7 @@ from torch import Tensor
 from nernlit.predictors.additive import (
     _smallest,
     additive_codes,
-    all_prices,
+    all_code_costs,
     beam_search,
     code_costs,
     decoded,
@@ -69,7 +69,7 @@ def test_a_sweep_is_the_slow_one(masked: bool, cost_per_bit: float) -> None:
     expected, expected_codes = slow.sweep(*numbers, cost_per_bit)
     assert found.tolist() == expected_codes.tolist()
     assert np.allclose(moved.numpy(), expected, atol=1e-12)
-    paid = all_prices(codes, C, cost_per_bit)
+    paid = all_code_costs(codes, C, cost_per_bit)
     assert _cost(blocks, weights, moved, found, paid) < _cost(blocks, weights, codewords, codes, paid)
 
 
@@ -79,7 +79,7 @@ def test_a_sweep_is_the_slow_one(masked: bool, cost_per_bit: float) -> None:
 def test_the_beam_search_is_the_slow_one(width: int, masked: bool, cost_per_bit: float) -> None:
     blocks, weights, codewords, codes = _problem(masked)
     paid = [slow.code_costs(own, C, cost_per_bit) for own in codes.tolist()]
-    found = beam_search(blocks, weights, codewords, codes, width, all_prices(codes, C, cost_per_bit))
+    found = beam_search(blocks, weights, codewords, codes, width, all_code_costs(codes, C, cost_per_bit))
     for number, (block, weight) in enumerate(zip(blocks.numpy(), weights.numpy(), strict=True)):
         searched = slow.beam_search(block, weight, codewords.numpy(), width, paid)
         choices = [searched, tuple(codes[:, number].tolist())]  # the given codes stay if they are better

@@ -16,7 +16,7 @@ from nernlit.predictors.quantized import Quantize, Quantized
 from nernlit.representation import Representation, load_representation
 from nernlit.training import ReconOnly
 from tests.fakes import quiet_trainer, tiny_original
-from tests.reference.additive import code_costs as slow_prices
+from tests.reference.additive import code_costs as slow_costs
 
 
 def _adam(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -68,7 +68,7 @@ def _slow_step(codes: Tensor, books: Tensor, sets: list[int], gradient: Tensor, 
         members = [row for row, of in enumerate(sets) if of == number]
         blocks = [own[torch.arange(len(own)), codes[row].long()].sum(0) for row in members]
         cost_per_bit = price * sum(float(block.square().sum()) for block in blocks) / len(members)
-        paid.append([slow_prices(codes[members, m].tolist(), own.shape[1], cost_per_bit) for m in range(len(own))])
+        paid.append([slow_costs(codes[members, m].tolist(), own.shape[1], cost_per_bit) for m in range(len(own))])
     for row in range(len(codes)):
         used = [i for i in range(books.shape[-1]) if gradient[row, i] != 0]
         if not used:

@@ -58,7 +58,7 @@ def cost(
     codes: Sequence[int],
     code_costs: Sequence[Sequence[float]],
 ) -> float:
-    """The error and the prices of some codes, of the first codebooks."""
+    """The error and the costs of some codes, of the first codebooks."""
     predicted = sum(codebooks[m][code] for m, code in enumerate(codes))
     return error(block, weight, predicted) + sum(code_costs[m][code] for m, code in enumerate(codes))
 
