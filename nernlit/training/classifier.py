@@ -56,7 +56,7 @@ class ClassifierModule(L.LightningModule, ABC):
         #: Hyperparameters that are written to checkpoints instead of the given ones.
         self.replaced_hyperparameters: dict[str, Any] = {}
 
-    #: Whether training batches must contain the dataset indices of the images, in addition to images and labels.
+    #: Whether training batches must also contain the numbers (B,) of the images among the training images.
     needs_image_numbers: bool = False
 
     @abstractmethod
