@@ -88,7 +88,10 @@ def _parser() -> CommandParser:
         help=f"statistics in interpolate and landscape: stored, or estimated on {analyses.REESTIMATED_ON} images",
     )
     parser.add_argument(
-        "--points", type=count, default=9, help="points of a line, or of each side of a plane (default: 9)"
+        "--points",
+        type=count,
+        default=9,
+        help="points of a line (1: its first point), or of each side of a plane (default: 9)",
     )
     parser.add_argument(
         "--low", type=finite, default=-0.5, help="start of the interpolation; 0: the original (default: -0.5)"

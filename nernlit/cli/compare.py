@@ -12,7 +12,7 @@ from torch import Tensor
 from nernlit.analysis import correct_answers, paired_difference
 from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
-from nernlit.cli.configs import config_fingerprint, config_parts
+from nernlit.cli.configs import config_fingerprint, config_parts, expand_bases
 from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
 from nernlit.cli.inputs import (
     network_options,
@@ -70,7 +70,7 @@ def compare(args: Sequence[str]) -> None:
     data = _test_data(data_options, original)
     own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
     # A configuration may have another content under its name.
-    contents = [f"contents={config_fingerprint(fit_options)}"] if config_parts(fit_options) else []
+    contents = [f"contents={config_fingerprint(fit_options)}"] if config_parts(expand_bases(fit_options)) else []
     asked = " ".join([*fit_options, *contents])
     keys = {method: {**own, "options": asked if method in TRAINED else ""} for method in SETTINGS}
     table = options.out / "compare.csv"

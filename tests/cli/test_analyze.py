@@ -90,7 +90,6 @@ def test_what_an_analysis_does_not_use_is_refused(fits: list[str]) -> None:
         ("landscape", fits[0], "--points", "1"): "--points 1: a plane needs at least 2 points a side",
         ("landscape", fits[0], "--points", "0"): "argument --points: 0; expected an integer of at least 1",
         ("landscape", fits[0], "--points", "-3"): "argument --points: -3; expected an integer of at least 1",
-        ("interpolate", fits[0], "--points", "1"): "--points 1: a line has at least 2",
         ("interpolate", fits[0], "--points", "many"): "argument --points: many; expected an integer",
         ("interpolate", fits[0], "--low", "nan"): "argument --low: nan; expected a finite number",
         ("interpolate", fits[0], "--high", "inf"): "argument --high: inf; expected a finite number",

@@ -224,7 +224,7 @@ def test_a_file_is_not_replaced_by_its_own_compression(capsys: pytest.CaptureFix
             "this command sets --model.rate.target_bytes; pass --target_bytes instead",
         ),
         (
-            ["-c", "rate.yaml", "--figures.every_n_validations", "1", "gone.pt", "-o", "a.nern", *DIGITS],
+            ["-c", "own.yaml", "--figures.every_n_validations", "1", "gone.pt", "-o", "a.nern", *DIGITS],
             "no file at gone.pt",
         ),
         (
@@ -248,6 +248,7 @@ def test_a_file_is_not_replaced_by_its_own_compression(capsys: pytest.CaptureFix
 def test_impossible_commands_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("data.yaml").write_text("data: {init_args: {batch_size: 100}}")
     Path("long.yaml").write_text("trainer: {max_epochs: 3}")
+    Path("own.yaml").write_text("trainer: {log_every_n_steps: 5}")
     Path("rate.yaml").write_text("model: {init_args: {rate: {target_bytes: 9000}}}")
     assert message in _refused(args, capsys)
     assert not Path("a.nern").exists()

@@ -81,6 +81,8 @@ def _one_step(config: Path, fakes: dict[str, Path], *more: str) -> NernlitCLI:
         args.append("--model.representation.predictor.hidden=8")
     if words[-1] in ("original", "decoupled", "quantized", "teacher", "noise", "baseline", "distill"):
         args.append("--data.batch_size=2")
+    if words[-1] == "quantized":
+        args.append("--model.rate.target_bytes=4000")  # of the tiny predictor
     if words[-1] in ("decoupled", "quantized", "teacher", "noise") and "baseline" not in words:
         args += ["--model.reconstruction.steps=1", "--trainer.max_steps=2"]
     if words[-1] == "baseline" or "baseline" in words:

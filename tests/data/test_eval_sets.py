@@ -206,7 +206,7 @@ def test_imagenet_r_knows_its_classes_places_among_the_thousand(tmp_path: Path) 
     assert pixels.shape == (2, 3, 160, 160)
     every = ImageNetInfo().label_names()
     assert [every[label] for label in labels.tolist()] == [sorted(ids)[0], sorted(ids)[199]]
-    with pytest.raises(DataError, match="ImageNet-R has 200 of ImageNet's 1,000 classes, the data has 10"):
+    with pytest.raises(DataError, match="ImageNet-R has 200 of ImageNet's 1,000 classes, and the data has 10"):
         eval_set.conditions(clean, 10)
     (tmp_path / "r" / ids[1] / "0.png").rename(tmp_path / "r" / ids[1] / "0.txt")
     with (
