@@ -66,6 +66,8 @@ class Setting:
     mlp: dict[str, Any] = field(default_factory=dict)  # further options of the MLP
     sensitivity: Sensitivity = NO_SENSITIVITY
     anneal: bool = False  # the exponent of the sensitivity decreases to 0 over the fit
+    level: Literal["entry", "kernel", "layer"] = "entry"  # what has one error weight, their mean
+    sampled: bool = False  # kernels are drawn in proportion to their error weights, and errors count alike
 
 
 NERN = Setting("ranger", 5e-3, warmup_steps=0, sampling="magnitude", precision="fp32", loss="rmse", standardize=False)
@@ -120,6 +122,11 @@ SENSITIVITIES: dict[str, Setting] = {
     "fisher 0.35": Setting(sensitivity=Sensitivity("fisher", 0.35)),
     "fisher 0.35, annealed": Setting(sensitivity=Sensitivity("fisher", 0.35), anneal=True),
     "batchnorm 0.35": Setting(sensitivity=Sensitivity("batchnorm", 0.35)),
+    "fisher 0.35 per kernel": Setting(sensitivity=Sensitivity("fisher", 0.35), level="kernel"),
+    "fisher 0.35 per layer": Setting(sensitivity=Sensitivity("fisher", 0.35), level="layer"),
+    "fisher 0.35, sampled": Setting(sensitivity=Sensitivity("fisher", 0.35), sampled=True),
+    "fisher 0.35, 64 images": Setting(sensitivity=Sensitivity("fisher", 0.35, num_images=64)),
+    "fisher 0.35, 8192 images": Setting(sensitivity=Sensitivity("fisher", 0.35, num_images=8192)),
 }
 SETTINGS = OPTIMIZERS | PREDICTORS | SENSITIVITIES
 
@@ -185,11 +192,19 @@ def fit(
     norms, mask = whole.target.flatten(1).norm(dim=1), whole.learned.mask()
     units = _layer_scales(whole) if setting.scale_layers else torch.ones(len(norms), 1, 1)
     errors_NKK = _error_weights(original, setting.sensitivity, images)
+    shares_N = None if errors_NKK is None else errors_NKK.mean((1, 2))
+    if errors_NKK is not None and setting.level != "entry":
+        errors_NKK = _averaged(whole, errors_NKK, setting.level == "layer")
+    if setting.sampled:
+        errors_NKK = None
     seconds, curve = 0.0, []
     for step in range(steps):
         began = time.perf_counter()
         batch = round(largest * (1 / setting.batch_growth + (1 - 1 / setting.batch_growth) * step / steps))
         rows = sampling.indices(norms, seed, step)[:batch]
+        if setting.sampled:
+            assert shares_N is not None
+            rows = torch.multinomial(shares_N, len(rows), replacement=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
             predicted = whole.kernels(rows) * units[rows]
         part = whole.learned.mask(rows)
@@ -233,6 +248,14 @@ def _error_weights(original: Original, sensitivity: Sensitivity, images: Path | 
         raise SystemExit("a setting with a sensitivity needs --images DIR")
     data = CIFAR10DataModule(str(images))
     return error_weights(Representation(original, MLP(8)), sensitivity, sensitivity.images(data))
+
+
+def _averaged(whole: Representation, errors_NKK: Tensor, by_layer: bool) -> Tensor:
+    """The mean error weight of each kernel, or of its layer, for all of its entries."""
+    means_N = errors_NKK.mean((1, 2))
+    if by_layer:
+        means_N = torch.cat([means_N[layer.rows].mean().expand(layer.kernels) for layer in whole.layout.layers])
+    return means_N[:, None, None].expand_as(errors_NKK)
 
 
 def _layer_scales(whole: Representation) -> Tensor:
