@@ -117,7 +117,8 @@ class CifarResNet(nn.Module):
         return self.forward_head(self.forward_features(x_BCHW))
 
 
-_CIFAR = {
+#: What timm knows of a network for CIFAR.
+CIFAR_CONFIG = {
     "num_classes": 10,
     "input_size": (3, 32, 32),
     "mean": IMAGENET_MEAN,
@@ -126,7 +127,7 @@ _CIFAR = {
     "classifier": "linear",
 }
 _DIGITS = {
-    **_CIFAR,
+    **CIFAR_CONFIG,
     "input_size": (1, 8, 8),
     "mean": (0.3,),
     "std": (0.38,),
@@ -135,7 +136,8 @@ _DIGITS = {
 _DEPTHS = {20: 3, 32: 5, 44: 7, 56: 9, 110: 18}
 
 default_cfgs = generate_default_cfgs(
-    {f"cifar_resnet{depth}{suffix}": _CIFAR for depth in _DEPTHS for suffix in ("", "_b")} | {"digits_resnet8": _DIGITS}
+    {f"cifar_resnet{depth}{suffix}": CIFAR_CONFIG for depth in _DEPTHS for suffix in ("", "_b")}
+    | {"digits_resnet8": _DIGITS}
 )
 
 

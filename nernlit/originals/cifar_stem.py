@@ -12,17 +12,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from nernlit.originals.cifar_resnet import IMAGENET_MEAN, IMAGENET_STD
+from nernlit.originals.cifar_resnet import CIFAR_CONFIG
 
-_CIFAR = {
-    "num_classes": 10,
-    "input_size": (3, 32, 32),
-    "mean": IMAGENET_MEAN,
-    "std": IMAGENET_STD,
-    "first_conv": "conv1",
-    "classifier": "fc",
-}
-default_cfgs = generate_default_cfgs({f"cifar_stem_resnet{depth}": _CIFAR for depth in (18, 34, 50)})
+_CONFIG = {**CIFAR_CONFIG, "classifier": "fc"}
+default_cfgs = generate_default_cfgs({f"cifar_stem_resnet{depth}": _CONFIG for depth in (18, 34, 50)})
 
 
 def with_cifar_stem(in_chans: int = 3, **kwargs: Any) -> nn.Module:
