@@ -18,6 +18,7 @@ from nernlit.cli.runs import Run
 from nernlit.coding import Checks, KeptForm, part_bytes, unreadable
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
+from nernlit.originals import BATCH_NORMS
 from nernlit.representation import load, write_onnx
 from nernlit.storage.container import Contents, read_container
 from nernlit.training import OriginalModule
@@ -69,8 +70,8 @@ def export(args: Sequence[str]) -> None:
         given = "--fold_batch_norm" if options.kept is None else f"--kept {options.kept}"
         raise UsageError(f"{given} is for .nern files; leave it out.")
     run = Run.open(options.run, options.select, options.original)
-    entries = run.representation().original.net.state_dict()
-    if options.fold_batch_norm and not any(key.endswith("running_var") for key in entries):
+    layers = run.representation().original.net.modules()
+    if options.fold_batch_norm and not any(type(layer) in BATCH_NORMS for layer in layers):
         raise UsageError("--fold_batch_norm: the network has no BatchNorm layers; leave it out.")
     if options.out.suffix == ".onnx":
         write_onnx(run.representation(), options.out, options.image_size, options.integers)

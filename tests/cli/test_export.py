@@ -12,7 +12,8 @@ from nernlit.cli.main import main, run
 from nernlit.coding import part_bytes
 from nernlit.errors import CheckpointError, UsageError
 from nernlit.originals import Original
-from nernlit.representation import write_onnx
+from nernlit.predictors import Table
+from nernlit.representation import Representation, write_onnx
 from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.container import read_container
 from tests.fakes import CONFIGS, NEEDS_ONNX, QUICK, digits_representation
@@ -92,6 +93,17 @@ def test_kept_tensors_are_rounded_and_batch_norm_is_folded_on_request(
             main(["export", str(fitted), "-o", "net.onnx", *options])
         assert caught.value.code == 2
         assert f"{' '.join(options)} is for .nern files; leave it out." in capsys.readouterr().err
+
+
+def test_a_network_without_batch_norm_has_nothing_to_fold(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {"img_size": 8, "patch_size": 2, "depth": 1}
+    original = Original("test_vit", num_classes=4, in_chans=1, mean=[0.5], std=[0.5], arguments=arguments)
+    Representation(original, Table(4), layers="all", order="none").save("vit.nern")
+    with pytest.raises(SystemExit):
+        main(["export", "vit.nern", "-o", "folded.nern", "--fold_batch_norm"])
+    assert "--fold_batch_norm: the network has no BatchNorm layers; leave it out" in capsys.readouterr().err
+    main(["export", "vit.nern", "-o", "same.nern", "--no-fold_batch_norm"])
+    assert not Path("folded.nern").exists()
 
 
 def test_a_fit_goes_on_from_a_file_and_its_checkpoints_need_that_file_alone(
