@@ -35,8 +35,8 @@ from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from tests.benchmarks.study import Setting, build_optimizer
 from tests.benchmarks.study_images import Measured, logits
+from tests.benchmarks.study_settings import Setting, build_optimizer
 
 Weights = dict[str, Tensor]
 
@@ -53,7 +53,6 @@ class Judge:
 
     def __init__(self, representation: Representation, measured: Measured, margin: float, device: str) -> None:
         self.representation, self.splits = copy.deepcopy(representation).to(device), measured.splits
-        self.device = device
         self.close = {name: _margins(split.original) < margin for name, split in self.splits.items()}
 
     def counts(self, weights: Weights) -> dict[str, int]:
@@ -64,17 +63,13 @@ class Judge:
     def _answers(self, name: str, weights: Weights) -> Tensor:
         split, close_N = self.splits[name], self.close[name]
         answers_N = split.original.argmax(1)
-        answers_N[close_N] = self._classified(weights, split.pixels[close_N])
+        answers_N[close_N] = logits(self.representation, weights, split.pixels[close_N]).argmax(1)
         return answers_N
-
-    def _classified(self, weights: Weights, pixels_NCHW: Tensor) -> Tensor:
-        there = {key: value.to(self.device) for key, value in weights.items()}
-        return logits(self.representation, there, pixels_NCHW.to(self.device)).argmax(1).cpu()
 
     def largest_margin(self, weights: Weights) -> tuple[int, float]:
         """The number of test images whose answer changes, and the largest margin of such an image."""
         split = self.splits["test"]
-        answers_N = self._classified(weights, split.pixels)
+        answers_N = logits(self.representation, weights, split.pixels).argmax(1)
         changed_N = answers_N != split.original.argmax(1)
         return int(changed_N.sum()), float(_margins(split.original)[changed_N].max())
 

@@ -1,0 +1,220 @@
+"""How the study's settings weigh errors of predicted kernels: by sensitivities of weights, or a quadratic form.
+
+Shapes: N kernels, K kernel side; S kernels of a step; O filters of a layer, D inputs of a filter.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, unfold
+
+from nernlit.data import CIFAR10DataModule
+from nernlit.kernels import addresses
+from nernlit.losses import reconstruction_mse
+from nernlit.originals import Original
+from nernlit.predictors import MLP
+from nernlit.representation import Representation
+from nernlit.training.sensitivity import Sensitivity, error_weights
+from tests.benchmarks.study_settings import Level, Setting
+
+#: State-dict key -> the factors (O, O) and (D, D) of the Fisher information of a convolution's weight (O, D).
+Factors = dict[str, tuple[Tensor, Tensor]]
+_IMAGES = 1024  # that factors are computed from
+_SMALLEST = 1e-3  # error weight that a unit of outputs is computed from
+
+
+class Errors:
+    """The mean squared error of a step's kernels in units of the network's scale, weighted as a setting says.
+
+    Args:
+        whole: The representation; some settings change its addresses or the scale of its predictor's outputs.
+        setting: The setting.
+        images: The folder of CIFAR-10; None for settings that need no images.
+    """
+
+    def __init__(self, whole: Representation, setting: Setting, images: Path | None) -> None:
+        self.whole, self.setting = whole, setting
+        self.target = whole.target / whole.scale
+        self.weights_NKK: Tensor | None = None
+        self.shares_N: Tensor | None = None
+        self.roots: Factors = {}
+        if setting.scale_layers:
+            _scale_outputs(whole, _layer_scales(whole))
+        if setting.factors:
+            factors = _fisher_factors(whole.original, _folder(images))
+            self.roots = {key: _roots(pair, setting.factors) for key, pair in factors.items()}
+        if setting.sensitivity.kind == "none":
+            return
+        weights_NKK = _error_weights(whole.original, setting.sensitivity, _folder(images)).to(whole.target.device)
+        if setting.scaled_order:
+            _reorder(whole, weights_NKK)
+        weights_NKK = averaged(whole, weights_NKK, setting.level)
+        if setting.scaled:
+            _scale_outputs(whole, weights_NKK.amax((1, 2)).clamp_min(_SMALLEST).rsqrt())  # 0 of a dead filter
+        if setting.sampled:
+            self.shares_N = weights_NKK.mean((1, 2)).cpu()
+        else:
+            self.weights_NKK = weights_NKK
+
+    def drawn(self, rows_S: Tensor) -> Tensor:
+        """The rows of a step's kernels, on the CPU: those given, or as many drawn by their error weights."""
+        return rows_S if self.shares_N is None else torch.multinomial(self.shares_N, len(rows_S), replacement=True)
+
+    def __call__(self, predicted_SKK: Tensor, rows_S: Tensor, progress: float) -> Tensor:
+        """The error of predicted kernels in units of the network's scale.
+
+        Args:
+            predicted_SKK: The predictions.
+            rows_S: Their rows of the table.
+            progress: The share of the fit that is over.
+        """
+        target_SKK = self.target[rows_S]
+        if self.roots:
+            return quadratic(self.whole.layout.weights(predicted_SKK - target_SKK), self.roots)
+        part = self.whole.learned.mask(rows_S)
+        if self.weights_NKK is None:
+            return reconstruction_mse(predicted_SKK, target_SKK, part)
+        powers_NKK = self.weights_NKK
+        if self.setting.anneal:
+            powers_NKK = powers_NKK ** (1 - progress) * (powers_NKK > 0)
+        weights_SKK = powers_NKK[rows_S] * (self.whole.layout.num_weights / powers_NKK.sum())
+        count = float(weights_SKK.numel() if part is None else part.sum())
+        return reconstruction_mse(predicted_SKK, target_SKK, weights_SKK, count)
+
+
+def _folder(images: Path | None) -> Path:
+    if images is None:
+        raise SystemExit("a setting with a sensitivity needs --images DIR")
+    return images
+
+
+def _layer_scales(whole: Representation) -> Tensor:
+    """Of every kernel, its layer's root mean square over that of all weights, shape (N,)."""
+    means = [whole.target[layer.rows].square().sum() / layer.weights for layer in whole.layout.layers]
+    kernels = torch.tensor([layer.kernels for layer in whole.layout.layers], device=whole.scale.device)
+    return (torch.stack(means).sqrt() / whole.scale).repeat_interleave(kernels)
+
+
+def _scale_outputs(whole: Representation, units_N: Tensor) -> None:
+    """Multiply the predictor's outputs by a unit of each kernel; the kernels of a filter have the same one."""
+    layers_N, filters_N, _ = whole.addresses.long().unbind(1)
+    units = units_N.new_ones(int(layers_N.max()) + 1, int(filters_N.max()) + 1)
+    units[layers_N, filters_N] = units_N
+
+    def scaled(predictor: nn.Module, inputs: tuple[Tensor], outputs_SKK: Tensor) -> Tensor:
+        layers_S, filters_S, _ = inputs[0].long().unbind(1)
+        return outputs_SKK * units[layers_S, filters_S].view(-1, 1, 1)
+
+    whole.predictor.register_forward_hook(scaled)
+
+
+def averaged(whole: Representation, errors_NKK: Tensor, level: Level) -> Tensor:
+    """The mean error weight of each kernel, or of its filter or layer, for all of its entries."""
+    if level == "entry":
+        return errors_NKK
+    means_N = errors_NKK.mean((1, 2))
+    if level != "kernel":
+        parts = []
+        for layer in whole.layout.layers:
+            means = means_N[layer.rows].view(layer.grid)
+            mean = means.mean() if level == "layer" else means.mean(1, keepdim=True)
+            parts.append(mean.expand(layer.grid).flatten())
+        means_N = torch.cat(parts)
+    return means_N[:, None, None].expand_as(errors_NKK).contiguous()
+
+
+def _reorder(whole: Representation, errors_NKK: Tensor) -> None:
+    """Addresses by the order of the kernels times the square roots of their error weights."""
+    scaled = whole.layout.weights((whole.target * errors_NKK.sqrt()).cpu())
+    device = whole.addresses.device
+    whole.set_constant("addresses", addresses(whole.layout, scaled, whole.order).int().to(device))
+
+
+@cache
+def _error_weights(original: Original, sensitivity: Sensitivity, images: Path) -> Tensor:
+    data = CIFAR10DataModule(str(images))
+    return error_weights(Representation(original, MLP(8), order="none"), sensitivity, sensitivity.images(data)).cpu()
+
+
+@cache
+def _fisher_factors(original: Original, images: Path) -> Factors:
+    data = CIFAR10DataModule(str(images))
+    keys = [layer.key for layer in Representation(original, MLP(8), order="none").layout.layers]
+    return fisher_factors(original, keys, Sensitivity("fisher", num_images=_IMAGES).images(data))
+
+
+def fisher_factors(original: Original, keys: Sequence[str], batches: Iterable[Tensor], seed: int = 0) -> Factors:
+    """The Kronecker factors of each convolution's Fisher information (Grosse & Martens, arXiv 1602.01407).
+
+    The label y of each image is drawn from the network's own p(y | x). The first factor is the mean over images of the
+    sum over positions of g g^T, where g is d log p(y | x) / d output; the second the mean over images and positions of
+    a a^T, where a is the input patch of a position.
+
+    Args:
+        original: A frozen classifier.
+        keys: State-dict keys of the weights of ungrouped 2-dimensional convolutions.
+        batches: Pixels (B, channels, height, width) in [0, 1].
+        seed: Seed of the labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = original.net.state_dict()
+    device = original.mean.device
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    modules = {key: original.net.get_submodule(key.rpartition(".")[0]) for key in keys}
+    sums: dict[str, list[Tensor]] = {key: [] for key in keys}
+    images = 0
+
+    def keep(key: str, module: nn.Conv2d, inputs: Any, output: Tensor) -> None:
+        patches = unfold(inputs[0].detach(), module.kernel_size, module.dilation, module.padding, module.stride)
+        seen[key] = patches, output
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, key=key: keep(key, module, inputs, output))
+        for key, module in modules.items()
+    ]
+    for pixels_BCHW in batches:
+        weights = {key: state[key].clone().requires_grad_() for key in keys}
+        with torch.enable_grad():
+            logits_BC = original(pixels_BCHW.to(device), weights)
+            shares_BC = logits_BC.detach().softmax(1).cpu()
+            labels_B = torch.multinomial(shares_BC, 1, generator=generator)[:, 0].to(device)
+            loss = cross_entropy(logits_BC, labels_B, reduction="sum")
+            gradients = torch.autograd.grad(loss, [seen[key][1] for key in keys])
+        for key, gradient in zip(keys, gradients, strict=True):
+            patches_BDP, gradient_BOP = seen[key][0].double(), gradient.flatten(2).double()
+            outer = torch.einsum("bop,bqp->oq", gradient_BOP, gradient_BOP)
+            inner = torch.einsum("bdp,bep->de", patches_BDP, patches_BDP) / patches_BDP.shape[2]
+            sums[key] = [a + b for a, b in zip(sums[key] or (0, 0), (outer, inner), strict=True)]
+        images += len(pixels_BCHW)
+    for hook in hooks:
+        hook.remove()
+    return {key: (outer / images, inner / images) for key, (outer, inner) in sums.items()}
+
+
+def _roots(pair: tuple[Tensor, Tensor], exponent: float) -> tuple[Tensor, Tensor]:
+    """The factors to the power of half of the exponent."""
+    outer, inner = (_power(factor, exponent / 2).float() for factor in pair)
+    return outer, inner
+
+
+def _power(matrix: Tensor, exponent: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp_min(0).pow(exponent) @ vectors.T
+
+
+def quadratic(errors: Mapping[str, Tensor], roots: Factors) -> Tensor:
+    """tr(G dW A dW^T), summed over layers, over its value for errors of variance 1 that are independent.
+
+    Args:
+        errors: State-dict key -> dW of the weight's shape (O, ...).
+        roots: State-dict key -> the square roots of G (O, O) and A (D, D), both symmetric.
+    """
+    total = torch.stack(
+        [(outer @ errors[key].flatten(1) @ inner).square().sum() for key, (outer, inner) in roots.items()]
+    )
+    expected = sum(float(outer.square().sum() * inner.square().sum()) for outer, inner in roots.values())
+    return total.sum() / expected
