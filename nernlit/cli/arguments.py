@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,12 +30,28 @@ class CommandParser(argparse.ArgumentParser):
             help="file of the original's weights: if it has moved since the fit, or for a .nern file",
         )
 
+    def add_network(self) -> None:
+        """Add `NET` and `--network NAME`, for commands that start from a trained network."""
+        self.add_argument(
+            "net",
+            metavar="NET",
+            help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
+        )
+        self.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
+
+    def parse_with_fit_options(self, args: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+        """The command's own options, those of the data, and those of its fits, of which some may be unknown."""
+        others, data = split_options(args, "--data")
+        others, of_fits = split_options(others, *_FIT_OPTIONS)  # their values would be taken for NET
+        own, further = self.parse_known_args(others)
+        return own, data, [*of_fits, *further]
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; `{self.prog} --help` lists the options.")
 
 
 #: Options of `fit` that take a value; those that other commands pass on to it.
-FIT_OPTIONS = (
+_FIT_OPTIONS = (
     *("--model", "--trainer", "--best_checkpoint", "--last_checkpoint", "--figures", "--seed_everything", "--threads"),
     *("-c", "--config", "--schedule"),
 )
@@ -61,6 +77,26 @@ def split_options(args: Sequence[str], *names: str) -> tuple[list[str], list[str
         else:
             raise UsageError(f"{flag} needs a value.")
     return others, taken
+
+
+def without_init_args(option: str) -> str:
+    """An option in its short form, which means the same."""
+    return option.replace(".init_args", "")
+
+
+def refuse_own_options(own: Mapping[str, str], args: Sequence[str]) -> None:
+    """Refuse options of `fit` that a command sets itself.
+
+    Args:
+        own: Name of an option in its short form -> what to do instead.
+        args: The user's options: `--name=value`, or `--name` and the value.
+
+    Raises:
+        UsageError: With the option.
+    """
+    for arg in args:
+        if (name := without_init_args(arg.partition("=")[0])) in own:
+            raise UsageError(f"{arg}: this command sets {name}; {own[name]}.")
 
 
 def path(text: str) -> Path:

@@ -10,14 +10,14 @@ from typing import final
 from torch import Tensor
 
 from nernlit.analysis import correct_answers, paired_difference
-from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
+from nernlit.cli.arguments import CommandParser, count, path, positive, require_writable
 from nernlit.cli.compare_table import COLUMNS, print_rows, require_same, rows_figure, with_row
 from nernlit.cli.configs import config_fingerprint, config_parts, expand_bases
 from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
 from nernlit.cli.inputs import (
     network_options,
     original_of,
-    refuse_own_options,
+    refuse_own_options_and_files,
     refuse_test_options,
     require_images,
 )
@@ -48,10 +48,8 @@ def compare(args: Sequence[str]) -> None:
     `--others` adds files of other programs, with the same test: a CSV with the columns `method`, `setting` (a number),
     `file` (the compressed file) and `weights` (the weights that the other program decoded from it).
     """
-    own_args, data_options = split_options(args, "--data")
-    own_args, fit_options = split_options(own_args, *FIT_OPTIONS)  # their values would be taken for NET
-    options, further = _parser().parse_known_args(own_args)
-    network, fit_options = network_options(options.net, options.network, [*fit_options, *further])
+    options, data_options, fit_options = _parser().parse_with_fit_options(args)
+    network, fit_options = network_options(options.net, options.network, fit_options)
     refuse_test_options(fit_options)
     trains = not set(TRAINED).isdisjoint(options.methods)
     for_fits = fit_options if options.epochs is None else [f"--epochs {options.epochs}", *fit_options]
@@ -66,7 +64,7 @@ def compare(args: Sequence[str]) -> None:
     others = read_other_files(options.others) if options.others else []
     original = original_of(network)
     rivals = Rivals(original, network)
-    refuse_own_options(dict.fromkeys(rivals.own_options(options.methods), "leave it out"), fit_options)
+    refuse_own_options_and_files(dict.fromkeys(rivals.own_options(options.methods), "leave it out"), fit_options)
     data = _test_data(data_options, original)
     own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
     # A configuration may have another content under its name.
@@ -111,13 +109,8 @@ def compare(args: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser("compare", compare.__doc__, "All other options are those of `nernlit fit`.")
-    parser.add_argument(
-        "net",
-        metavar="NET",
-        help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
-    )
+    parser.add_network()
     parser.add_argument("--out", type=path, required=True, help="folder of files, fits, table and figure")
-    parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
     parser.add_argument("--methods", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
     parser.add_argument("--bits", type=positive, nargs="+", help=f"bits per weight of {', '.join(WITH_BITS)}")
     parser.add_argument("--others", type=path, metavar="FILE.csv", help="table of files of other programs")

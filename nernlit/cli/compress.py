@@ -10,14 +10,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from nernlit.cli.arguments import FIT_OPTIONS, CommandParser, count, path, positive, require_writable, split_options
+from nernlit.cli.arguments import CommandParser, count, path, positive, require_writable, split_options
 from nernlit.cli.export import print_sizes, test
 from nernlit.cli.fits import SavedAtEnd, continued_fit, epoch_options
 from nernlit.cli.inputs import (
     ORIGINAL,
     network_options,
     original_of,
-    refuse_own_options,
+    refuse_own_options_and_files,
     refuse_test_options,
     require_images,
 )
@@ -48,13 +48,8 @@ def compress(args: Sequence[str]) -> None:
             --data FolderDataModule --data.root DIR --data.image_size 224
     """
     parser = CommandParser("compress", compress.__doc__, "All other options are those of `nernlit fit`.")
-    parser.add_argument(
-        "net",
-        metavar="NET",
-        help="file of the network's weights, the run that trained it, or a timm model with pretrained weights",
-    )
+    parser.add_network()
     parser.add_argument("-o", "--out", type=path, required=True, help="file to write, NAME.nern")
-    parser.add_argument("--network", help="timm name of the network, for a file of weights that does not say it")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--target_bytes", type=count, help="size of the file, in bytes")
     size.add_argument("--bits", type=positive, help=f"bits per weight ({BITS} by default)")
@@ -65,15 +60,12 @@ def compress(args: Sequence[str]) -> None:
     )
     parser.add_argument("--epochs", type=count, help=f"passes over the training images ({_EPOCHS} by default)")
     parser.add_argument("--out_runs", type=path, default=Path("runs"), help="folder of the fit")
-    others, data = split_options(args, "--data")
-    others, fit_args = split_options(others, *FIT_OPTIONS)  # their values would be taken for NET
-    options, further = parser.parse_known_args(others)
-    fit_args += further
+    options, data, fit_args = parser.parse_with_fit_options(args)
     if options.out.suffix != ".nern":
         raise UsageError(f"--out {options.out}: expected a file name that ends in .nern.")
     require_images(data)
     refuse_test_options(fit_args)
-    refuse_own_options(_OWN_OPTIONS, fit_args)
+    refuse_own_options_and_files(_OWN_OPTIONS, fit_args)
     images = data_module(data)  # refuses options that the test after the fit could not be run with
     require_writable(options.out.parent, "--out")
     if options.out.exists() and Path(options.net).exists() and options.out.samefile(options.net):

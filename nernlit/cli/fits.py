@@ -8,18 +8,18 @@ from typing import final
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from nernlit.cli.arguments import refuse_own_options
 from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.main import NernlitCLI, run
 from nernlit.errors import UsageError
 from nernlit.training import refuse_averaging
 
-_LOGGER = "--trainer.logger.init_args"
-#: Options that name a fit's folder or its checkpoint.
-_OWN_OPTIONS = {
-    "--ckpt_path",
-    "--trainer.logger",
-    *(f"{logger}.{name}" for logger in (_LOGGER, "--trainer.logger") for name in ("save_dir", "name", "version")),
-}
+_LOGGER = "--trainer.logger"
+#: Options that name a fit's folder or its checkpoint -> what to do instead.
+_OWN_OPTIONS = dict.fromkeys(
+    ("--ckpt_path", _LOGGER, *(f"{_LOGGER}.{name}" for name in ("save_dir", "name", "version"))),
+    "it chooses the folders of its fits; leave it out",
+)
 
 
 def epoch_options(epochs: int) -> list[str]:
@@ -66,11 +66,7 @@ def continued_fit(
     Raises:
         UsageError: If an option is set here.
     """
-    for option in options:
-        if (flag := option.partition("=")[0]) in _OWN_OPTIONS:
-            raise UsageError(
-                f"{flag} cannot be set here, because this command chooses the folders of its fits; leave it out."
-            )
+    refuse_own_options(_OWN_OPTIONS, options)
     key = repr([*options, config_fingerprint(options), weights])
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     last = ["--ckpt_path=last"] if any((folder / name).glob("version_*/checkpoints/last.ckpt")) else []

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from nernlit.cli.arguments import split_options
+from nernlit.cli.arguments import refuse_own_options, split_options, without_init_args
 from nernlit.cli.configs import FOLDER, config_parts, expand_bases
 from nernlit.cli.resume import say
 from nernlit.cli.runs import Run
@@ -38,17 +38,17 @@ def require_images(data_options: Sequence[str]) -> None:
 
 
 def refuse_test_options(fit_options: Sequence[str]) -> None:
-    """Refuse options that set the number of epochs, and configuration files that also set the data.
+    """Refuse options of the number of epochs and of the best checkpoint, and configuration files with data options.
 
     Args:
         fit_options: Further options of the fits.
 
     Raises:
-        UsageError: If an option or a file sets the number of epochs, or a file has options of the data.
+        UsageError: If there is such an option or file.
     """
-    for option in fit_options:
-        if option.partition("=")[0] == "--trainer.max_epochs":
-            raise UsageError(f"{option}: this command sets --trainer.max_epochs; pass --epochs instead.")
+    refuse_own_options({"--trainer.max_epochs": "pass --epochs instead"}, fit_options)
+    if of_best := split_options(fit_options, "--best_checkpoint")[1]:
+        raise UsageError(f"{of_best[0]}: files have the network of a fit's end, not its best one; leave it out.")
     for part in config_parts(expand_bases(fit_options)):
         options = part.options()
         if options.get("data"):
@@ -60,23 +60,23 @@ def refuse_test_options(fit_options: Sequence[str]) -> None:
             raise UsageError(f"{part.file} sets trainer.max_epochs, which this command sets; pass --epochs instead.")
 
 
-def refuse_own_options(own: Mapping[str, str], fit_options: Sequence[str]) -> None:
+def refuse_own_options_and_files(own: Mapping[str, str], fit_options: Sequence[str]) -> None:
     """Refuse options that a command sets itself, on the command line and in the user's configuration files.
 
     Args:
-        own: Name of an option, without `init_args` -> what to do instead.
+        own: Name of an option in its short form -> what to do instead.
         fit_options: Further options of the fits.
 
     Raises:
         UsageError: With the option.
     """
-    given = [(option, option.partition("=")[0]) for option in fit_options]
+    refuse_own_options(own, fit_options)
     for part in config_parts(expand_bases(fit_options)):
-        if FOLDER not in part.file.resolve().parents:
-            given += [(f"{part.file}: {name}", f"--{name}") for name in _option_names(part.options())]
-    for shown, name in given:
-        if (name := name.replace(".init_args", "")) in own:
-            raise UsageError(f"{shown}: this command sets {name}; {own[name]}.")
+        if FOLDER in part.file.resolve().parents:
+            continue  # a shipped one
+        for name in _option_names(part.options()):
+            if (option := without_init_args(f"--{name}")) in own:
+                raise UsageError(f"{part.file}: {name}: this command sets {option}; {own[option]}.")
 
 
 def _option_names(options: Any, above: str = "") -> Iterator[str]:

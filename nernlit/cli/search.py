@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from sqlalchemy import URL
 
 from nernlit.callbacks import BestCheckpoint
-from nernlit.cli.arguments import CommandParser, count, path, require_writable
+from nernlit.cli.arguments import CommandParser, count, path, refuse_own_options, require_writable, without_init_args
 from nernlit.cli.claims import awaited_claim, claim, remove_claims
 from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.fits import continued_fit
@@ -43,8 +43,12 @@ from nernlit.utilities.tables import print_table
 
 #: Validation figure -> whether larger values are better.
 _MONITORS = {"val/acc": "max", "val/recon_rmse": "min"}
-#: Options of `fit` that a search sets.
-_OWN_OPTIONS = ("--trainer.devices", "--trainer.num_nodes", "--best_checkpoint.monitor", "--best_checkpoint.mode")
+#: Options of `fit` that a search sets -> what to do instead.
+_OWN_OPTIONS = {
+    **dict.fromkeys(("--trainer.devices", "--trainer.num_nodes"), "a trial runs on one device; leave it out"),
+    "--best_checkpoint.monitor": "pass --monitor",
+    "--best_checkpoint.mode": "it follows from --monitor; leave it out",
+}
 _SHOWN_TRIALS = 5
 
 
@@ -86,12 +90,10 @@ def main(args: Sequence[str]) -> None:
     space = dict(options.space)
     if len(space) < len(options.space):
         raise UsageError("--space: an option is given twice; give each option once.")
-    spanned = {_without_init_args(name) for name in space}
-    for name in spanned & {_without_init_args(own.removeprefix("--")) for own in _OWN_OPTIONS}:
-        raise UsageError(f"--space {name}=...: this option is set by the search; leave it out.")
-    for flag in (arg.partition("=")[0] for arg in fit_args):
-        if flag in _OWN_OPTIONS or _without_init_args(flag.removeprefix("--")) in spanned:
-            raise UsageError(f"{flag}: this option is set by the search; leave it out.")
+    spanned = {without_init_args(f"--{name}"): "its values are those of --space; leave it out" for name in space}
+    for name in spanned.keys() & _OWN_OPTIONS.keys():
+        raise UsageError(f"--space: this command sets {name}; {_OWN_OPTIONS[name]}.")
+    refuse_own_options(spanned | _OWN_OPTIONS, fit_args)
     if not re.fullmatch(r"\w[\w.-]*", options.study):
         raise UsageError(f"--study {options.study}: expected letters, digits, '_', '-' and '.': it names folders.")
     require_writable(options.out, "--out")
@@ -164,11 +166,6 @@ def _own_options(monitor: str) -> list[str]:
         f"--best_checkpoint.monitor={monitor}",
         f"--best_checkpoint.mode={_MONITORS[monitor]}",
     ]
-
-
-def _without_init_args(option: str) -> str:
-    """An option in its short form, which means the same."""
-    return option.replace(".init_args", "")
 
 
 def _as_options(params: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nernlit.analysis import tradeoff_figure, width_figure
-from nernlit.cli.arguments import CommandParser, count, path, require_writable, seed
+from nernlit.cli.arguments import CommandParser, count, path, refuse_own_options, require_writable, seed
 from nernlit.cli.configs import find_config
 from nernlit.cli.main import GLOBAL_OPTIONS
 from nernlit.cli.sweep_jobs import run_side_by_side
@@ -28,15 +28,12 @@ from nernlit.cli.sweep_table import Row, common_original, print_summary, read_ro
 from nernlit.errors import NernlitError, UsageError
 from nernlit.storage.files import write_figure
 
-#: Options of `fit` that a sweep sets, and what to pass instead.
+#: Options of `fit` that a sweep sets -> what to do instead.
 _OWN_OPTIONS = {
     "--seed_everything": "pass --seeds",
     "--ckpt_path": "each fit resumes from its own checkpoint if there is one",
-    "--trainer.logger.init_args.save_dir": "pass --out",
     "--trainer.logger.save_dir": "pass --out",
-    "--trainer.logger.init_args.name": "its fits are named after their configurations",
     "--trainer.logger.name": "its fits are named after their configurations",
-    "--trainer.logger.init_args.version": "its fits are told apart by their options",
     "--trainer.logger.version": "its fits are told apart by their options",
 }
 
@@ -49,7 +46,7 @@ def main(args: Sequence[str]) -> None:
         UsageError: At once, if the options cannot work.
     """
     options, fit_args = _parser().parse_known_args(args)
-    _refuse_own_options(fit_args, options.hidden is not None, [f"--{name.replace('_', '-')}" for name in vars(options)])
+    _refuse_options(fit_args, options.hidden is not None, [f"--{name.replace('_', '-')}" for name in vars(options)])
     if options.dry_run and options.jobs > 1:
         raise UsageError(f"--jobs {options.jobs} and --dry-run: a dry run starts no fits; leave one of them out.")
     _require_distinct_names(options.configs)
@@ -150,15 +147,14 @@ def _draw(rows: Sequence[Row], out: Path) -> None:
     write_figure(out / "widths.png", width_figure(widths, original))
 
 
-def _refuse_own_options(fit_args: Sequence[str], sets_hidden: bool, options: Sequence[str]) -> None:
+def _refuse_options(fit_args: Sequence[str], sets_hidden: bool, options: Sequence[str]) -> None:
+    refuse_own_options(_OWN_OPTIONS, fit_args)
     for arg, following in itertools.pairwise([*fit_args, ""]):
         flag, equals, value = arg.partition("=")
         given = f"{flag} {value if equals else following}"
         if flag in ("--trainer.devices", "--trainer.num_nodes") and given.split()[-1] != "1":
             # Several processes would each see a share of the test images, and all write the same table.
             raise UsageError(f"{given}: a sweep's fits run on one device; leave it out.")
-        if flag in _OWN_OPTIONS:
-            raise UsageError(f"{given}: this option is set by the sweep; {_OWN_OPTIONS[flag]}.")
         meant = [option for option in options if option.startswith(flag)]
         if meant and flag.startswith("--"):
             raise UsageError(f"there is no option {flag}; did you mean {', '.join(meant)}?")

@@ -204,10 +204,13 @@ class NernlitCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "predict":  # what is predicted is the network
             config["data"] = Namespace(class_path=_NO_DATA, init_args=Namespace())  # type: ignore[no-untyped-call]
+            if config["trainer"]["limit_predict_batches"] == 0:
+                raise UsageError("--trainer.limit_predict_batches 0: `predict` would write nothing; leave it out.")
         elif config["writer"]["path"] is not None:
             raise UsageError(f"--writer.path is for `predict`; leave it out of `{self.subcommand}`.")
         best = config["best_checkpoint"]
-        if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc":
+        given = split_options(self.args, "--best_checkpoint.monitor")[1]
+        if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc" and not given:
             best["monitor"], best["mode"] = "val/recon_rmse", "min"
         for (option, value), why in _NOT_SUPPORTED.items():
             if config["trainer"][option] is value:

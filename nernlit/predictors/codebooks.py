@@ -34,8 +34,8 @@ class Codebooks(Predictor):
     A new representation computes codes, codewords and scales from the original's kernels. Training changes codewords
     and scales, and with `move` also codes. A kernel needs `codebooks * bits` bits, which are no parameters:
     `num_params` and `Sizes.cr_paper` do not count them, `Sizes.code_bits` and `Sizes.cr_file` do. A .nern file stores
-    them entropy-coded. `Progressive` starts its trials with random
-    codewords, because they have to differ, and keeps all codes.
+    them entropy-coded. `Progressive` starts its trials with random codewords, because they have to differ, and keeps
+    all codes.
 
     Args:
         codebooks: Number of codebooks M.

@@ -44,6 +44,8 @@ def test_fit_validate_test_and_predict_follow_each_other(capsys: pytest.CaptureF
     assert float(validated.trainer.callback_metrics["val/acc"]) == float(fitted.trainer.callback_metrics["val/acc"])
     run(["test", *QUICK, "--ckpt_path=runs/digits_h96/version_0/checkpoints/best.ckpt"])
     run(["predict", *QUICK, "--ckpt_path=last"])
+    with pytest.raises(UsageError, match=r"--trainer\.limit_predict_batches 0: `predict` would write nothing"):
+        run(["predict", *QUICK, "--ckpt_path=last", "--trainer.limit_predict_batches=0"])
     path = "runs/digits_h96/version_0/reconstructed.safetensors"
     net = timm.create_model("digits_resnet8", checkpoint_path=path).eval()
     images = torch.rand(4, 1, 8, 8)

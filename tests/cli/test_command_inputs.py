@@ -113,7 +113,7 @@ def test_a_file_of_weights_that_changes_under_its_name_is_compressed_anew() -> N
 )
 def test_the_folders_of_fits_cannot_be_set(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = _refused([*COMPRESS, "digits_resnet8", option], capsys)
-    assert f"{option.partition('=')[0]} cannot be set here" in shown
+    assert f"{option}: this command sets {option.partition('=')[0]}; it chooses the folders of its fits" in shown
 
 
 def test_options_of_no_logger_are_one_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,7 +139,7 @@ def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixtu
         ),
         (
             ["digits_resnet8", "--out", "out", *DATA, "--methods", "table", "--trainer.logger.init_args.name=x"],
-            "--trainer.logger.init_args.name cannot be set here, because this command chooses the folders",
+            "this command sets --trainer.logger.name; it chooses the folders of its fits; leave it out",
         ),
         (
             ["digits_resnet8", "--out", "out", *DATA, "--methods", "table", "--model.rate.kept=fp16"],

@@ -243,6 +243,10 @@ def test_a_file_is_not_replaced_by_its_own_compression(capsys: pytest.CaptureFix
             ["digits_resnet8", "-o", "a.nern", *DIGITS, "--trainer.max_epochs", "2"],
             "this command sets --trainer.max_epochs; pass --epochs instead",
         ),
+        (
+            ["digits_resnet8", "-o", "a.nern", *DIGITS, "--best_checkpoint.monitor", "val/acc"],
+            "--best_checkpoint.monitor=val/acc: files have the network of a fit's end, not its best one",
+        ),
     ],
 )
 def test_impossible_commands_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
