@@ -74,7 +74,10 @@ class Interruption(Checkpoint):
             SIGNALS.listen(also=_requeue_signals(trainer))
         elif self._signum:
             raise Interrupted(self._signum)
-        elif not trainer.sanity_checking and trainer.world_size == 1:
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        # Not earlier: the module may be about to exchange the trained weights for their average.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.world_size == 1:
             SIGNALS.release_until_hold()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

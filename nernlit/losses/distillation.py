@@ -38,6 +38,8 @@ def kd_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0, in
         log_ratio_BC = (teacher_probabilities_BC + inside_log).log() - (softmax(student_BC, 1) + inside_log).log()
     else:
         log_ratio_BC = log_softmax(teacher_BC, 1) - log_softmax(student_BC, 1)
+        # 0 * log 0 is 0: a teacher may exclude classes by logits of minus infinity.
+        log_ratio_BC = log_ratio_BC.masked_fill(teacher_BC == -torch.inf, 0)
     return (teacher_probabilities_BC * log_ratio_BC).sum(1).mean() * temperature**2
 
 

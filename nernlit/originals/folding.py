@@ -3,7 +3,7 @@
 import copy
 import glob
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -39,7 +39,7 @@ class Folded:
             pairs = _foldable_pairs(classifier, images_BCHW, read)
             self.classifier = copy.deepcopy(classifier)
             self.folds = [_Fold.from_modules(self.classifier.net, conv, norm) for conv, norm in pairs.items()]
-            _fold(self.classifier.net, pairs)
+            _fold(self.classifier.net, self.folds)
             biases = [f"{conv}.bias" for conv in pairs]
             self.classifier.places = {**self.classifier.places, **{name: (name,) for name in biases}}
 
@@ -115,30 +115,15 @@ class _Fold:
             weights[conv_bias] = bias + (weights.get(conv_bias, self.conv_bias) - self.mean) * factor
 
 
-def _factor_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The scale and the shift (C,) that a BatchNorm layer in evaluation mode applies to each channel, in float64."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor_C = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.affine:
-        factor_C = factor_C * norm.weight
-    offset_C = -norm.running_mean * factor_C
-    return factor_C, offset_C + norm.bias if norm.affine else offset_C
-
-
-def _fold(net: nn.Module, pairs: Mapping[str, str]) -> None:
-    """Fold each convolution's BatchNorm layer into it."""
-    for conv_name, norm_name in pairs.items():
-        conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        factor_C, offset_C = _factor_and_offset(norm)
-        if conv.bias is not None:
-            offset_C = offset_C + factor_C * conv.bias
-        factor_C111 = factor_C.to(conv.weight.dtype).view(-1, 1, 1, 1)
-        conv.weight = nn.Parameter(conv.weight * factor_C111, requires_grad=False)
-        conv.bias = nn.Parameter(offset_C.to(conv.weight.dtype), requires_grad=False)
-        net.set_submodule(norm_name, nn.Identity())
+def _fold(net: nn.Module, folds: Iterable[_Fold]) -> None:
+    """Fold each BatchNorm layer into its convolution."""
+    for fold in folds:
+        entries = {f"{fold.conv}.weight": fold.conv_weight, f"{fold.conv}.bias": fold.conv_bias}
+        fold.apply(entries)
+        conv = net.get_submodule(fold.conv)
+        for name in ("weight", "bias"):
+            setattr(conv, name, nn.Parameter(entries[f"{fold.conv}.{name}"], requires_grad=False))
+        net.set_submodule(fold.norm, nn.Identity())
 
 
 def _foldable_pairs(classifier: Original, images_BCHW: Tensor, read: Collection[str]) -> dict[str, str]:
@@ -155,7 +140,7 @@ def _foldable_pairs(classifier: Original, images_BCHW: Tensor, read: Collection[
                 if operation is not None:
                     pairs[conv_name] = norm_name
                     folded.add(operation)
-        _fold(blueprint.net, pairs)
+        _fold(blueprint.net, [_Fold.from_modules(blueprint.net, conv, norm) for conv, norm in pairs.items()])
         taps = FeatureTaps(blueprint.net, [glob.escape(name) for name in read])
         after = _traced(blueprint, images_BCHW, taps, {})
     except Exception:  # not traceable: control flow depends on values, or an operation has no meta implementation

@@ -88,6 +88,9 @@ class Original(nn.Module):
                 mean = file.header["mean"] if mean is None else mean
                 std = file.header["std"] if std is None else std
         net = timm_model(name, pretrained, num_classes, in_chans, arguments)
+        if file is not None and in_chans is None and file.header["in_chans"] not in (None, image_channels(net)):
+            in_chans = file.header["in_chans"]
+            net = timm_model(name, pretrained, num_classes, in_chans, arguments)
         if checkpoint is not None:
             state = (
                 read_state_dict(checkpoint, net, ema)

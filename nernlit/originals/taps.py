@@ -55,10 +55,12 @@ class FeatureTaps:
 
     @staticmethod
     def _hook(name: str, module: nn.Module, of_input: bool, maps: dict[str, Tensor]) -> RemovableHandle:
-        def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            maps[name] = inputs[0].clone()
+        def keep_input(_module: nn.Module, args: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
+            maps[name] = (args[0] if args else next(iter(options.values()))).clone()
 
         def keep_output(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             maps[name] = output.clone()
 
-        return module.register_forward_pre_hook(keep_input) if of_input else module.register_forward_hook(keep_output)
+        if of_input:
+            return module.register_forward_pre_hook(keep_input, with_kwargs=True)
+        return module.register_forward_hook(keep_output)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from nernlit.errors import LayoutError, UsageError, require_at_least, require_one_of
 from nernlit.predictors.base import Predictor
-from nernlit.predictors.grid import LIMIT, Counts, repeat_per_group, round_ste, round_to_half
+from nernlit.predictors.grid import LIMIT, Counts, repeat_per_group, round_ste, round_to_half, sum_per_group
 from nernlit.storage.entropy import Part, decode_weights, encode_weights
 
 Per = Literal["tensor", "row"]
@@ -161,7 +161,19 @@ class Quantized(Predictor):
         return self.predictor.changes_after_steps
 
     def after_step(self, relative_rate: float, mean: Callable[[Tensor], Tensor] = torch.positive) -> dict[str, float]:
-        return self.predictor.after_step(relative_rate, mean)
+        if not self.changes_after_steps:
+            return self.predictor.after_step(relative_rate, mean)
+        # Codes are chosen for the rounded codewords, which predictions are made of.
+        latent = {name: self.predictor.get_parameter(name).detach().clone() for name in self.sizes}
+        rounded = self.rounded_parameters()
+        with torch.no_grad():
+            for name in latent:
+                self.predictor.get_parameter(name).copy_(rounded[name])
+            try:
+                return self.predictor.after_step(relative_rate, mean)
+            finally:
+                for name, value in latent.items():
+                    self.predictor.get_parameter(name).copy_(value)
 
     @torch.no_grad()
     def start_stage(self) -> None:
@@ -288,8 +300,7 @@ def _group_sizes(part: Part, per: Per) -> list[int]:
 
 def _rms(values_n: Tensor, sizes: Sequence[int]) -> Tensor:
     """The root mean square of each group (G,); 1 for a group of zeros."""
-    lengths_G = torch.tensor(sizes, device=values_n.device)
-    power_G = torch.segment_reduce(values_n.square(), "sum", lengths=lengths_G) / lengths_G
+    power_G = sum_per_group(values_n.square(), sizes) / torch.tensor(sizes, device=values_n.device)
     return power_G.where(power_G > 0, 1).sqrt()  # the root has no gradient at 0
 
 

@@ -71,19 +71,21 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
         require_pixels(batch)
     pixels_BCHW = (torch.cat(batches).to(original.mean.device) - original.mean) / original.std
     calls: list[str] = []
+    of_tokens: set[str] = set()
 
-    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(module, nn.Linear) and inputs[0].dim() > 2:
-            return  # applied to tokens, whose errors differ; fitting their mean made a Vision Transformer worse
+    def record(name: str, module: nn.Module, inputs: Tensor) -> None:
         calls.append(name)
-        features = sites[name].features(module, inputs[0])
+        if isinstance(module, nn.Linear) and inputs.dim() > 2:
+            of_tokens.add(name)  # their errors differ; fitting their mean made a Vision Transformer worse
+            return
+        features = sites[name].features(module, inputs)
         targets = sites[name].outputs(module, features)
         rows_M = _rows(len(features), max(features.shape[1], targets.shape[1]), len(calls))
         samples[name] = rows_M, targets[rows_M]
 
-    def fit(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def fit(name: str, module: nn.Module, inputs: Tensor) -> None:
         rows_M, targets = samples.pop(name)
-        features = sites[name].features(module, inputs[0])[rows_M]
+        features = sites[name].features(module, inputs)[rows_M]
         sites[name].fit(module, features.double(), targets.double(), processes)
         if not all(value.isfinite().all() for value in module.parameters(recurse=False)):
             raise DivergenceError(
@@ -95,7 +97,7 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
     with progress(f"calibrating {len(sites)} layers on {len(pixels_BCHW):,} images", 2 * len(sites)) as advance:
         with _hooks(original.net, sites, record):
             original.net(pixels_BCHW)
-        once = [name for name in sites if calls.count(name) == 1]
+        once = [name for name in sites if calls.count(name) == 1 and name not in of_tokens]
         if not once:
             raise UsageError(
                 "calibration: no kept tensor can be fitted. It fits scales and shifts of normalization layers, and "
@@ -226,9 +228,14 @@ def _is_norm(module: Any) -> bool:
 def _hooks(net: nn.Module, names: Iterable[str], hook: Any) -> Iterator[None]:
     """Call `hook(name, module, inputs)` before each of these modules runs."""
     handles: list[RemovableHandle] = []
+
+    def call(name: str, module: nn.Module, args: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
+        hook(name, module, args[0] if args else next(iter(options.values())))
+
     try:
         for name in names:
-            handles.append(net.get_submodule(name).register_forward_pre_hook(partial(hook, name)))
+            handle = net.get_submodule(name).register_forward_pre_hook(partial(call, name), with_kwargs=True)
+            handles.append(handle)
         yield
     finally:
         for handle in handles:

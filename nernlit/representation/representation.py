@@ -112,6 +112,8 @@ class Representation(WithConstants, WithPretrained):
             raise UsageError(f"quantize={quantize!r}; expected Quantize(bits=...).")
         if quantize is not None:
             predictor = Quantized(predictor, quantize.bits, quantize.per, quantize.step_rate)
+        device = original.mean.device
+        original.cpu()  # orders and fits are computed there
         layout = Layout.from_module(original.net, layers, pointwise, tile=predictor.kernel_size)
         require_kernel_size(predictor, layout)
         predictor.specification()  # refuses a predictor that a checkpoint could not describe
@@ -134,6 +136,7 @@ class Representation(WithConstants, WithPretrained):
         if predictors_are_fitted() and type(self.predictor).fit is not Predictor.fit:  # tables of gigabytes
             mask = self.learned.mask()
             self.fit_predictor(self.target.new_ones(()).expand_as(self.target) if mask is None else mask.float())
+        self.to(device)
 
     def fit_predictor(self, error_weights_NKK: Tensor) -> None:
         """Fit the predictor to the original's kernels; see `Predictor.fit`.

@@ -121,6 +121,8 @@ class ClassifierModule(L.LightningModule, ABC):
         if hasattr(self._data, "numbered"):  # another module may have asked for it
             self._data.numbered = self.needs_image_numbers
 
+    #: Whether training images must be pixels in [0, 1].
+    checks_pixels = True
     #: Precisions of the trainer (`--trainer.precision`) that the module works in.
     precisions: tuple[str, ...] = ("32-true",)
 
@@ -153,7 +155,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the first images of each epoch, which may be those of a user's own datamodule."""
         is_noise = getattr(self._data, "train_on", None) == "noise"
-        if batch_idx == 0 and self.needs_images("fit") and self._has_images and not is_noise:
+        if batch_idx == 0 and self.checks_pixels and self.needs_images("fit") and self._has_images and not is_noise:
             require_pixels(images_of(batch))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

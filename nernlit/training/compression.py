@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from nernlit.coding import KeptForm
-from nernlit.errors import DataError, UsageError, require_at_least
+from nernlit.errors import DataError, UsageError, require_at_least, require_positive
 from nernlit.kernels import Layout
 from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original, require_pixels, require_plain_weights
@@ -48,13 +48,12 @@ def compress(
 
     Args:
         net: The classifier, from pixels (B, C, H, W), normalized with `mean` and `std`, to logits. It is not changed.
-        images: Batches of pixels (B, C, H, W) in [0, 1]: tensors, or (images, labels) pairs. Iterated repeatedly until
-            all steps are done.
+        images: Batches of images (B, C, H, W): tensors, or (images, labels) pairs. Pixels in [0, 1] with `mean` or
+            `std`; as the network expects them without. Iterated repeatedly until all steps are done.
         target_bytes: Size of the file; None for `bits`.
         bits: Bits per weight; None for 1.75, or for `target_bytes`.
         steps: Training steps, each with one batch.
-        mean: Pixel mean that the network expects to be subtracted, one number or one per channel. Without `mean` and
-            `std` images are passed on as they are.
+        mean: Pixel mean that the network expects to be subtracted, one number or one per channel.
         std: Pixel standard deviation; likewise.
         teacher: A better classifier with the same classes to learn from; by default the network itself.
         teacher_flip: Whether the teacher's logits are averaged over each image and its mirror image. This is more
@@ -68,10 +67,17 @@ def compress(
         LayoutError: If the network has no convolution and no linear layer.
     """
     require_at_least(1, steps=steps)
+    if target_bytes is not None and bits is not None:
+        raise UsageError(f"target_bytes={target_bytes} and bits={bits} are both given; pass one of them.")
+    if bits is not None:
+        require_positive(bits=bits)
+    if target_bytes is not None:
+        require_positive(target_bytes=target_bytes)
     require_plain_weights(net, type(net).__name__)  # before the forward pass, whose error message would be less clear
     pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
-    if mean is not None or std is not None:  # otherwise images may be normalized already
+    normalizes = mean is not None or std is not None  # otherwise images may be normalized already
+    if normalizes:
         require_pixels(pixels_BCHW)
     mean, std = (
         _per_channel(0.0 if mean is None else mean, channels),
@@ -100,6 +106,7 @@ def compress(
         teacher_flip=teacher_flip,
         rate=Rate(target_bytes=target_bytes, target_bits=bits, kept=KEPT, fold_batch_norm=True),
     )
+    module.checks_pixels = normalizes
     trainer = L.Trainer(
         max_epochs=1,
         logger=False,

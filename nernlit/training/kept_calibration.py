@@ -29,7 +29,8 @@ class KeptCalibration:
     ) -> None:
         self.representation, self.num_images = representation, num_images or 0
         require_at_least(0, calibration_images=self.num_images)
-        tunes = len(representation.tuned.keys) > 0
+        # Those of a .nern file may differ from the original's without being trained.
+        tunes = any(value.requires_grad for value in representation.tuned.parameters())
         if tunes and not trains_on_images and not num_images:
             calibrating = "" if num_images is None else "pass --model.calibration_images 256, or "
             raise UsageError(

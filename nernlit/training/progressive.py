@@ -266,7 +266,7 @@ class Progressive(Scheme):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients of each trial separately, as if it were trained alone."""
-        if gradient_clip_val is None:
+        if not gradient_clip_val or gradient_clip_val < 0:  # as in Lightning
             return
         clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
         for trial in self.trial_predictors.each:

@@ -79,6 +79,8 @@ class RateTerm:
         self.fixed_bytes, coded_bits = self._measured()
         self.target_bytes = self._planned_bytes()
         self.weight = rate.weight or (0.0 if self.target_bytes is None else _INITIAL_WEIGHT)
+        #: The optimizer step that runs, and the weight in it.
+        self._optimizer_step, self._step_weight = -1, self.weight
         if self.target_bytes is not None and (
             representation.is_new or self.fixed_bytes + coded_bits / 8 > _MAX_EXCESS * self.target_bytes
         ):
@@ -89,9 +91,11 @@ class RateTerm:
     @property
     def target_bits(self) -> float | None:
         """Bits per predicted weight that the target size leaves for them, or None."""
-        if self.target_bytes is None:
-            return None
-        return 8 * (self.target_bytes - self.fixed_bytes) / self.num_weights
+        return None if self.target_bytes is None else self._bits_of(self.target_bytes)
+
+    def _bits_of(self, file_bytes: float) -> float:
+        """Bits per predicted weight that a size of the file leaves."""
+        return 8 * (file_bytes - self.fixed_bytes) / self.num_weights
 
     def _planned_bytes(self) -> int | None:
         """The size of the file that the options state, or None.
@@ -104,50 +108,63 @@ class RateTerm:
             return None
         if target is not None and bits is not None:
             raise UsageError("rate.target_bytes and rate.target_bits are both given; pass one of them.")
-        if bits is not None:
-            if not _MIN_BITS <= bits <= MAX_BITS:
-                raise UsageError(
-                    f"rate.target_bits={bits:g}: expected at least {_MIN_BITS} and at most {MAX_BITS} bits per weight."
-                )
-            return round(self.fixed_bytes + bits * self.num_weights / 8)
-        assert target is not None
         numbers = sum(self.predictor.all_sizes)
         least, most = (self.fixed_bytes + each * numbers / 8 for each in (_MIN_BITS, MAX_BITS))
         if self.predictor.predictor.code_bits:  # codes may change their size in the fit
             least, most = self.fixed_bytes + 1, math.inf
-        if not least <= target <= most:
+        asked: float
+        if bits is not None:
+            given, asked = f"target_bits={bits:g}", self.fixed_bytes + bits * self.num_weights / 8
+        else:
+            assert target is not None
+            given, asked = f"target_bytes={target:,}", target
+        if not least <= asked <= most:
+            of_weight = f" ({self._bits_of(least):.3g} bits per predicted weight)"
             raise UsageError(
-                f"rate.target_bytes={target:,}: the file needs {self.fixed_bytes:,.0f} bytes in addition to those of "
-                f"{numbers:,} quantized numbers; expected at least {least:,.0f}"
-                + ("." if most == math.inf else f" and at most {most:,.0f} ({MAX_BITS} bits each).")
+                f"rate.{given}: the file needs {self.fixed_bytes:,.0f} bytes in addition to those of {numbers:,} "
+                f"quantized numbers; expected at least {least:,.0f} bytes{of_weight}"
+                + ("." if most == math.inf else f" and at most {most:,.0f} ({self._bits_of(most):.3g}).")
             )
-        return target
+        return round(asked)
 
-    def __call__(self, metrics: dict[str, Tensor]) -> Tensor:
-        """The term of a step; the weight changes for the next one.
+    def __call__(self, metrics: dict[str, Tensor], optimizer_step: int) -> Tensor:
+        """The term of a batch; the weight changes for the next optimizer step.
 
         Args:
             metrics: Takes `bits_per_weight`, of the coded numbers, and the weight, `rate_weight`.
+            optimizer_step: Number of optimizer steps so far: several batches may share one.
         """
         estimated, entropy = self.predictor.rate()
-        if self.steps % _MEASURE_INTERVAL == 0:
+        if optimizer_step != self._optimizer_step:
+            self._optimizer_step = optimizer_step
+            self._start_step(estimated, entropy)
+        metrics["bits_per_weight"] = entropy * self.coded_ratio / self.num_weights
+        metrics["rate_weight"] = estimated.new_tensor(self._step_weight)
+        return self._step_weight * estimated / self.num_weights
+
+    def _start_step(self, estimated: Tensor, entropy: Tensor) -> None:
+        """Estimate the size of the file, and set the weight of this step and of the next one."""
+        if self.steps % _MEASURE_INTERVAL == 0 and self._is_finite(estimated):
             # The code has contexts, which the entropy of each group does not know. Codes and kept tensors may change.
             self.fixed_bytes, coded_bits = self._measured()
             self.coded_ratio = coded_bits / max(float(entropy), 1.0)
         self.steps += 1
         self.file_bytes = self.fixed_bytes + entropy * self.coded_ratio / 8
-        weight = self.weight
-        if self.target_bytes is not None:
-            available = max(_TARGET_FRACTION * (self.target_bytes - self.fixed_bytes), 1.0)
-            excess = float(self.file_bytes - self.fixed_bytes) / available - 1
-            # A file below the target is not made smaller.
-            weight = 0.0 if excess < 0 else min(_MAX_WEIGHT, weight * math.exp(min(3.0, _PROPORTIONAL_GAIN * excess)))
-            step = _INTEGRAL_GAIN * max(-1.0, min(1.0, excess))
-            self.weight = min(_MAX_WEIGHT, max(_MIN_WEIGHT, self.weight * math.exp(step)))
-        term = weight * estimated / self.num_weights
-        metrics["bits_per_weight"] = entropy * self.coded_ratio / self.num_weights
-        metrics["rate_weight"] = estimated.new_tensor(weight)
-        return term
+        self._step_weight = self.weight
+        if self.target_bytes is None:
+            return
+        available = max(_TARGET_FRACTION * (self.target_bytes - self.fixed_bytes), 1.0)
+        excess = float(self.file_bytes - self.fixed_bytes) / available - 1
+        # A file below the target is not made smaller.
+        factor = 0.0 if excess < 0 else math.exp(min(3.0, _PROPORTIONAL_GAIN * excess))
+        self._step_weight = min(_MAX_WEIGHT, self.weight * factor)
+        step = _INTEGRAL_GAIN * max(-1.0, min(1.0, excess))
+        self.weight = min(_MAX_WEIGHT, max(_MIN_WEIGHT, self.weight * math.exp(step)))
+
+    def _is_finite(self, estimated: Tensor) -> bool:
+        """Whether a file could hold the numbers; those of a fit that has diverged are reported after the step."""
+        values = [estimated, *self._representation.tuned.parameters()]
+        return all(bool(value.isfinite().all()) for value in values)
 
     def _measured(self) -> tuple[float, float]:
         """The bytes of the file without the coded integers, and the bits of these."""

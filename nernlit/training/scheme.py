@@ -141,7 +141,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             first = next(iter(terms))
             terms[first] = terms[first] + 0 * torch.stack([value.sum() for value in self._tuned]).sum()
         if self.rate is not None:
-            terms["rate"] = self.rate(step.metrics)
+            terms["rate"] = self.rate(step.metrics, step.optimizer_step)
             self.step_metrics["size/file_bytes_estimate"] = self.rate.file_bytes
         self.step_metrics |= {f"train/{name}": value for name, value in step.metrics.items()}
         return terms

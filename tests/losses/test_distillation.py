@@ -88,3 +88,13 @@ def test_what_does_not_match_is_refused() -> None:
         feature_map_loss({"a": torch.zeros(1, 1)}, {"b": torch.zeros(1, 1)})
     with pytest.raises(ValueError, match=r"tap 'a': student \(1, 1\), original \(1, 2\)"):
         feature_map_loss({"a": torch.zeros(1, 1)}, {"a": torch.zeros(1, 2)})
+
+
+def test_classes_that_the_teacher_excludes_count_as_zero() -> None:
+    student = torch.zeros(1, 3, requires_grad=True)
+    loss = kd_loss(student, torch.tensor([[0.0, 1.0, -torch.inf]]))
+    p = _softmax([0.0, 1.0])
+    assert float(loss.detach()) == pytest.approx(sum(each * math.log(3 * each) for each in p), rel=1e-5)
+    loss.backward()
+    assert student.grad is not None
+    assert bool(student.grad.isfinite().all())

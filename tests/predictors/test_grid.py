@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nernlit.predictors.grid import LIMIT, Counts, repeat_per_group, round_ste, round_to_half
+from nernlit.predictors.grid import LIMIT, Counts, repeat_per_group, round_ste, round_to_half, sum_per_group
 
 SIZES = [5, 1, 30, 7]
 
@@ -65,3 +65,22 @@ def test_bits_between_whole_numbers_are_interpolated_with_the_gradient_of_the_li
     bits.sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == pytest.approx([at[1] - at[0], at[1] - at[0], at[2] - at[1], at[0] - at[-1]])
+
+
+@pytest.mark.parametrize("sizes", [[3_000_001], [1024, 5, 70_000, 1025]])
+def test_sums_of_large_groups_are_exact_to_single_precision(sizes: list[int]) -> None:
+    values = torch.rand(sum(sizes), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sums = sum_per_group(values, sizes)
+    expected = torch.stack([part.double().sum() for part in values.split(sizes)])
+    assert torch.allclose(sums.double(), expected, rtol=1e-6)
+    weights = torch.arange(1.0, len(sizes) + 1)
+    (sums * weights).sum().backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad, weights.repeat_interleave(torch.tensor(sizes)))
+
+
+def test_gradients_of_repeated_values_are_sums_of_large_groups() -> None:
+    sizes, values = [2_000_000, 3], torch.ones(2, requires_grad=True)
+    repeat_per_group(values, sizes).mul(0.1).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == pytest.approx([200_000, 0.3], rel=1e-6)

@@ -207,3 +207,20 @@ def test_what_cannot_work_with_moving_codes_is_refused() -> None:
             quiet_trainer(max_epochs=1, limit_val_batches=0, callbacks=[callback]).fit(
                 ReconOnly(representation, _adam), _steps(2)
             )
+
+
+def test_codes_are_chosen_for_the_rounded_codewords() -> None:
+    torch.manual_seed(0)
+    representation = Representation(tiny_original(), _moving(), quantize=Quantize(3.0))
+    quantized = representation.predictor
+    assert isinstance(quantized, Quantized)
+    plain = copy.deepcopy(quantized.predictor)
+    plain.load_state_dict({**quantized.predictor.state_dict(), **quantized.rounded_parameters()})
+    rows = representation.addresses
+    wanted = torch.randn(len(rows), 5, 5)
+    for predictor in (quantized, plain):
+        (predictor(rows) * wanted).sum().backward()
+    latent = quantized.predictor.codewords.detach().clone()
+    assert quantized.after_step(1.0) == plain.after_step(1.0)
+    assert torch.equal(quantized.predictor.codes, plain.codes)
+    assert torch.equal(quantized.predictor.codewords, latent)

@@ -285,3 +285,24 @@ def test_linear_layers_of_tokens_keep_their_values() -> None:
 def test_images_that_are_no_pixels_are_refused(images: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         calibrate(digits_representation(), [images])
+
+
+class TokensAndVectors(nn.Module):
+    """A linear layer that is applied to tokens and to their mean; modules are called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(input=x).relu().flatten(2).transpose(1, 2)
+        head: Tensor = self.head(input=self.mix(self.mix(tokens).mean(1)))
+        return head
+
+
+def test_a_layer_of_tokens_and_vectors_is_left_out_and_keywords_are_understood() -> None:
+    representation = _represented(TokensAndVectors())
+    original = {key: value.clone() for key, value in representation.tuned.named().items()}
+    calibrate(representation, [IMAGES])
+    changed = {key for key, value in representation.tuned.named().items() if not torch.equal(value, original[key])}
+    assert changed == {"conv.bias", "head.bias"}

@@ -4,14 +4,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 import nernlit
 from nernlit.coding import KeptForm, is_nern
 from nernlit.errors import CheckpointError, FileFormatError, UsageError
 from nernlit.originals import Original
-from nernlit.representation import load_representation
+from nernlit.predictors import MLP
+from nernlit.representation import Representation, load_representation
 from nernlit.storage.container import Contents, read_container, write_container
+from nernlit.training import ReconOnly
 from tests.fakes import digits_representation, tiny_representation
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -168,3 +172,22 @@ def test_a_checkpoint_of_a_predictor_is_no_network(tmp_path: Path) -> None:
 def test_a_pipe_is_not_read_to_find_out_what_it_is(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert not is_nern(tmp_path / "pipe")  # opening it would wait for a writer
+
+
+def test_recon_only_trains_a_file_of_rounded_tensors_towards_its_original(tmp_path: Path) -> None:
+    stored = digits_representation()
+    stored.save(tmp_path / "net.nern", "int8", fold_batch_norm=True)
+    save_file(stored.original.net.state_dict(), tmp_path / "original.safetensors")
+    loaded, _ = load_representation(tmp_path / "net.nern", original=tmp_path / "original.safetensors")
+    assert loaded.tuned.keys  # they differ from the original's
+    ReconOnly(loaded, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
+    assert not any(value.requires_grad for value in loaded.tuned.parameters())
+
+
+def test_a_file_of_a_network_in_memory_says_how_many_channels_its_images_have(tmp_path: Path) -> None:
+    net = timm.create_model("cifar_resnet20", in_chans=1)
+    original = Original.from_module(net, num_classes=10, mean=[0.5], std=[0.5])
+    Representation(original, MLP(8, num_frequencies=4), order="none").save(tmp_path / "gray.nern")
+    loaded = Original("cifar_resnet20", checkpoint=str(tmp_path / "gray.nern"))
+    assert loaded.in_chans == 1
+    assert loaded.net.conv1.weight.shape == (16, 1, 3, 3)

@@ -57,7 +57,7 @@ class Headless(nn.Module):
         ("digits", ["cat.jpg"], {}, DataError, r"a batch of images is str; expected floating-point pixels"),
         ("digits", DigitsDataModule(), {}, DataError, r"'DigitsDataModule' object is not iterable; expected batches"),
         ("half", None, {}, UsageError, r"is float16, but an original's weights are float32; call net.float\(\) first"),
-        ("digits", None, {"bits": 0.0}, UsageError, r"target_bits=0: expected at least 0.1"),
+        ("digits", None, {"bits": 0.0}, UsageError, r"^bits=0.0; expected a finite number above 0"),
         ("digits", None, {"target_bytes": 20_000, "bits": 2.0}, UsageError, "are both given; pass one of them"),
         ("digits", None, {"steps": 0}, UsageError, r"steps=0; expected at least 1"),
         (
@@ -114,3 +114,15 @@ def test_images_that_do_not_suit_the_network_are_refused() -> None:
         nernlit.compress(net, [255 * torch.rand(2, 1, 8, 8)], mean=0.5, std=0.5)
     with pytest.raises(DataError, match="pixels that are not finite"):
         nernlit.compress(net, [torch.full((2, 1, 8, 8), torch.nan)])
+
+
+def test_images_that_are_normalized_already_are_passed_on() -> None:
+    small = nernlit.compress(Original("digits_resnet8", pretrained=True).net, [torch.randn(4, 1, 8, 8)], steps=2)
+    assert all(bool(value.isfinite().all()) for value in small.weights().values())
+    with pytest.raises(DataError, match=r"the pixels of a batch are from -[\d.]+ to "):
+        nernlit.compress(Original("digits_resnet8").net, [torch.randn(4, 1, 8, 8)], steps=2, mean=0.5)
+
+
+def test_two_sizes_are_refused_by_their_names() -> None:
+    with pytest.raises(UsageError, match=r"^target_bytes=20000 and bits=2.0 are both given"):
+        nernlit.compress(Original("digits_resnet8").net, [torch.rand(4, 1, 8, 8)], target_bytes=20_000, bits=2.0)

@@ -281,3 +281,16 @@ def test_callbacks_that_would_average_trials_are_refused(callback: Callback) -> 
     trainer = quiet_trainer(max_epochs=1, callbacks=[callback])
     with pytest.raises(UsageError, match=rf"{type(callback).__name__} would average the representation over trials"):
         trainer.fit(_progressive(rounds=1), datamodule=DigitsDataModule(train_on="none", steps_per_epoch=2))
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1.0])
+def test_clipping_at_zero_is_no_clipping_as_in_lightning(value: float) -> None:
+    torch.manual_seed(0)
+    changed = []
+    for options in ({}, {"gradient_clip_val": value}):
+        torch.manual_seed(0)
+        module = _progressive(rounds=1, trials=2)
+        data = DigitsDataModule(train_on="none", steps_per_epoch=2)
+        quiet_trainer(max_epochs=1, num_sanity_val_steps=0, **options).fit(module, datamodule=data)
+        changed.append(module.trial_predictors.state_dict())
+    assert all(torch.equal(value, changed[1][key]) for key, value in changed[0].items())

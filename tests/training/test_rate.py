@@ -117,9 +117,12 @@ def test_a_fit_from_earlier_weights_keeps_step_sizes_that_are_near_the_target(sh
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
-        (Rate(target_bytes=10**9), r"rate.target_bytes=1,000,000,000: .* at most [\d,]+ \(12 bits each\)"),
-        (Rate(target_bits=12.5), "rate.target_bits=12.5: expected at least 0.1 and at most 12 bits per weight"),
-        (Rate(target_bits=float("nan")), "rate.target_bits=nan: expected at least 0.1"),
+        (Rate(target_bytes=10**9), r"rate.target_bytes=1,000,000,000: .* at most [\d,]+ \([\d.]+\)"),
+        (
+            Rate(target_bits=12.5),
+            r"rate.target_bits=12.5: .* bytes \(.* bits per predicted weight\)",
+        ),
+        (Rate(target_bits=float("nan")), "rate.target_bits=nan: the file needs"),
         (Rate(target_bytes=20_000, target_bits=2.0), "are both given; pass one of them"),
         (Rate(weight=-1.0), r"rate.weight=-1.0; expected at least 0"),
         (
@@ -143,3 +146,30 @@ def test_the_command_line_names_the_option_that_is_missing(capsys: pytest.Captur
         main(["fit", *QUICK, "--model.rate.weight=1"])
     assert error.value.code == 2
     assert "pass --model.representation.quantize.bits" in capsys.readouterr().err
+
+
+def test_bits_that_a_predictor_cannot_have_are_refused() -> None:
+    original = digits_representation().original
+    representation = Representation(original, MLP(16, num_frequencies=4), quantize=Quantize(6.0))
+    with pytest.raises(UsageError, match=r"rate.target_bits=6: .* and at most [\d,]+ \([\d.]+\)\.$"):
+        RateTerm(representation, Rate(target_bits=6.0))
+
+
+def test_batches_of_one_optimizer_step_are_one_step_of_the_controller() -> None:
+    term, again = (RateTerm(_table(), Rate(target_bytes=25_000)) for _ in range(2))
+    for step in range(3):
+        each = [term({}, step) for _ in range(4)]
+        assert len({float(value) for value in each}) == 1
+        assert float(again({}, step)) == float(each[0])
+    assert term.state_dict() == again.state_dict()
+    assert term.steps == 3
+
+
+@pytest.mark.parametrize("part", ["predictor", "kept tensor"])
+def test_numbers_that_are_not_finite_are_left_to_the_check_of_losses(part: str) -> None:
+    representation = _table(tune_kept="affine")
+    term = RateTerm(representation, Rate(target_bytes=25_000, kept="int8"))
+    tuned = next(representation.tuned.parameters())
+    with torch.no_grad():
+        (next(representation.predictor.parameters()) if part == "predictor" else tuned).fill_(torch.nan)
+    assert bool(term({}, 0).isnan()) == (part == "predictor")
