@@ -131,10 +131,9 @@ class Interruption(Checkpoint):
     @staticmethod
     def _file(trainer: L.Trainer) -> Path | None:
         """The path of this run's last checkpoint; None if it saves none."""
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath:
-                return Path(callback.dirpath, "last.ckpt")
-        return None
+        written = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint) and each.dirpath]
+        written.sort(key=lambda each: each.filename != "last")  # the best one may be in another folder
+        return Path(str(written[0].dirpath), "last.ckpt") if written else None
 
     def _save(self, trainer: L.Trainer) -> None:
         file = self._file(trainer)
@@ -150,7 +149,10 @@ class Interruption(Checkpoint):
         file = self._file(trainer)
         if file is None or not file.is_file():
             return f"interrupted at step {trainer.global_step}; no checkpoint was written"
-        return f"interrupted at step {trainer.global_step}; continue with --ckpt_path last"
+        if not _is_unfinished(trainer):
+            return f"interrupted after the last step, {trainer.global_step}; the fit is complete ({file})"
+        is_found = bool(trainer.loggers) and file == Path(str(trainer.log_dir), "checkpoints", "last.ckpt")
+        return f"interrupted at step {trainer.global_step}; continue with --ckpt_path {'last' if is_found else file}"
 
 
 def _requeue_signals(trainer: L.Trainer) -> list[int]:

@@ -20,7 +20,7 @@ class LearningRate(L.Callback):
     ) -> None:
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
-        if trainer.optimizers and (step == 0 or (step + 1) % max(1, every) == 0):
+        if trainer.optimizers and every and (step == 0 or (step + 1) % every == 0):
             groups = trainer.optimizers[0].param_groups
             factor = getattr(pl_module, "lr_factor", 1.0)
             rates = {

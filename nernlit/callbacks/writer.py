@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
+from nernlit.errors import UsageError
 from nernlit.originals import Original
 from nernlit.storage.files import write_atomically
 
@@ -53,12 +54,17 @@ class WeightsWriter(BasePredictionWriter):
     """Write the predicted network as safetensors; `timm.create_model(name, checkpoint_path=...)` loads it.
 
     Args:
-        path: The file; None writes `<run folder>/reconstructed.safetensors`.
+        path: The file, NAME.safetensors; None writes `<run folder>/reconstructed.safetensors`.
+
+    Raises:
+        UsageError: If the path does not end in .safetensors.
     """
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__("epoch")
-        self.path = path
+        self.path = None if path is None else Path(path).expanduser()
+        if self.path is not None and self.path.suffix != ".safetensors":
+            raise UsageError(f"--writer.path {path}: expected a file name that ends in .safetensors.")
 
     def write_on_epoch_end(
         self,
@@ -68,7 +74,7 @@ class WeightsWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         name, state = predictions[0]
-        path = Path(self.path or run_folder(trainer) / "reconstructed.safetensors")
+        path = self.path or run_folder(trainer) / "reconstructed.safetensors"
         if not trainer.is_global_zero:
             return
         write_weights(path, name, state)

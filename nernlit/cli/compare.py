@@ -66,7 +66,9 @@ def compare(args: Sequence[str]) -> None:
     rivals = Rivals(original, network)
     refuse_own_options_and_files(dict.fromkeys(rivals.own_options(options.methods), "leave it out"), fit_options)
     data = _test_data(data_options, original)
-    own = {"original": original.fingerprint()[:12], "data": " ".join(data_options)}
+    # The weights, and how images are normalized.
+    others_of = [f"{key}={value}" for key, value in network.items() if key not in ("name", "checkpoint", "pretrained")]
+    own = {"original": " ".join([original.fingerprint()[:12], *others_of]), "data": " ".join(data_options)}
     # A configuration may have another content under its name.
     contents = [f"contents={config_fingerprint(fit_options)}"] if config_parts(expand_bases(fit_options)) else []
     asked = " ".join([*fit_options, *contents])
@@ -79,7 +81,8 @@ def compare(args: Sequence[str]) -> None:
     comparison = _Comparison(rivals, data, options.out, [*data_options, *fit_options])
     for other in others:
         of_other: Row = {"method": other.method, "setting": other.setting, **own, "options": ""}
-        rows = with_row(rows, {**of_other, **comparison.measure_other(other)})
+        row = {**of_other, **comparison.measure_other(other)}
+        rows = with_row(read_rows(table, COLUMNS), row)  # another command may have added rows meanwhile
         write_table(table, rows)
     failed: dict[str, str] = {}
     for number, (method, setting) in enumerate(waiting, 1):

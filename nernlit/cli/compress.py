@@ -67,6 +67,8 @@ def compress(args: Sequence[str]) -> None:
     refuse_test_options(fit_args)
     refuse_own_options_and_files(_OWN_OPTIONS, fit_args)
     images = data_module(data)  # refuses options that the test after the fit could not be run with
+    if not images.has_images:
+        raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
     require_writable(options.out.parent, "--out")
     if options.out.exists() and Path(options.net).exists() and options.out.samefile(options.net):
         raise UsageError(f"--out {options.out} is the network itself, which would be replaced; pass another file.")

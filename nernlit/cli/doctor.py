@@ -126,10 +126,10 @@ class _Examination:
             _size(compiled, "*.nb[ci]"),
             str(compiled),
         ]  # where it is read-only, numba takes another
-        for name, folder, variable in (
-            ("orders", user_cache_path("nernlit") / "orders", "XDG_CACHE_HOME"),
-            ("timm's weights", _hub_folder(), "HF_HOME"),
-        ):
+        caches = [("orders", user_cache_path("nernlit") / "orders", "XDG_CACHE_HOME")]
+        if (hub := self._imported("huggingface_hub.constants")) is not None:
+            caches.append(("timm's weights", Path(hub.HF_HUB_CACHE), "HF_HOME"))
+        for name, folder, variable in caches:
             yield [name, _size(folder, "*"), str(folder)]
             existing = next(path for path in (folder, *folder.parents) if path.exists())
             if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -169,11 +169,6 @@ def _gigaflops(torch: ModuleType, device: str) -> float:
         (matrix @ matrix).sum().item()  # waits for the device
         products += 1
     return float(2 * _SIDE**3 * products / (time.perf_counter() - began) / 1e9)
-
-
-def _hub_folder() -> Path:
-    hub = importlib.import_module("huggingface_hub.constants")
-    return Path(hub.HF_HUB_CACHE)
 
 
 def _size(folder: Path, pattern: str) -> str:

@@ -47,6 +47,8 @@ def refuse_test_options(fit_options: Sequence[str]) -> None:
         UsageError: If there is such an option or file.
     """
     refuse_own_options({"--trainer.max_epochs": "pass --epochs instead"}, fit_options)
+    if schedule := split_options(fit_options, "--schedule")[1]:
+        raise UsageError(f"{schedule[0]}: this command has one schedule; leave it out.")
     if of_best := split_options(fit_options, "--best_checkpoint")[1]:
         raise UsageError(f"{of_best[0]}: files have the network of a fit's end, not its best one; leave it out.")
     for part in config_parts(expand_bases(fit_options)):

@@ -1,5 +1,6 @@
 """The checkpoint that a command uses: found, and checked before anything is built from it."""
 
+import glob
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from nernlit.storage.checkpoint import newest_intact_checkpoint, read_checkpoint
 def find_checkpoint(config: Any, command: str) -> Path | None:
     """The file that `--ckpt_path` names; None where it is not given, and for the first fit with `last` or `best`.
 
-    A fit that resumes a run's checkpoint logs into that run's folder, so that TensorBoard draws one curve.
+    A fit that resumes `last` or `best` logs into that run's folder, so that TensorBoard draws one curve.
 
     Args:
-        config: The command's options. The logger's version is changed in place.
+        config: The command's options. The logger's version is changed in place for `last` and `best`.
         command: `fit`, `validate`, `test` or `predict`.
 
     Raises:
@@ -26,14 +27,16 @@ def find_checkpoint(config: Any, command: str) -> Path | None:
     """
     given = config.get("ckpt_path")
     if given in ("last", "best"):
-        folder = _run_folder(config)
+        folder, version = _run_folder(config), config["trainer"]["logger"]["init_args"].get("version")
+        own = f"version_{version}" if isinstance(version, int) else version
+        versions = "version_*" if own is None else glob.escape(own)
         found = max(
-            folder.glob(f"version_*/checkpoints/{given}.ckpt"),
+            folder.glob(f"{versions}/checkpoints/{given}.ckpt"),
             key=lambda path: version_of(path.parent.parent),
             default=None,
         )
         if found is None:
-            missing = f"--ckpt_path {given}: no {given}.ckpt in {folder}/version_*/checkpoints"
+            missing = f"--ckpt_path {given}: no {given}.ckpt in {folder}/{versions}/checkpoints"
             if command != "fit":
                 raise CheckpointError(
                     f"{missing}; run `lightning fit` with the same configuration first, or pass the file."

@@ -18,17 +18,18 @@ _OF_A_START = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
 
 
 @contextmanager
-def claimed_folder(logger: object, numbered: bool, fits: bool) -> Iterator[None]:
+def claimed_folder(logger: object, numbered: bool, fits: bool, resumes: bool = False) -> Iterator[None]:
     """Create and lock a logger's folder while a command runs. Only the first process does; the others get its name.
 
     Args:
         logger: Another one than TensorBoard's chooses its folder itself, and nothing is done.
         numbered: Whether the folder is the next free `version_N`; otherwise the configuration names it.
         fits: Whether the command is `fit`, which has the folder to itself.
+        resumes: Whether it continues a fit.
 
     Raises:
         StorageError: If the folder cannot be made.
-        UsageError: If another fit is writing into it.
+        UsageError: If another fit is writing into it, or has checkpoints in it that a new one would replace.
     """
     if not isinstance(logger, TensorBoardLogger) or getattr(rank_zero_only, "rank", 0) != 0:
         yield
@@ -38,6 +39,11 @@ def claimed_folder(logger: object, numbered: bool, fits: bool) -> Iterator[None]
     try:
         if fits:
             _lock(lock, folder)
+            if not resumes and (last := folder / "checkpoints" / "last.ckpt").is_file():
+                raise UsageError(
+                    f"{last} of an earlier fit would be replaced; continue that fit (--ckpt_path last), or pass "
+                    "another --trainer.logger.version."
+                )
             remove_unfinished(folder.parent.rglob("*"))  # also in runs that were killed before their first checkpoint
         yield
     except BaseException:

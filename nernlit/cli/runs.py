@@ -15,13 +15,15 @@ from nernlit.cli.images import Batches
 from nernlit.cli.rounds import EndedRound, read_rounds, rounds_record
 from nernlit.cli.yaml_files import read_config
 from nernlit.coding import is_nern
-from nernlit.data import ImageDataModule
+from nernlit.data import ImageDataModule, NoImages
 from nernlit.errors import UsageError
 from nernlit.representation import Representation, Sizes, load_representation
 from nernlit.storage.checkpoint import read_checkpoint
 from nernlit.storage.file_kinds import describe_file
 
 Split = Literal["train", "test"]
+#: Length of the hash in the name of the folder of a sweep's fit.
+_HASH_LENGTH = 8
 
 
 def distinct_names(runs: Sequence["Run"]) -> list[str]:
@@ -42,12 +44,12 @@ def distinct_names(runs: Sequence["Run"]) -> list[str]:
 
 
 def version_of(folder: Path) -> int:
-    """The number N of a run's folder `version_N`; -1 for other names.
+    """The number N of a run's folder `version_N`; -1 for other names, such as those of a sweep's fits.
 
     Runs are numbered in the order of their starts. Times of files would depend on the clock, and change when copied.
     """
     number = folder.name.removeprefix("version_")
-    return int(number) if number.isdecimal() else -1
+    return int(number) if number.isdecimal() and len(number) < _HASH_LENGTH else -1
 
 
 @final
@@ -105,6 +107,11 @@ class Run:
             raise UsageError(
                 f"{path} is not a run: {what}{'' if path.is_file() else f' or in a version_* below{hint}'}; "
                 "pass a folder that `nernlit fit` wrote (runs/<name>/version_N), a .ckpt or a .nern file."
+            )
+        if path not in runs and len(runs) > 1 and any(version_of(folder) < 0 for folder in runs):
+            raise UsageError(
+                f"{path} has several runs, whose names do not say which is the newest; pass one of "
+                f"{', '.join(sorted(folder.name for folder in runs))}."
             )
         folder = path if path in runs else max(runs, key=version_of)
         return cls(folder, folder / "checkpoints" / name, original)
@@ -212,7 +219,8 @@ class Run:
     def batches(
         self, split: Split, images: int | None = None, overrides: Sequence[str] = (), at_most: int | None = None
     ) -> Batches:
-        """Pixels in [0, 1] and labels of a split as the dataset publishes it, without augmentation.
+        """Pixels in [0, 1] and labels of the test images, or of the training images that are not held out for
+        validation; without augmentation.
 
         Args:
             split: Which.
@@ -237,8 +245,8 @@ class Run:
 
 
 def data_module(options: Sequence[str]) -> ImageDataModule:
-    """The data that options name as on the command line: `--data=CLASS`, `--data.root=DIR`."""
+    """The data that options name as on the command line: `--data=CLASS`, `--data.root=DIR`; null has no images."""
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
-    data: ImageDataModule = parser.instantiate(parser.parse_args(list(options))).data
-    return data
+    data: ImageDataModule | None = parser.instantiate(parser.parse_args(list(options))).data
+    return NoImages() if data is None else data

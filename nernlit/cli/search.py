@@ -27,6 +27,7 @@ from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.fits import continued_fit
 from nernlit.cli.main import ERROR, GLOBAL_OPTIONS
 from nernlit.cli.search_study import (
+    REFUSED,
     SPACE,
     dimension,
     earlier_figures,
@@ -149,10 +150,13 @@ def _run(study: optuna.Study, trial: optuna.Trial, options: argparse.Namespace, 
         interrupted.message = f"interrupted in trial {trial.number}; the same command continues it"
         raise
     except Exception as error:
-        study.tell(trial, state=TrialState.FAIL)
         others = (TrialState.COMPLETE, TrialState.PRUNED)
-        if isinstance(error, UsageError) and not study.get_trials(deepcopy=False, states=others):
-            raise  # probably of every trial, such as an option that does not exist
+        # Probably of every trial, such as an option that does not exist.
+        refused = isinstance(error, UsageError) and not study.get_trials(deepcopy=False, states=others)
+        trial.set_user_attr(REFUSED, refused)
+        study.tell(trial, state=TrialState.FAIL)
+        if refused:
+            raise
         print(f"{ERROR}trial {trial.number}: {described(error)}", file=sys.stderr, flush=True)
     else:
         study.tell(trial, value)
@@ -182,7 +186,10 @@ def _show(study: optuna.Study, monitor: str, fit_args: Sequence[str]) -> None:
     """Print the best trials, and the command that repeats the best one."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not finished:
-        raise NernlitError("no trial has finished with a value of the metric.")
+        raise NernlitError(
+            "no trial has finished with a value of the metric, and failed ones are not run again; pass a larger "
+            "--trials, or another --study."
+        )
     finished.sort(key=lambda trial: trial.values[0], reverse=_MONITORS[monitor] == "max")
     rows = [[_shown(trial.params), str(trial.number), f"{trial.values[0]:.5g}"] for trial in finished[:_SHOWN_TRIALS]]
     print_table(f"best of {len(study.trials)} trials", ["options", "trial", monitor], rows)

@@ -17,6 +17,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from nernlit.cli.claims import is_claimed, remove_claims
 from nernlit.errors import UsageError
 
+#: Attribute of a trial whose options were refused, probably those of every trial.
+REFUSED = "refused"
 #: What `dimension` reads.
 SPACE = "OPTION=log(LOW,HIGH), OPTION=uniform(LOW,HIGH), OPTION=int(LOW,HIGH) or OPTION=choice(A,B,...)"
 
@@ -67,6 +69,8 @@ def open_study(url: str, name: str, direction: Literal["minimize", "maximize"], 
             f"--storage {url}: {reason}; expected sqlite:///FILE, journal:FILE or a database URL."
         ) from error
     before = study.user_attrs.get("options", own)
+    if all(trial.user_attrs.get(REFUSED) for trial in study.get_trials(deepcopy=False)):
+        before = own  # no trial has run with the options before
     if different := [key for key in own if before.get(key) != own[key]]:
         raise UsageError(f"--study {name} was begun with other options ({', '.join(different)}); pass another name.")
     study.set_user_attr("options", dict(own))
@@ -102,7 +106,11 @@ def is_unfinished(study: optuna.Study, trials: int, out: Path) -> bool:
             remove_claims(trial_claim_path(study, trial, out))
     every = study.get_trials(deepcopy=False)
     replaced = {trial.user_attrs.get("continues") for trial in every}
-    begun = [trial for trial in every if trial.number not in replaced and trial.state != TrialState.WAITING]
+    begun = [
+        trial
+        for trial in every
+        if trial.number not in replaced and trial.state != TrialState.WAITING and not trial.user_attrs.get(REFUSED)
+    ]
     return len(begun) < trials
 
 

@@ -50,12 +50,9 @@ def main(args: Sequence[str]) -> None:
     if options.dry_run and options.jobs > 1:
         raise UsageError(f"--jobs {options.jobs} and --dry-run: a dry run starts no fits; leave one of them out.")
     _require_distinct_names(options.configs)
-    for name in options.configs:
-        find_config(name)
+    configs = {find_config(name).resolve(): name for name in options.configs}.values()  # each file once
     require_writable(options.out, "--out")
-    fits = list(
-        dict.fromkeys(map(Fit._make, itertools.product(options.configs, options.hidden or [None], options.seeds)))
-    )
+    fits = list(dict.fromkeys(map(Fit._make, itertools.product(configs, options.hidden or [None], options.seeds))))
     sweep = Sweep(options.out, options.select, fit_args)
     if options.shard is not None:
         first, shards = options.shard

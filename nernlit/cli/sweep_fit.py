@@ -3,6 +3,8 @@
 import contextlib
 import platform
 import resource
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,19 +37,37 @@ def peak_memory_mib() -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 @final
 class Testable(Callback):
-    """Refuse, before it starts, a fit that cannot be tested at its end.
+    """Refuse, before it starts, a fit that cannot be tested at its end, and measure its validations.
 
     Args:
         select: `best` or `last`, the checkpoint that will be tested.
+
+    Attributes:
+        validating: Seconds of all validations so far; Lightning's timer knows those of the last one.
     """
 
     def __init__(self, select: str) -> None:
         self.select = select
+        self.validating = self._began = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"validating": self.validating}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.validating = state_dict["validating"]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validating += time.monotonic() - self._began
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -72,8 +92,12 @@ class Testable(Callback):
 
 def fit_timer(trainer: Trainer) -> Timer:
     """The timer of a fit, which continues in a resumed fit."""
+    return next(callback for callback in _callbacks(trainer) if isinstance(callback, Timer))
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-    return next(callback for callback in callbacks if isinstance(callback, Timer))
+    return callbacks
 
 
 def measure(cli: NernlitCLI, select: str) -> Row:
@@ -88,8 +112,8 @@ def measure(cli: NernlitCLI, select: str) -> Row:
     """
     trainer, module = cli.trainer, cli.model
     assert isinstance(module, Scheme)
-    timer = fit_timer(trainer)
-    seconds, validating = timer.time_elapsed("train"), timer.time_elapsed("validate")
+    seconds = fit_timer(trainer).time_elapsed("train")
+    validating = next(each.validating for each in _callbacks(trainer) if isinstance(each, Testable))
     steps = trainer.global_step
     peak = peak_memory_mib()
     folder = Path(str(trainer.log_dir))

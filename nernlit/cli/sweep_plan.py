@@ -77,6 +77,11 @@ class Sweep:
             }
         return self._keys[fit]
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Configuration -> the contents of its files, of those that were read."""
+        return {key["config"]: key["files"] for key in self._keys.values()}
+
     def folder(self, fit: Fit) -> Path:
         """The folder of a fit, which its key determines, so that all processes find it at the same place."""
         key = hashlib.sha256(json.dumps(self.key(fit)).encode()).hexdigest()[:8]

@@ -67,13 +67,14 @@ def tabulate(sweep: Sweep) -> list[Row]:
 def comparable(rows: Sequence[Row], sweep: Sweep) -> list[Row]:
     """The rows of fits with the options of a sweep, sorted: the newest of each configuration, width and seed.
 
-    Fits of an earlier version of a configuration's files are left out.
+    Fits of another version of a configuration's files are left out: than the one that the sweep has read, or than the
+    newest row's for configurations that it has not.
     """
     common = {"select": sweep.select, "settings": sweep.settings}
     with_options = [row for row in rows if common.items() <= row.items()]
-    files = {row["config"]: row["files"] for row in with_options}  # those of the newest row
+    files = {row["config"]: row["files"] for row in with_options} | sweep.files
     own = {
-        (str(row["config"]), int(row["asked_hidden"] or 0), int(row["seed"])): row
+        (str(row["config"]), int(row["hidden"] or 0), int(row["seed"])): row
         for row in with_options
         if row["files"] == files[row["config"]]
     }

@@ -238,7 +238,8 @@ class NernlitCLI(LightningCLI):
         arguments = logger.get("init_args") if hasattr(logger, "get") else None
         numbered = not arguments or arguments.get("version") is None
         try:
-            with claimed_folder(self.trainer.logger, numbered, subcommand == "fit"):
+            resumes = bool(self.config_init[subcommand].get("ckpt_path"))
+            with claimed_folder(self.trainer.logger, numbered, subcommand == "fit", resumes):
                 super()._run_subcommand(subcommand)
         except DataError as error:
             if self.model.needs_images(subcommand):

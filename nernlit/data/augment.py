@@ -1,7 +1,7 @@
 """Augmentation of whole batches, on the device of the images.
 
 The numbers drawn for an image depend on the seed and on its place in the joint batch of all processes. So W processes
-with batches of B images augment like one process with batches of W * B.
+with batches of B images augment like one process with batches of W * B (with mixup: if B is even).
 """
 
 import math

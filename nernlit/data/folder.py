@@ -24,8 +24,11 @@ class _TreeDataModule(ImageDataModule, ABC):
         super().__init__(**kwargs)
         self.root = Path(root)
 
+    #: Folders that are read where they exist.
+    names: tuple[str, ...] = ("train", "val", "test")
+
     def check(self) -> None:
-        folders = [name for name in ("train", "val", "test") if (self.root / name).is_dir()]
+        folders = [name for name in self.names if (self.root / name).is_dir()]
         if "train" not in folders or len(folders) < 2:
             raise DataError(
                 f"{self.root} has {', '.join(folders) or 'none'} of train/, val/, test/; "
@@ -85,6 +88,7 @@ class ImageNetDataModule(_TreeDataModule):
     """
 
     usual_augmentation = Augmentation(flip=True)
+    names = ("train", "val")  # the published test images have no labels
 
     def __init__(self, root: str, model: str = "resnet18.tv_in1k", val_share: float = 0.01, **kwargs: Any) -> None:
         super().__init__(root, val_share=val_share, **kwargs)

@@ -207,6 +207,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
         if self.trainer.state.fn == "fit":
+            checkpoint["data"] = self._data_name
             self.refuse_divergence()  # a useless checkpoint must not replace a good one
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -214,11 +215,26 @@ class ClassifierModule(L.LightningModule, ABC):
 
         Raises:
             CheckpointError: If another class wrote the checkpoint.
+            UsageError: If a fit is resumed with another dataset.
         """
         own, other = type(self).__name__, checkpoint.get("module")
         if other not in (None, own):
             raise CheckpointError(f"the checkpoint is of a {other}, and this is a {own}; pass a checkpoint of a {own}.")
         self.fitted_steps = int(checkpoint.get("global_step", 0))
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        # Lightning loads a datamodule's state only into one of the same class.
+        before, now = checkpoint.get("data"), self._data_name
+        if before is not None and now is not None and before != now:
+            raise UsageError(
+                f"the fit was started with {before}, and this is {now}, whose accuracies are not comparable; pass the "
+                "same data, or start a new fit (--model.init_from)."
+            )
+
+    @property
+    def _data_name(self) -> str | None:
+        """The class of the datamodule; None for data loaders."""
+        return None if self._data is None else type(self._data).__qualname__
 
     def on_train_end(self) -> None:
         loop = self.trainer.fit_loop

@@ -5,10 +5,11 @@ all threads wait for the one that lost its core: on two cores, a loop of small s
 while a single thread keeps its speed. So a process should use only the cores that other programs leave free.
 """
 
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Self, final
@@ -41,7 +42,17 @@ class _Reading:
             for kind, value in per_core[core]._asdict().items()
             if kind not in idle
         )
-        return cls(time.monotonic(), busy, time.process_time())
+        return cls(time.monotonic(), busy, time.process_time() + _children_seconds())
+
+
+def _children_seconds() -> float:
+    """CPU time of the processes that load images; those of the other ranks of a fit are not among them."""
+    total = 0.0
+    for child in multiprocessing.active_children():
+        with suppress(psutil.Error):  # it has ended
+            times = psutil.Process(child.pid).cpu_times()
+            total += times.user + times.system
+    return total
 
 
 @final

@@ -3,7 +3,7 @@
 Shapes: N kernels, K kernel side; S kernels of a step; O filters of a layer, D inputs of a filter.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class Errors:
             progress: The share of the fit that is over.
         """
         target_SKK = self.target[rows_S]
+        if self.roots and self.setting.sampling == "filters":
+            return self._of_filters(predicted_SKK - target_SKK, rows_S)
         if self.roots:
             return quadratic(self.whole.layout.weights(predicted_SKK - target_SKK), self.roots)
         part = self.whole.learned.mask(rows_S)
@@ -84,6 +86,41 @@ class Errors:
         weights_SKK = powers_NKK[rows_S] * (self.whole.layout.num_weights / powers_NKK.sum())
         count = float(weights_SKK.numel() if part is None else part.sum())
         return reconstruction_mse(predicted_SKK, target_SKK, weights_SKK, count)
+
+    def _of_filters(self, errors_SKK: Tensor, rows_S: Tensor) -> Tensor:
+        """The quadratic form of whole filters, in units of its value for independent errors of variance 1."""
+        total, start = errors_SKK.new_zeros(()), 0
+        starts = [layer.rows.start for layer in self.whole.layout.layers]
+        counts = torch.bucketize(rows_S.cpu(), torch.tensor(starts), right=True).bincount(minlength=len(starts) + 1)
+        for layer, count in zip(self.whole.layout.layers, counts[1:].tolist(), strict=True):
+            if count:
+                outer_OO, inner_DD = self.roots[layer.key]
+                channels = layer.grid[1]
+                filters_F = (rows_S[start : start + count : channels] - layer.rows.start) // channels
+                errors_FD = errors_SKK[start : start + count].reshape(len(filters_F), -1)
+                of_filters_F = (errors_FD @ inner_DD).square().sum(1)
+                total = total + of_filters_F @ outer_OO.square().sum(1)[filters_F]
+                start += count
+        return total * (self.whole.layout.num_kernels / len(rows_S)) / _expected(self.roots)
+
+
+def _expected(roots: Factors) -> float:
+    """tr(G) tr(A), summed over layers."""
+    return sum(float(outer.square().sum() * inner.square().sum()) for outer, inner in roots.values())
+
+
+def filter_rows(whole: Representation, seed: int, count: int) -> Iterator[Tensor]:
+    """Rows of whole filters, at least `count` at a time, in ascending order; each pass has all filters once."""
+    starts = [layer.rows.start + f * layer.grid[1] for layer in whole.layout.layers for f in range(layer.grid[0])]
+    ends = [*starts[1:], whole.layout.num_kernels]
+    generator = torch.Generator().manual_seed(seed)
+    chosen: list[Tensor] = []
+    while True:
+        for number in torch.randperm(len(starts), generator=generator).tolist():
+            chosen.append(torch.arange(starts[number], ends[number]))
+            if sum(map(len, chosen)) >= count:
+                yield torch.cat(chosen).sort().values
+                chosen = []
 
 
 def _folder(images: Path | None) -> Path:
@@ -216,5 +253,4 @@ def quadratic(errors: Mapping[str, Tensor], roots: Factors) -> Tensor:
     total = torch.stack(
         [(outer @ errors[key].flatten(1) @ inner).square().sum() for key, (outer, inner) in roots.items()]
     )
-    expected = sum(float(outer.square().sum() * inner.square().sum()) for outer, inner in roots.values())
-    return total.sum() / expected
+    return total.sum() / _expected(roots)

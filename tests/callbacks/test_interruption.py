@@ -10,11 +10,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nernlit.callbacks import BestCheckpoint, Interruption
 from nernlit.cli.main import run
 from nernlit.utilities.signals import Interrupted
-from tests.fakes import CONFIGS, QUICK
+from tests.fakes import CONFIGS, QUICK, quiet_trainer
 from tests.training.test_decoupled_distill import QUICK_DECOUPLED
 from tests.training.test_progressive import QUICK_PROGRESSIVE
 
@@ -132,7 +134,8 @@ def test_the_step_that_was_running_is_the_last_one() -> None:
 def test_a_signal_in_the_last_epoch_lets_the_fit_end_and_says_so() -> None:
     with pytest.raises(Interrupted) as ended:
         run(["fit", *SCHEMES["recon_only"], *stopping("on_train_batch_end", 15)])
-    assert ended.value.message == "interrupted at step 15; continue with --ckpt_path last"
+    last = "runs/digits_h96/version_0/checkpoints/last.ckpt"
+    assert ended.value.message == f"interrupted after the last step, 15; the fit is complete ({last})"
     assert torch.load(next(Path("runs").rglob("last.ckpt")), weights_only=True)["global_step"] == 15
 
 
@@ -201,3 +204,13 @@ def test_a_slurm_job_that_cannot_be_requeued_says_why(slurm: Path, monkeypatch: 
     with pytest.raises(Interrupted) as ended:
         run(["fit", *SCHEMES["recon_only"], *stopping("on_train_batch_start", 7, signal.SIGUSR1)])
     assert "; continue with --ckpt_path last; `scontrol requeue 77_3` failed: " in ended.value.message
+
+
+def test_the_last_checkpoint_is_beside_the_callback_that_writes_it() -> None:
+    callbacks = [
+        BestCheckpoint(dirpath="elsewhere"),
+        ModelCheckpoint(dirpath="runs/a/checkpoints", filename="last"),
+    ]
+    assert Interruption._file(quiet_trainer(callbacks=callbacks, enable_checkpointing=True)) == (
+        Path("runs/a/checkpoints/last.ckpt").absolute()
+    )

@@ -185,6 +185,7 @@ def test_random_weights_are_not_evaluated(command: str, capsys: pytest.CaptureFi
         ),
         (["fit", *QUICK, "--trainer.enable_checkpointing=false"], r"enable_checkpointing false: fits keep best\.ckpt"),
         (["test", *QUICK, "--trainer.barebones=true"], r"--trainer\.barebones true: runs print and log their results"),
+        (["predict", *QUICK, "--writer.path=x.pt"], "--writer.path x.pt: expected a file name that ends in .safetens"),
         (["fit", *QUICK, "--writer.path=x.safetensors"], "--writer.path is for `predict`; leave it out of `fit`"),
         (
             ["fit", *QUICK, "--model.optimizer=nernlit.optimizers.ranger21.Ranger21", "--model.optimizer.lr=0.01"],

@@ -160,6 +160,11 @@ def test_a_method_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixtu
             ["digits_resnet8", "--out", "out", *DATA, "--methods", "fp16", "--data.eval_sets", "[Corrupted]"],
             "--data.eval_sets: the rows are of the dataset's own test images; leave it out",
         ),
+        (["digits_resnet8", "--out", "out", "--data", "null", "--methods", "fp16"], "--data has no images; name a"),
+        (
+            ["digits_resnet8", "--out", "out", *DATA, "--methods", "table", "--schedule", "paper"],
+            "--schedule=paper: this command has one schedule; leave it out",
+        ),
     ],
 )
 def test_impossible_comparisons_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,3 +258,10 @@ def test_a_configuration_of_another_content_is_another_budget(capsys: pytest.Cap
     Path("own.yaml").write_text("model: {optimizer: {init_args: {lr: 0.02}}}")
     capsys.readouterr()
     assert "table_3.nern was written with options" in _refused(lambda: _compare(*line, "2"), capsys)
+
+
+def test_a_network_that_is_normalized_in_another_way_is_another_network(capsys: pytest.CaptureFixture[str]) -> None:
+    _compare("--methods", "fp16")
+    mean = ["--model.representation.original.mean", "[0.6]"]
+    said = _refused(lambda: _compare("--methods", "svd", *mean), capsys)
+    assert "mean=[0.6]" in said

@@ -101,3 +101,22 @@ def test_the_newest_run_is_told_by_its_number_and_not_by_the_clock(given: Litera
     assert logger["init_args"]["version"] == "version_10"
     assert Run.open("runs/name", given).checkpoint == files[-1]
     assert Run.open("runs/name/version_2", given).checkpoint == files[0]
+
+
+def test_a_fit_goes_on_with_its_dataset_only(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["fit", *QUICK])
+    for data in ("null", "NoImages"):
+        message = _refused(capsys, "fit", *QUICK, f"--data={data}", "--data.steps_per_epoch=5", "--ckpt_path=last")
+        assert "the fit was started with DigitsDataModule, and this is NoImages, whose accuracies" in message
+    run(["test", *QUICK, "--data=NoImages", "--ckpt_path=last"])  # an evaluation may use others
+
+
+def test_a_version_that_is_named_is_the_one_that_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        run(["fit", *QUICK])
+    cli = run(["test", *QUICK, "--ckpt_path=best", "--trainer.logger.version=0"])
+    assert "version_0" in str(cli.trainer.ckpt_path)
+    message = _refused(capsys, "test", *QUICK, "--ckpt_path=best", "--trainer.logger.version=7")
+    assert "no best.ckpt in runs/digits_h96/version_7/checkpoints" in message
+    message = _refused(capsys, "fit", *QUICK, "--trainer.logger.version=1")
+    assert "version_1/checkpoints/last.ckpt of an earlier fit would be replaced" in message

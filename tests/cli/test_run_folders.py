@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from nernlit.cli.main import main, run
 from nernlit.cli.run_folders import claimed_folder
+from nernlit.cli.runs import Run
 from nernlit.errors import NernlitError, StorageError, UsageError
 from nernlit.utilities.signals import Interrupted
 from tests.fakes import QUICK
@@ -93,3 +94,26 @@ def test_a_failure_never_takes_a_checkpoint_or_an_earlier_run_away(capsys: pytes
         main(["fit", *QUICK, f"--ckpt_path={last}", "--trainer.max_epochs=0"])
     assert torch.load(last, weights_only=True)["global_step"] == before
     assert [folder.name for folder in sorted(Path("runs/digits_h96").iterdir())] == ["version_0", "version_1"]
+
+
+def test_a_finished_fit_is_not_replaced() -> None:
+    last = Path("runs/a/version_0/checkpoints/last.ckpt")
+    last.parent.mkdir(parents=True)
+    last.touch()
+    with (
+        pytest.raises(UsageError, match=r"version_0/checkpoints/last\.ckpt of an earlier fit would be replaced"),
+        claimed_folder(_logger("version_0"), numbered=False, fits=True),
+    ):
+        pass
+    assert last.is_file()
+    with claimed_folder(_logger("version_0"), numbered=False, fits=True, resumes=True):
+        pass
+
+
+def test_runs_whose_names_are_no_numbers_are_not_ordered() -> None:
+    for name in ("version_12345678", "version_3"):
+        (Path("runs/a") / name / "checkpoints").mkdir(parents=True)
+        (Path("runs/a") / name / "checkpoints" / "best.ckpt").touch()
+    with pytest.raises(UsageError, match="do not say which is the newest; pass one of version_12345678, version_3"):
+        Run.open("runs/a")
+    assert Run.open("runs/a/version_3").folder == Path("runs/a/version_3")

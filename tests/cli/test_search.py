@@ -283,3 +283,20 @@ def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err == (
         "nernlit: error: `nernlit search` needs the Python package optuna; install it: pip install 'nernlit[optuna]'.\n"
     )
+
+
+def test_options_that_were_refused_do_not_bind_a_study(fits: Callable[[Fit], list[dict[str, str]]]) -> None:
+    def refuse(options: dict[str, str], *_: object) -> float:
+        if "--trainer.max_epoch" in options:
+            raise UsageError("there is no option --trainer.max_epoch")
+        return 0.5
+
+    ran = fits(refuse)
+    line = [*LINE[1:], "--storage", "journal:trials.log", "--trials", "1"]
+    for _ in range(2):
+        with pytest.raises(UsageError, match="there is no option"):
+            search.main([*line, "--trainer.max_epoch=2"])
+    search.main([*line, "--trainer.max_epochs=2"])
+    assert len(ran) == 3
+    with pytest.raises(UsageError, match="with other options"):
+        search.main([*line, "--trainer.max_epoch=2"])

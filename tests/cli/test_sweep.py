@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from nernlit.cli.main import main
 from nernlit.cli.runs import Run
 from nernlit.cli.sweep import main as sweep
 from nernlit.cli.sweep_plan import Fit, Sweep
-from nernlit.cli.sweep_results import read_results, tabulate, write_result
+from nernlit.cli.sweep_results import comparable, read_results, tabulate, write_result
 from nernlit.cli.sweep_table import COLUMNS, KEYS, Row, print_summary, read_rows
 from nernlit.errors import NernlitError, UsageError
 from nernlit.storage.files import write_table
@@ -364,3 +365,29 @@ def test_a_fit_that_could_not_be_tested_is_refused_before_it_begins(
         main(["sweep", *configs, *args, "--threads=1"])
     assert message in capsys.readouterr().err
     assert not list(Path().rglob("*.ckpt"))
+
+
+def _comparable_row(**different: str) -> Row:
+    keys = {"config": "a", "seed": "0", "select": "best", "settings": "", "asked_hidden": "", "files": "new"}
+    return {**keys, "hidden": "96", **different}
+
+
+def test_rows_are_of_the_files_that_the_sweep_reads_also_if_others_are_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nernlit.cli.sweep_plan.config_fingerprint", lambda options: "old")
+    rows = [_comparable_row(files="old"), _comparable_row(files="new"), _comparable_row(config="b", files="new")]
+    swept = Sweep(Path("out"), "best", [])
+    assert comparable(rows, swept) == rows[1:]
+    swept.key(Fit("a.yaml", None, 0))
+    assert comparable(rows, swept) == [rows[0], rows[2]]
+
+
+def test_a_width_that_is_the_configurations_own_counts_once() -> None:
+    rows = [_comparable_row(), _comparable_row(asked_hidden="96"), _comparable_row(hidden="64", asked_hidden="64")]
+    assert comparable(rows, Sweep(Path("out"), "best", [])) == [rows[2], rows[1]]
+
+
+def test_a_configuration_that_is_given_twice_is_fitted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(CONFIGS / "digits_h96.yaml", "a.yaml")
+    Path("a.yaml").write_text(Path("a.yaml").read_text().replace("base/", f"{CONFIGS}/base/"))
+    sweep(["--configs", "a.yaml", "./a.yaml", "--dry-run"])
+    assert len(capsys.readouterr().out.splitlines()) == 1

@@ -418,6 +418,9 @@ def test_imagenet_is_read_by_its_wordnet_ids(tmp_path: Path) -> None:
     assert [len(data.sources[split]) for split in ("train", "val", "test")] == [900, 100, 1000]
     assert data.num_classes == 1000
     assert data.classes == tuple(sorted(names))
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG").touch()  # published without labels
+    data.check()
     (tmp_path / "val" / names[7]).rename(tmp_path / "val" / "cat")
     with pytest.raises(DataError, match=r"val has 1000 class folders, 999 of them ImageNet's 1,000; .*ILSVRC2012"):
         data.setup("test")

@@ -83,4 +83,4 @@ def test_gradients_of_repeated_values_are_sums_of_large_groups() -> None:
     sizes, values = [2_000_000, 3], torch.ones(2, requires_grad=True)
     repeat_per_group(values, sizes).mul(0.1).sum().backward()
     assert values.grad is not None
-    assert values.grad.tolist() == pytest.approx([200_000, 0.3], rel=1e-6)
+    assert values.grad.tolist() == pytest.approx([200_000, 0.3], rel=1e-5)
