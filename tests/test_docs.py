@@ -2,12 +2,21 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from nernlit.cli.main import main
+
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def _functions(path: Path) -> set[str]:
@@ -29,11 +38,45 @@ def test_every_test_that_the_reliability_page_names_exists() -> None:
         assert not test or test in _functions(ROOT / file), f"{file}::{test}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def _fits(page: Path) -> list[str]:
+    """The `fit` commands of a page that are written in full."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [line.split(" #")[0].strip() for line in lines if re.match(r"(nernlit|lightning) fit ", line)]
+    return [command for command in commands if not re.search(r"\.\.\.|\$|\bRUN|mine|_original\.yaml", command)]
+
+
+def test_every_fit_of_a_page_has_options_that_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)  # some name files of the clone
+    pages = [page for page in PAGES if page.parent.name != "tutorials"]  # test_site.py runs the tutorials
+    commands = {command for page in pages for command in _fits(page)}
+    assert len(commands) > 20
+    for command in sorted(commands):
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(command)[1:], "--print_config"])
+        assert ended.value.code in (0, None), f"{command}\n{capsys.readouterr().err}"
+
+
+def test_every_configuration_that_a_page_names_is_shipped() -> None:
+    shipped = {path.stem for path in (ROOT / "configs").rglob("*.yaml")}
+    names = {
+        name
+        for page in PAGES
+        for name in re.findall(r"(?:-c|--configs) ([a-z]+\d*_h\d+\w*)", page.read_text(encoding="utf-8"))
+    }
+    assert len(names) > 10
+    assert names - {"my_h140"} <= shipped
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_a_page_links_or_names_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (page.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
+        file = page.parent / link if link else page
+        assert file.exists(), link
+        assert not anchor or anchor in _anchors(file), f"{link}#{anchor}"
     for config in re.findall(r"(?<![\w/])configs/[\w/]+\.yaml", text):
         assert (ROOT / config).is_file(), config
 

@@ -48,7 +48,7 @@ def pareto_figure(files: Mapping[str, Sequence[tuple[int, float]]], original: tu
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axis = figure.subplots()
     _original_line(axis, original[1])
-    axis.axvline(original[0], color="gray", linestyle=":", linewidth=1)
+    axis.axvline(original[0], color="gray", linestyle=":", linewidth=1, label="the original's bytes")
     every = sorted(point for points in files.values() for point in points)
     front = pareto_front(every)
     axis.plot(
@@ -60,10 +60,11 @@ def pareto_figure(files: Mapping[str, Sequence[tuple[int, float]]], original: tu
         drawstyle="steps-post",
         label="Pareto front",
     )
+    least = 100 * original[1] - _MAX_SHOWN_DROP
     for name, points in files.items():
         sizes, accuracies = zip(*sorted(points), strict=True)
-        axis.plot(sizes, [100 * value for value in accuracies], "o-", markersize=4, label=literal_label(name))
-    least = 100 * original[1] - _MAX_SHOWN_DROP
+        shown = literal_label(name) if 100 * max(accuracies) >= least else f"{literal_label(name)} (below)"
+        axis.plot(sizes, [100 * value for value in accuracies], "o-", markersize=4, label=shown)
     hidden = sum(100 * accuracy < least for _, accuracy in every)
     if hidden:
         axis.set_ylim(bottom=least)

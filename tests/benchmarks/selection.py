@@ -193,6 +193,7 @@ def main() -> None:
     what = {"network": network, "hidden": options.hidden, "steps": options.steps, "kind": options.kind}
     what |= {"num_frequencies": options.num_frequencies, "base": options.base, "order": options.order}
     what |= {"run": str(options.run), "rmse": options.rmse, "evaluations_per_trial": options.evaluations}
+    what |= {"trials": options.trials, "margin": options.margin}
     start = judge.counts(weights)
     for number in options.chains:
         for select in options.select:
