@@ -4,6 +4,7 @@ from nernlit.originals.batch_norm import BATCH_NORMS, with_statistics, without_s
 from nernlit.originals.checks import mask_names, require_classifier, require_pixels, require_plain_weights
 from nernlit.originals.cifar_resnet import CifarResNet
 from nernlit.originals.folding import Folded
+from nernlit.originals.kronecker import Factors, kronecker_factors
 from nernlit.originals.original import Original
 from nernlit.originals.sensitivity import activation_moments, batch_norm_moments, fisher_information
 from nernlit.originals.stored import decoded_original, description, fitted_original
@@ -14,6 +15,7 @@ __all__ = [
     "BATCH_NORMS",
     "NERN_TAPS",
     "CifarResNet",
+    "Factors",
     "FeatureTaps",
     "Folded",
     "Original",
@@ -23,6 +25,7 @@ __all__ = [
     "description",
     "fisher_information",
     "fitted_original",
+    "kronecker_factors",
     "load_strictly",
     "mask_names",
     "read_state_dict",

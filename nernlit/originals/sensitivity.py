@@ -61,7 +61,7 @@ def fisher_information(
                 logits_1C = original(image_CHW[None], weights)
                 # Each process draws the random numbers of all processes, so that every image gets a different one.
                 drawn = torch.rand(processes.world_size, generator=generator, dtype=torch.float64)[processes.rank]
-                label_1 = _label(logits_1C.detach(), drawn)
+                label_1 = drawn_label(logits_1C.detach(), drawn)
                 loss = cross_entropy(logits_1C, label_1)
                 gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
                 for total, gradient in zip(sums.values(), gradients, strict=True):
@@ -77,7 +77,7 @@ def _total(count: int, processes: Processes, original: Original) -> Tensor:
     return processes.total(torch.tensor(count, device=original.mean.device))
 
 
-def _label(logits_1C: Tensor, drawn: Tensor) -> Tensor:
+def drawn_label(logits_1C: Tensor, drawn: Tensor) -> Tensor:
     """The label (1,) of an image, with the probabilities of the logits.
 
     Args:
@@ -114,7 +114,7 @@ def activation_moments(
     Raises:
         UsageError: If the network uses a weight other than by calling its layer, as `MultiheadAttention` does.
     """
-    layers = _layers(original.net, keys)
+    layers = layers_with(original.net, keys)
     norms = batch_norms_after(original.net)
     sums: dict[nn.Module, Tensor] = {}
 
@@ -159,7 +159,7 @@ def batch_norm_moments(original: Original, keys: Sequence[str], image_size: tupl
         UsageError: If there is no BatchNorm layer behind one of these layers, or the network cannot run on images of
             this size.
     """
-    layers = _layers(original.net, keys)
+    layers = layers_with(original.net, keys)
     norms = batch_norms_after(original.net)
     without = [key for key, own in layers.items() if not own or any(layer not in norms for layer in own)]
     if without:
@@ -207,7 +207,7 @@ def batch_norms_after(net: nn.Module) -> dict[nn.Module, _BatchNorm]:
     return found
 
 
-def _layers(net: nn.Module, keys: Sequence[str]) -> dict[str, list[_Layer]]:
+def layers_with(net: nn.Module, keys: Sequence[str]) -> dict[str, list[_Layer]]:
     """State-dict key -> the convolutions and linear layers with this weight."""
     names = names_of_weights(net)
     found: dict[str, list[_Layer]] = {key: [] for key in keys}

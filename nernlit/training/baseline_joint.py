@@ -68,7 +68,8 @@ class JointObjective(Objective):
         weights = self._weights(step)
         terms = self.distillation.terms(step, weights)
         if self.recon_weight:
-            error = full_reconstruction_error(step.representation, weights, "rmse", step.error_weights)
+            measures = step.error_weights, step.filter_errors
+            error = full_reconstruction_error(step.representation, weights, "rmse", *measures)
             terms["recon"] = recon_weight * error
         return terms
 

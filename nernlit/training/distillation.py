@@ -150,7 +150,7 @@ class Distillation(Objective):
             )
         if self.recon_weight:
             terms["recon"] = self.recon_weight * full_reconstruction_error(
-                step.representation, weights, "mse", step.error_weights
+                step.representation, weights, "mse", step.error_weights, step.filter_errors
             )
         return terms
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from nernlit.errors import CheckpointError, UsageError
+from nernlit.kernels import Layout
 from nernlit.predictors import Table
 from nernlit.representation import Representation
-from nernlit.training.sensitivity import Sensitivity, error_weights
+from nernlit.training.filter_errors import FilterErrors, FilterWeights
+from nernlit.training.sensitivity import Sensitivity, error_weights, weights_of_filters
 from nernlit.utilities.constants import WithConstants
 from nernlit.utilities.processes import Processes
 
@@ -31,8 +33,10 @@ class ErrorWeights(WithConstants):
         UsageError: If they have no effect in this fit.
     """
 
-    #: The weights (N, K, K); None for equal ones, and before they are computed.
+    #: The weights (N, K, K); None for equal ones, for `kronecker`, and before they are computed.
     table: Tensor | None = None
+    #: The error of filters, for `kronecker`; None before it is computed.
+    filters: FilterErrors | None = None
 
     def __init__(self, option: Sensitivity, representation: Representation, reconstructs: bool) -> None:
         super().__init__()
@@ -42,7 +46,7 @@ class ErrorWeights(WithConstants):
     @property
     def are_missing(self) -> bool:
         """Whether a fit has to compute them; a resumed fit loads them from its checkpoint."""
-        return self.option.kind != "none" and self.table is None
+        return self.option.kind != "none" and self.table is None and self.filters is None
 
     def compute(
         self,
@@ -51,7 +55,7 @@ class ErrorWeights(WithConstants):
         device: torch.device,
         processes: Processes,
         broadcast: Callable[[Any], Any],
-    ) -> Tensor:
+    ) -> None:
         """Compute the weights, bitwise the same on all processes.
 
         Args:
@@ -63,19 +67,28 @@ class ErrorWeights(WithConstants):
         """
         representation.original.to(device)
         images = self.option.images(data, processes)
-        table_NKK: Tensor = broadcast(error_weights(representation, self.option, images, processes))
-        table_NKK = table_NKK.to(representation.target.device)
-        self.set_constant("table", table_NKK)
-        return table_NKK
+        if self.option.kind == "kronecker":
+            weights = broadcast(weights_of_filters(representation, self.option, images, processes))
+            self._set_filters(representation.layout, weights, representation.target.device)
+        else:
+            table_NKK: Tensor = broadcast(error_weights(representation, self.option, images, processes))
+            self.set_constant("table", table_NKK.to(representation.target.device))
+
+    def _set_filters(self, layout: Layout, weights: FilterWeights, device: torch.device) -> None:
+        self.set_constant("filters", FilterErrors(layout, weights).to(device))
 
     def checkpoint(self) -> dict[str, Any] | None:
         """What a checkpoint holds of them; None if they are equal."""
+        if self.filters is not None:
+            return {"options": asdict(self.option), "filters": self.filters.weights()}
         return None if self.table is None else {"options": asdict(self.option), "error_weights": self.table}
 
-    def load(self, stored: Mapping[str, Any] | None, device: torch.device) -> None:
+    def load(self, stored: Mapping[str, Any] | None, representation: Representation) -> None:
         """Take over the weights of a checkpoint."""
-        if stored is not None:
-            self.set_constant("table", stored["error_weights"].to(device))
+        if stored is not None and "filters" in stored:
+            self._set_filters(representation.layout, stored["filters"], representation.target.device)
+        elif stored is not None:
+            self.set_constant("table", stored["error_weights"].to(representation.target.device))
 
     def require_same_options(self, stored: Mapping[str, Any] | None) -> None:
         """Refuse to resume a fit with another sensitivity than it was fitted with.
@@ -105,6 +118,11 @@ def changes_fit(representation: Representation) -> bool:
 def _require_effect(option: Sensitivity, representation: Representation, reconstructs: bool) -> None:
     if option is None:  # the option parser lets null pass
         raise UsageError("sensitivity: null; expected its options. With kind: none all weights count alike.")
+    if option.kind == "kronecker" and changes_fit(representation):
+        raise UsageError(
+            f"sensitivity kronecker weighs the errors of whole filters, and {type(representation.predictor).__name__} "
+            "chooses the code of each kernel by itself; pass fisher."
+        )
     if option.kind != "none" and not reconstructs and not changes_fit(representation):
         raise UsageError(
             f"sensitivity {option.kind} has no effect: the error of weights is not in the loss, and no codes are "

@@ -21,6 +21,7 @@ from nernlit.originals import Original
 from nernlit.predictors import PredictorEnsemble
 from nernlit.representation import Representation
 from nernlit.training.batches import images_of
+from nernlit.training.filter_errors import FilterErrors
 from nernlit.utilities.constants import WithConstants
 
 ReconstructionLoss = Literal["mse", "rmse"]
@@ -40,6 +41,7 @@ class Step:
         sizes: Number of weights of each kernel that are learned, (N,), on the CPU.
         error_weights: Weight of the squared error of each entry of the kernels, (N, K, K), with mean 1 over those that
             are weights of the network; None for equal ones.
+        filter_errors: Measures the error of whole filters instead; steps then sample filters.
         ensemble: Predictors that are trained instead of the representation's own.
         number: Number of the batch, counted over the whole run.
         optimizer_step: Number of the optimizer step, counted over the whole run.
@@ -59,6 +61,7 @@ class Step:
     norms: Tensor
     sizes: Tensor
     error_weights: Tensor | None = None
+    filter_errors: FilterErrors | None = None
     ensemble: PredictorEnsemble | None = None
     number: int = 0
     optimizer_step: int = 0
@@ -150,10 +153,14 @@ class Reconstruction(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         # All processes draw the same sample and divide it among them.
-        shares = self.sampling.shares(step.norms, step.seed, step.number, step.world_size)
-        joint = torch.cat(shares)
+        if step.filter_errors is None:
+            shares = self.sampling.shares(step.norms, step.seed, step.number, step.world_size)
+            joint, own = torch.cat(shares), shares[step.rank]
+        else:
+            filters = self._filters(step, step.filter_errors)
+            joint, own = (step.filter_errors.rows(each) for each in (torch.cat(filters), filters[step.rank]))
         num_weights = max(1, int(step.sizes[joint].sum()))
-        rows = shares[step.rank].to(step.target.device)
+        rows = own.to(step.target.device)
         predicted_TSKK = step.kernels(rows)
         scale, mask_SKK = step.representation.scale, step.representation.learned.mask(rows)
         target_SKK = step.target[rows] / scale
@@ -164,7 +171,13 @@ class Reconstruction(Objective):
             errors = [reconstruction_mse(kernels / scale, target_SKK, weights_SKK, share) for kernels in predicted_TSKK]
             return torch.stack(errors)
 
-        if step.error_weights is None:
+        if step.filter_errors is not None:
+            # The mean over processes is the estimate for all filters from those that are sampled.
+            ratio = step.world_size * step.filter_errors.num_filters / sum(map(len, filters))
+            differences = [kernels / scale - target_SKK for kernels in predicted_TSKK]
+            mse_T = torch.stack([ratio * step.filter_errors(each, filters[step.rank]) for each in differences])
+            plain_T = mse_of(predicted_TSKK.detach(), mask_SKK)
+        elif step.error_weights is None:
             mse_T = mse_of(predicted_TSKK, mask_SKK)
             plain_T = mse_T.detach()
         else:
@@ -186,12 +199,20 @@ class Reconstruction(Objective):
             step.metrics[step.curve] = error.detach() / kept
         return {"recon": error}
 
+    def _filters(self, step: Step, errors: FilterErrors) -> list[Tensor]:
+        """The filters of each process, in ascending order: about as many kernels as are sampled otherwise."""
+        kernels = len(step.norms)
+        count = max(1, round(self.sampling.batch_size * errors.num_filters / kernels)) * step.world_size
+        joint_S = self.sampling.joint(errors.norms(step.norms), step.seed, step.number, count)
+        return [share.sort().values for share in joint_S.tensor_split(step.world_size)]
+
 
 def full_reconstruction_error(
     representation: Representation,
     weights: Mapping[str, Tensor],
     loss: ReconstructionLoss,
     error_weights: Tensor | None = None,
+    filter_errors: FilterErrors | None = None,
 ) -> Tensor:
     """The error of all predicted weights, in units of the representation's scale.
 
@@ -200,8 +221,13 @@ def full_reconstruction_error(
         weights: State-dict key -> predicted weight.
         loss: `mse` or `rmse`.
         error_weights: See `Step`.
+        filter_errors: See `Step`.
     """
     layout, scale = representation.layout, representation.scale
+    if filter_errors is not None:
+        targets = representation.original_weights()
+        error = filter_errors.all({key: (weights[key] - target) / scale for key, target in targets.items()})
+        return root(error) if loss == "rmse" else error
     predicted, target = layout.vector(weights) / scale, layout.vector(representation.original_weights()) / scale
     counted = representation.learned.nonzero if error_weights is None else error_weights  # kept zeros have no error
     of_errors = None if counted is None else layout.vector(layout.weights(counted))

@@ -123,6 +123,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
             norms=self.norms_N,
             sizes=self.sizes_N,
             error_weights=self.error_weights.table,
+            filter_errors=self.error_weights.filters,
             ensemble=self.ensemble,
             number=self.trainer.fit_loop.total_batch_idx,
             optimizer_step=self.trainer.global_step,
@@ -355,8 +356,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         """Compute the sensitivities, and fit the predictor to the original again if they change it."""
         strategy = self.trainer.strategy
         parts = self.representation, self._data, strategy.root_device, Processes.from_trainer(self.trainer)
-        weights_NKK = self.error_weights.compute(*parts, strategy.broadcast)
-        if changes_fit(self.representation):
+        self.error_weights.compute(*parts, strategy.broadcast)
+        if (weights_NKK := self.error_weights.table) is not None and changes_fit(self.representation):
             self.representation.fit_predictor(weights_NKK)
             self.on_predictor_fitted()
 
@@ -403,7 +404,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.seed, self.stage = checkpoint["sampling_seed"], checkpoint.get("stage", 0)
         if self.rate is not None and "rate" in checkpoint:
             self.rate.load_state_dict(checkpoint["rate"])
-        self.error_weights.load(checkpoint.get("sensitivity"), self.target.device)
+        self.error_weights.load(checkpoint.get("sensitivity"), self.representation)
         if self._trainer is None:  # `load_from_checkpoint`; the public `trainer` raises then
             return
         if self.trainer.state.fn == "fit":  # an evaluation resumes nothing

@@ -4,7 +4,8 @@ Shapes: N kernels, K kernel side.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,17 +19,20 @@ from nernlit.originals import (
     activation_moments,
     batch_norm_moments,
     fisher_information,
+    kronecker_factors,
     require_classifier,
 )
 from nernlit.representation import Representation
+from nernlit.training.filter_errors import FilterWeights, filter_weights, require_filters
 from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.progress import progress
 
-Kind = Literal["none", "fisher", "activation", "batchnorm"]
+Kind = Literal["none", "fisher", "kronecker", "activation", "batchnorm"]
 #: Options that have no effect with a kind.
 _UNUSED: dict[Kind, tuple[str, ...]] = {
     "none": ("exponent", "cap", "num_images", "seed", "image_size"),
     "fisher": ("image_size",),
+    "kronecker": ("image_size", "cap"),
     "activation": ("image_size",),
     "batchnorm": ("num_images", "seed"),
 }
@@ -40,14 +44,16 @@ class Sensitivity:
 
     Args:
         kind: `none`: all weights count alike. `fisher`: the diagonal Fisher information on training images, with labels
-            drawn from the original's own answers. `activation`: the number of the layer's output positions * (BatchNorm
-            factor of the filter)^2 * E[x^2] of the input channel, on training images. `batchnorm`: the same by the
-            statistics of BatchNorm layers, without images.
+            drawn from the original's own answers. `kronecker`: its Kronecker-factored form for ungrouped 2-dimensional
+            convolutions: the errors of a filter's weights count together, by the covariance of the layer's inputs.
+            `activation`: the number of the layer's output positions * (BatchNorm factor of the filter)^2 * E[x^2] of
+            the input channel, on training images. `batchnorm`: the same by the statistics of BatchNorm layers, without
+            images.
         exponent: 0 has the same effect as `none`; 1 takes the sensitivities as they are.
         cap: The largest factor, before factors are scaled to mean 1, as a multiple of their mean; None for no limit.
-        num_images: Number of training images for `fisher` and `activation`; all, if there are fewer.
-        seed: Seed of the choice of these images, and of the labels of `fisher`. It is separate from the run's seed, so
-            that runs with different seeds have the same weights.
+        num_images: Number of training images for all kinds but `batchnorm`; all, if there are fewer.
+        seed: Seed of the choice of these images, and of the labels of `fisher` and `kronecker`. It is separate from the
+            run's seed, so that runs with different seeds have the same weights.
         image_size: Height and width in pixels of the images that `batchnorm` counts output positions for; by default
             those that timm states for the network.
     """
@@ -74,7 +80,7 @@ class Sensitivity:
 
     @property
     def needs_images(self) -> bool:
-        return self.kind in ("fisher", "activation")
+        return self.kind in ("fisher", "kronecker", "activation")
 
     def require_images(self, original: Original, data: Any) -> None:
         """Check that there are the images that are needed, and that the original can classify them.
@@ -134,7 +140,7 @@ def error_weights(
 
     Args:
         representation: The representation; its original is run on its own device.
-        option: Says what is computed; not `none`.
+        option: Says what is computed; not `none` and not `kronecker`.
         images: Batches of pixels in [0, 1]: the share of this process.
         processes: The processes that share the images.
 
@@ -146,15 +152,41 @@ def error_weights(
     if option.kind == "batchnorm":
         found = batch_norm_moments(original, keys, _image_size(option, original))
     else:
-        device = original.mean.device
-        on_device = (batch.to(device) for batch in images)
-        share = math.ceil(option.num_images / processes.world_size)
-        with progress(f"sensitivity ({option.kind}) on {option.num_images:,} images", share) as advance:
+        with _shown(option, processes) as advance:
+            batches, seed = _on_device(original, images), derive_seed(option.seed, 1)
             if option.kind == "fisher":
-                found = fisher_information(original, keys, on_device, derive_seed(option.seed, 1), advance, processes)
+                found = fisher_information(original, keys, batches, seed, advance, processes)
             else:
-                found = activation_moments(original, keys, on_device, advance, processes)
+                found = activation_moments(original, keys, batches, advance, processes)
     return normalized(representation, found, option.exponent, option.cap)
+
+
+def weights_of_filters(
+    representation: Representation, option: Sensitivity, images: Iterable[Tensor], processes: Processes = ALONE
+) -> FilterWeights:
+    """What `FilterErrors` weighs errors by, for `kronecker`; the arguments are those of `error_weights`.
+
+    Raises:
+        UsageError: If the sensitivities cannot be computed for this network.
+        DataError: If they are not finite, or all 0.
+    """
+    original, layout = representation.original, representation.layout
+    require_filters(layout)
+    keys = [layer.key for layer in layout.layers]
+    with _shown(option, processes) as advance:
+        batches, seed = _on_device(original, images), derive_seed(option.seed, 1)
+        factors = kronecker_factors(original, keys, batches, seed, advance, processes)
+    return filter_weights(layout, factors, option.exponent)
+
+
+def _shown(option: Sensitivity, processes: Processes) -> AbstractContextManager[Callable[[int], None]]:
+    """The progress of the images of this process."""
+    share = math.ceil(option.num_images / processes.world_size)
+    return progress(f"sensitivity ({option.kind}) on {option.num_images:,} images", share)
+
+
+def _on_device(original: Original, images: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (batch.to(original.mean.device) for batch in images)
 
 
 def _image_size(option: Sensitivity, original: Original) -> tuple[int, int]:

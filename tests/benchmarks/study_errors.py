@@ -3,26 +3,24 @@
 Shapes: N kernels, K kernel side; S kernels of a step; O filters of a layer, D inputs of a filter.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, unfold
 
 from nernlit.data import CIFAR10DataModule
-from nernlit.kernels import addresses
+from nernlit.kernels import addresses, derive_seed
 from nernlit.losses import reconstruction_mse
-from nernlit.originals import Original
+from nernlit.originals import Factors, Original, kronecker_factors
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
 from nernlit.training.sensitivity import Sensitivity, error_weights
 from tests.benchmarks.study_settings import Level, Setting
 
-#: State-dict key -> the factors (O, O) and (D, D) of the Fisher information of a convolution's weight (O, D).
-Factors = dict[str, tuple[Tensor, Tensor]]
+#: State-dict key -> powers of the factors (O, O) and (D, D) of the Fisher information of a convolution's weight (O, D).
+Roots = dict[str, tuple[Tensor, Tensor]]
 _IMAGES = 1024  # that factors are computed from
 _SMALLEST = 1e-3  # error weight that a unit of outputs is computed from
 
@@ -41,7 +39,7 @@ class Errors:
         self.target = whole.target / whole.scale
         self.weights_NKK: Tensor | None = None
         self.shares_N: Tensor | None = None
-        self.roots: Factors = {}
+        self.roots: Roots = {}
         if setting.scale_layers:
             _scale_outputs(whole, _layer_scales(whole))
         if setting.factors:
@@ -104,7 +102,7 @@ class Errors:
         return total * (self.whole.layout.num_kernels / len(rows_S)) / _expected(self.roots)
 
 
-def _expected(roots: Factors) -> float:
+def _expected(roots: Roots) -> float:
     """tr(G) tr(A), summed over layers."""
     return sum(float(outer.square().sum() * inner.square().sum()) for outer, inner in roots.values())
 
@@ -178,61 +176,14 @@ def _error_weights(original: Original, sensitivity: Sensitivity, images: Path) -
 
 
 @cache
-def _fisher_factors(original: Original, images: Path) -> Factors:
+def _fisher_factors(original: Original, images: Path) -> dict[str, Factors]:
     data = CIFAR10DataModule(str(images))
     keys = [layer.key for layer in Representation(original, MLP(8), order="none").layout.layers]
-    return fisher_factors(original, keys, Sensitivity("fisher", num_images=_IMAGES).images(data))
+    images = Sensitivity("fisher", num_images=_IMAGES).images(data)
+    return kronecker_factors(original, keys, images, derive_seed(0, 1))
 
 
-def fisher_factors(original: Original, keys: Sequence[str], batches: Iterable[Tensor], seed: int = 0) -> Factors:
-    """The Kronecker factors of each convolution's Fisher information (Grosse & Martens, arXiv 1602.01407).
-
-    The label y of each image is drawn from the network's own p(y | x). The first factor is the mean over images of the
-    sum over positions of g g^T, where g is d log p(y | x) / d output; the second the mean over images and positions of
-    a a^T, where a is the input patch of a position.
-
-    Args:
-        original: A frozen classifier.
-        keys: State-dict keys of the weights of ungrouped 2-dimensional convolutions.
-        batches: Pixels (B, channels, height, width) in [0, 1].
-        seed: Seed of the labels.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    state = original.net.state_dict()
-    device = original.mean.device
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    modules = {key: original.net.get_submodule(key.rpartition(".")[0]) for key in keys}
-    sums: dict[str, list[Tensor]] = {key: [] for key in keys}
-    images = 0
-
-    def keep(key: str, module: nn.Conv2d, inputs: Any, output: Tensor) -> None:
-        patches = unfold(inputs[0].detach(), module.kernel_size, module.dilation, module.padding, module.stride)
-        seen[key] = patches, output
-
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, key=key: keep(key, module, inputs, output))
-        for key, module in modules.items()
-    ]
-    for pixels_BCHW in batches:
-        weights = {key: state[key].clone().requires_grad_() for key in keys}
-        with torch.enable_grad():
-            logits_BC = original(pixels_BCHW.to(device), weights)
-            shares_BC = logits_BC.detach().softmax(1).cpu()
-            labels_B = torch.multinomial(shares_BC, 1, generator=generator)[:, 0].to(device)
-            loss = cross_entropy(logits_BC, labels_B, reduction="sum")
-            gradients = torch.autograd.grad(loss, [seen[key][1] for key in keys])
-        for key, gradient in zip(keys, gradients, strict=True):
-            patches_BDP, gradient_BOP = seen[key][0].double(), gradient.flatten(2).double()
-            outer = torch.einsum("bop,bqp->oq", gradient_BOP, gradient_BOP)
-            inner = torch.einsum("bdp,bep->de", patches_BDP, patches_BDP) / patches_BDP.shape[2]
-            sums[key] = [a + b for a, b in zip(sums[key] or (0, 0), (outer, inner), strict=True)]
-        images += len(pixels_BCHW)
-    for hook in hooks:
-        hook.remove()
-    return {key: (outer / images, inner / images) for key, (outer, inner) in sums.items()}
-
-
-def _roots(pair: tuple[Tensor, Tensor], exponent: float) -> tuple[Tensor, Tensor]:
+def _roots(pair: Factors, exponent: float) -> tuple[Tensor, Tensor]:
     """The factors to the power of half of the exponent."""
     outer, inner = (_power(factor, exponent / 2).float() for factor in pair)
     return outer, inner
@@ -243,7 +194,7 @@ def _power(matrix: Tensor, exponent: float) -> Tensor:
     return vectors * values.clamp_min(0).pow(exponent) @ vectors.T
 
 
-def quadratic(errors: Mapping[str, Tensor], roots: Factors) -> Tensor:
+def quadratic(errors: Mapping[str, Tensor], roots: Roots) -> Tensor:
     """tr(G dW A dW^T), summed over layers, over its value for errors of variance 1 that are independent.
 
     Args:

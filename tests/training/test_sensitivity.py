@@ -101,7 +101,10 @@ def test_sensitivities_without_a_sum_are_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "hessian"}, "sensitivity.kind='hessian'; expected one of none, fisher, activation, batchnorm"),
+        (
+            {"kind": "hessian"},
+            "sensitivity.kind='hessian'; expected one of none, fisher, kronecker, activation",
+        ),
         ({"exponent": -0.1}, "sensitivity.exponent=-0.1; expected at least 0"),
         ({"cap": 0.5}, "sensitivity.cap=0.5; expected at least 1"),
         ({"num_images": 0}, "sensitivity.num_images=0; expected at least 1"),

@@ -1,0 +1,127 @@
+"""The Fisher information of convolutions as a Kronecker product of two covariances (KFC, arXiv 1602.01407).
+
+Shapes: B images, P positions of a layer's output, O filters, D inputs of a filter (channels * height * width).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, unfold
+
+from nernlit.errors import UsageError
+from nernlit.originals.original import Original
+from nernlit.originals.sensitivity import drawn_label, layers_with
+from nernlit.utilities.processes import ALONE, Processes
+from nernlit.utilities.text import abbreviated
+
+
+class Factors(NamedTuple):
+    """The two factors of a convolution's Fisher information.
+
+    Attributes:
+        outputs: Mean over images of the sum over positions of g g^T, where g is d log p(y | x) / d output; (O, O).
+        inputs: Mean over images and positions of a a^T, where a is the position's input patch; (D, D).
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+
+
+def kronecker_factors(
+    original: Original,
+    keys: Sequence[str],
+    batches: Iterable[Tensor],
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda done: None,
+    processes: Processes = ALONE,
+) -> dict[str, Factors]:
+    """The factors of each convolution, in float64; the label y of each image is drawn from the network's own p(y | x).
+
+    The result does not depend on how the images are divided into batches.
+
+    Args:
+        original: A frozen classifier.
+        keys: State-dict keys of the weights.
+        batches: Pixels (B, channels, height, width) in [0, 1].
+        seed: Seed of the labels.
+        advance: Called with the number of images done since its last call.
+        processes: The processes that share the images: process r of W has images r, r + W, r + 2 W, ..., at least one.
+
+    Raises:
+        UsageError: If a weight is not that of one ungrouped 2-dimensional convolution, which is called.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = original.net.state_dict()
+    convs = _convolutions(original.net, keys)
+    sums = {key: [state[key].new_zeros(side, side, dtype=torch.float64) for side in _sides(convs[key])] for key in keys}
+    calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def note(key: str) -> Callable[..., None]:
+        def hook(conv: nn.Conv2d, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> None:
+            maps = args[0] if args else options["input"]
+            assert not isinstance(conv.padding, str)
+            calls.append(
+                (key, unfold(maps.detach(), conv.kernel_size, conv.dilation, conv.padding, conv.stride), output)
+            )
+
+        return hook
+
+    handles = [conv.register_forward_hook(note(key), with_kwargs=True) for key, conv in convs.items()]
+    count = 0
+    try:
+        for images_BCHW in batches:
+            calls.clear()
+            weights = {key: state[key].clone().requires_grad_() for key in keys}
+            with torch.enable_grad():
+                logits_BC = original(images_BCHW, weights)
+                # Each process draws the random numbers of all processes, so that every image gets a different one.
+                drawn = [torch.rand(processes.world_size, generator=generator, dtype=torch.float64) for _ in logits_BC]
+                labels = [
+                    drawn_label(row[None], each[processes.rank])
+                    for row, each in zip(logits_BC.detach(), drawn, strict=True)
+                ]
+                loss = cross_entropy(logits_BC, torch.cat(labels), reduction="sum")
+                outputs = [output for _, _, output in calls]
+                gradients = torch.autograd.grad(loss, outputs, materialize_grads=True) if outputs else ()
+            for (key, patches_BDP, _), gradient in zip(calls, gradients, strict=True):
+                gradient_BOP, patches_BDP = gradient.flatten(2).double(), patches_BDP.double()
+                sums[key][0] += torch.einsum("bop,bqp->oq", gradient_BOP, gradient_BOP)
+                sums[key][1] += torch.einsum("bdp,bep->de", patches_BDP, patches_BDP) / patches_BDP.shape[2]
+            count += len(images_BCHW)
+            advance(len(images_BCHW))
+    finally:
+        for handle in handles:
+            handle.remove()
+    unused = [key for key in keys if not sums[key][1].any()]
+    if unused:
+        raise UsageError(f"sensitivity kronecker: {abbreviated(unused, 3)}: not used by calling a layer; {_ADVICE}.")
+    images = processes.total(torch.tensor(count, device=original.mean.device))
+    return {key: Factors(*(processes.total(own) / images for own in both)) for key, both in sums.items()}
+
+
+_ADVICE = "pass fisher, or leave these layers out (--model.representation.layers)"
+
+
+def _convolutions(net: nn.Module, keys: Sequence[str]) -> dict[str, nn.Conv2d]:
+    """The convolution of each weight.
+
+    Raises:
+        UsageError: If a weight is not that of one ungrouped 2-dimensional convolution.
+    """
+    found: dict[str, nn.Conv2d] = {}
+    for key, own in layers_with(net, keys).items():
+        if len(own) == 1 and type(own[0]) is nn.Conv2d and own[0].groups == 1 and not isinstance(own[0].padding, str):
+            found[key] = own[0]
+    if others := [key for key in keys if key not in found or found[key].padding_mode != "zeros"]:
+        raise UsageError(
+            f"sensitivity kronecker is for ungrouped 2-dimensional convolutions, and {abbreviated(others, 3)} "
+            f"{'is' if len(others) == 1 else 'are'} of other layers; {_ADVICE}."
+        )
+    return found
+
+
+def _sides(conv: nn.Conv2d) -> tuple[int, int]:
+    """(O, D) of a convolution."""
+    return conv.weight.shape[0], conv.weight[0].numel()
