@@ -44,7 +44,9 @@ def _fits(page: Path) -> list[str]:
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line.split(" #")[0].strip() for line in lines if re.match(r"(nernlit|lightning) fit ", line)]
     return [
-        command for command in commands if not re.search(r"\.\.\.|\$|\bRUN|mine|\bmy(_\w+)?\.yaml|_original\.yaml", command)
+        command
+        for command in commands
+        if not re.search(r"\.\.\.|\$|\bRUN|mine|\bmy(_\w+)?\.yaml|_original\.yaml", command)
     ]
 
 

@@ -113,7 +113,7 @@ class FilterErrors(WithConstants):
             errors_SD = errors_NKK[row : row + rows, height, width].reshape(count, -1)
             first = int(self._ends_L[number]) - layer.grid[0]
             own_S = (filters_S[filter_ : filter_ + count] - first).to(weights_O.device)
-            total = total + (errors_SD @ root_DD).square().sum(1) @ weights_O[own_S]
+            total = total + (errors_SD @ root_DD.to(errors_SD)).square().sum(1) @ weights_O[own_S].to(errors_SD)
             row, filter_ = row + rows, filter_ + count
         return total
 
@@ -125,7 +125,8 @@ class FilterErrors(WithConstants):
         """
         terms = []
         for key, (weights_O, root_DD) in self.weights().items():
-            terms.append((errors[key].flatten(1) @ root_DD).square().sum(1) @ weights_O)
+            errors_OD = errors[key].flatten(1)
+            terms.append((errors_OD @ root_DD.to(errors_OD)).square().sum(1) @ weights_O.to(errors_OD))
         return torch.stack(terms).sum()
 
 

@@ -201,8 +201,8 @@ class Reconstruction(Objective):
 
     def _filters(self, step: Step, errors: FilterErrors) -> list[Tensor]:
         """The filters of each process, in ascending order: about as many kernels as are sampled otherwise."""
-        kernels = len(step.norms)
-        count = max(1, round(self.sampling.batch_size * errors.num_filters / kernels)) * step.world_size
+        kernels = self.sampling.batch_size * step.world_size
+        count = max(step.world_size, round(kernels * errors.num_filters / len(step.norms)))
         joint_S = self.sampling.joint(errors.norms(step.norms), step.seed, step.number, count)
         return [share.sort().values for share in joint_S.tensor_split(step.world_size)]
 

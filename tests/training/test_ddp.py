@@ -27,7 +27,7 @@ OPTIONS += ["calibrated", "calibrated_distill", "activation", "mixed_mse", "mixe
 OPTIONS += ["cached_teacher"]
 COMPLETE = [f"complete-{name}" for name in SCHEMES]
 SAVED = [f"saved-{name}" for name in SCHEMES]
-SINGLE_PRECISION = [*COMPLETE, "weighed_codes"]
+SINGLE_PRECISION = [*COMPLETE, "weighed_codes", "kronecker"]
 COMPARED = [*MATRIX, *OPTIONS, *SINGLE_PRECISION, *SAVED]
 REFUSED = ["poisoned", "too_few_images"]
 

@@ -211,6 +211,7 @@ CASES: dict[str, Callable[[Group], Any]] = {
     ),
     "moving": partial(in_double_fit, "decoupled_distill", "moving"),
     "fisher": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("fisher", num_images=13)),
+    "kronecker": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("kronecker", num_images=13)),
     "activation": partial(in_double_fit, "recon_only", "mlp", sensitivity=Sensitivity("activation", num_images=13)),
     "progressive-seeded_apart": seeded_apart,
     "weighed_codes": weighed_codes,
