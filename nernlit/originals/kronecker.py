@@ -1,9 +1,9 @@
 """The Fisher information of convolutions as a Kronecker product of two covariances (KFC, arXiv 1602.01407).
 
-Shapes: B images, P positions of a layer's output, O filters, D inputs of a filter (channels * height * width).
+Shapes: B images, P positions of a layer's output, X = B * P, O filters, D inputs of a filter (channels * kernel).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,10 @@ from nernlit.originals.original import Original
 from nernlit.originals.sensitivity import drawn_label, layers_with
 from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.text import abbreviated
+
+_ADVICE = "pass fisher, or leave these layers out (--model.representation.layers)"
+#: Pixels of one channel that are processed at once: 16 images of CIFAR, one of ImageNet.
+_PIXELS = 2**14
 
 
 class Factors(NamedTuple):
@@ -71,7 +75,7 @@ def kronecker_factors(
     handles = [conv.register_forward_hook(note(key), with_kwargs=True) for key, conv in convs.items()]
     count = 0
     try:
-        for images_BCHW in batches:
+        for images_BCHW in _parts(batches):
             calls.clear()
             weights = {key: state[key].clone().requires_grad_() for key in keys}
             with torch.enable_grad():
@@ -86,9 +90,9 @@ def kronecker_factors(
                 outputs = [output for _, _, output in calls]
                 gradients = torch.autograd.grad(loss, outputs, materialize_grads=True) if outputs else ()
             for (key, patches_BDP, _), gradient in zip(calls, gradients, strict=True):
-                gradient_BOP, patches_BDP = gradient.flatten(2).double(), patches_BDP.double()
-                sums[key][0] += torch.einsum("bop,bqp->oq", gradient_BOP, gradient_BOP)
-                sums[key][1] += torch.einsum("bdp,bep->de", patches_BDP, patches_BDP) / patches_BDP.shape[2]
+                gradient_OX, patches_DX = (each.flatten(2).movedim(1, 0).flatten(1) for each in (gradient, patches_BDP))
+                sums[key][0] += gradient_OX @ gradient_OX.T
+                sums[key][1] += patches_DX @ patches_DX.T / patches_BDP.shape[2]
             count += len(images_BCHW)
             advance(len(images_BCHW))
     finally:
@@ -101,7 +105,10 @@ def kronecker_factors(
     return {key: Factors(*(processes.total(own) / images for own in both)) for key, both in sums.items()}
 
 
-_ADVICE = "pass fisher, or leave these layers out (--model.representation.layers)"
+def _parts(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Smaller batches: the input patches of all layers are in memory at once."""
+    for images_BCHW in batches:
+        yield from images_BCHW.split(max(1, _PIXELS // images_BCHW[0, 0].numel()))
 
 
 def _convolutions(net: nn.Module, keys: Sequence[str]) -> dict[str, nn.Conv2d]:
