@@ -50,7 +50,7 @@ def test_a_folded_file_has_the_parameters_of_its_original() -> None:
 
 def test_results_of_an_edited_configuration_are_not_mixed_with_earlier_ones(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "best", ())
-    row = {"config": "mine", "asked_hidden": 0, "select": "best", "settings": ""}
+    row = {"config": "mine", "asked_hidden": 0, "hidden": "", "select": "best", "settings": ""}
     rows: list[dict[str, float | str]] = [
         {**row, "seed": 0, "files": "old"},
         {**row, "seed": 1, "files": "old"},
