@@ -125,7 +125,8 @@ class _Fits:
         """Fit a file of `target_bytes`, or of `bits` per weight, from the network or from an earlier fit."""
         size = f"target_bits={bits:g}" if target_bytes is None else f"target_bytes={target_bytes}"
         epochs = self.epochs if init_from is None else max(1, self.epochs // 2)
-        fit = ["fit", "-c", "compress", f"--model.rate.{size}", *epoch_options(epochs)]
+        # Shipped configurations use all devices; the user's may name one.
+        fit = ["fit", "-c", "compress", "--trainer.devices=1", f"--model.rate.{size}", *epoch_options(epochs)]
         if init_from is None:
             fit += [f"{ORIGINAL}.{name}={value}" for name, value in self.network.items()]
             fit += [f"--model.representation.predictor.kernel_size={json.dumps(self.kernel_size)}"]

@@ -8,7 +8,7 @@ from typing import final
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from nernlit.cli.arguments import refuse_own_options, split_options
+from nernlit.cli.arguments import refuse_own_options
 from nernlit.cli.configs import config_fingerprint
 from nernlit.cli.main import NernlitCLI, run
 from nernlit.errors import UsageError
@@ -69,9 +69,5 @@ def continued_fit(
     refuse_own_options(_OWN_OPTIONS, options)
     key = repr([*options, config_fingerprint(options), weights])
     name = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    own = [f"{_LOGGER}.save_dir={folder}", f"{_LOGGER}.name={name}"]
-    if any((folder / name).glob("version_*/checkpoints/last.ckpt")):
-        own.append("--ckpt_path=last")
-    if not split_options(options, "--trainer.devices")[1]:
-        own.append("--trainer.devices=1")  # shipped configurations use all GPUs
-    return run([*options, *own], callbacks)
+    last = ["--ckpt_path=last"] if any((folder / name).glob("version_*/checkpoints/last.ckpt")) else []
+    return run([*options, f"{_LOGGER}.save_dir={folder}", f"{_LOGGER}.name={name}", *last], callbacks)

@@ -30,11 +30,13 @@ def find_checkpoint(config: Any, command: str) -> Path | None:
         folder, version = _run_folder(config), config["trainer"]["logger"]["init_args"].get("version")
         own = f"version_{version}" if isinstance(version, int) else version
         versions = "version_*" if own is None else glob.escape(own)
-        found = max(
-            folder.glob(f"{versions}/checkpoints/{given}.ckpt"),
-            key=lambda path: version_of(path.parent.parent),
-            default=None,
-        )
+        every = list(folder.glob(f"{versions}/checkpoints/{given}.ckpt"))
+        if len(every) > 1 and any(version_of(path.parent.parent) < 0 for path in every):
+            raise UsageError(
+                f"--ckpt_path {given}: {folder} has several runs, whose names do not say which is the newest; pass the "
+                "file, or --trainer.logger.version."
+            )
+        found = max(every, key=lambda path: version_of(path.parent.parent), default=None)
         if found is None:
             missing = f"--ckpt_path {given}: no {given}.ckpt in {folder}/{versions}/checkpoints"
             if command != "fit":

@@ -104,7 +104,7 @@ class Rivals:
     def fit_options(self, method: str, bits: float) -> list[str]:
         """`fit` and the options that train the network by a method."""
         representation, table = "--model.representation", self._table
-        fit = ["fit", "-c", "compress"]
+        fit = ["fit", "-c", "compress", "--trainer.devices=1"]  # the user's configurations may name another
         fit += [f"{ORIGINAL}.{name}={value}" for name, value in self.options.items()]
         if method == "codebooks":
             size = table.layout.num_weights / table.layout.num_kernels

@@ -54,21 +54,22 @@ def kronecker_factors(
         processes: The processes that share the images: process r of W has images r, r + W, r + 2 W, ..., at least one.
 
     Raises:
-        UsageError: If a weight is not that of one ungrouped 2-dimensional convolution, which is called.
+        UsageError: If a weight is not that of one ungrouped `Conv2d` layer with zero padding, which is called.
     """
     generator = torch.Generator().manual_seed(seed)
     state = original.net.state_dict()
     convs = _convolutions(original.net, keys)
     sums = {key: [state[key].new_zeros(side, side, dtype=torch.float64) for side in _sides(convs[key])] for key in keys}
     calls: list[tuple[str, Tensor, Tensor]] = []
+    inputs_of = dict.fromkeys(keys, 0)  # images of all calls of a layer
 
-    def note(key: str) -> Callable[..., None]:
-        def hook(conv: nn.Conv2d, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> None:
+    def note(key: str) -> Callable[..., Tensor]:
+        def hook(conv: nn.Conv2d, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
             maps = args[0] if args else options["input"]
             assert not isinstance(conv.padding, str)
-            calls.append(
-                (key, unfold(maps.detach(), conv.kernel_size, conv.dilation, conv.padding, conv.stride), output)
-            )
+            patches_BDP = unfold(maps.detach(), conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+            calls.append((key, patches_BDP, output))
+            return output.clone()  # an activation in place would replace what the gradient is taken of
 
         return hook
 
@@ -93,16 +94,21 @@ def kronecker_factors(
                 gradient_OX, patches_DX = (each.flatten(2).movedim(1, 0).flatten(1) for each in (gradient, patches_BDP))
                 sums[key][0] += gradient_OX @ gradient_OX.T
                 sums[key][1] += patches_DX @ patches_DX.T / patches_BDP.shape[2]
+                inputs_of[key] += len(patches_BDP)
             count += len(images_BCHW)
             advance(len(images_BCHW))
     finally:
         for handle in handles:
             handle.remove()
-    unused = [key for key in keys if not sums[key][1].any()]
-    if unused:
+    if unused := [key for key in keys if not inputs_of[key]]:
         raise UsageError(f"sensitivity kronecker: {abbreviated(unused, 3)}: not used by calling a layer; {_ADVICE}.")
-    images = processes.total(torch.tensor(count, device=original.mean.device))
-    return {key: Factors(*(processes.total(own) / images for own in both)) for key, both in sums.items()}
+    device = original.mean.device
+    images = processes.total(torch.tensor(count, device=device))
+    found = {}
+    for key, (outputs, inputs) in sums.items():
+        of_inputs = processes.total(torch.tensor(inputs_of[key], device=device))
+        found[key] = Factors(processes.total(outputs) / images, processes.total(inputs) / of_inputs)
+    return found
 
 
 def _parts(batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -115,7 +121,7 @@ def _convolutions(net: nn.Module, keys: Sequence[str]) -> dict[str, nn.Conv2d]:
     """The convolution of each weight.
 
     Raises:
-        UsageError: If a weight is not that of one ungrouped 2-dimensional convolution.
+        UsageError: If a weight is not that of one ungrouped `Conv2d` layer with zero padding.
     """
     found: dict[str, nn.Conv2d] = {}
     for key, own in layers_with(net, keys).items():
@@ -123,8 +129,8 @@ def _convolutions(net: nn.Module, keys: Sequence[str]) -> dict[str, nn.Conv2d]:
             found[key] = own[0]
     if others := [key for key in keys if key not in found or found[key].padding_mode != "zeros"]:
         raise UsageError(
-            f"sensitivity kronecker is for ungrouped 2-dimensional convolutions, and {abbreviated(others, 3)} "
-            f"{'is' if len(others) == 1 else 'are'} of other layers; {_ADVICE}."
+            "sensitivity kronecker is for ungrouped Conv2d layers with zero padding of a given width, and "
+            f"{abbreviated(others, 3)} {'is' if len(others) == 1 else 'are'} of others; {_ADVICE}."
         )
     return found
 

@@ -84,8 +84,18 @@ class ErrorWeights(WithConstants):
         return None if self.table is None else {"options": asdict(self.option), "error_weights": self.table}
 
     def load(self, stored: Mapping[str, Any] | None, representation: Representation) -> None:
-        """Take over the weights of a checkpoint."""
+        """Take over the weights of a checkpoint.
+
+        Raises:
+            CheckpointError: If they are those of other layers.
+        """
         if stored is not None and "filters" in stored:
+            layers = representation.layout.layers
+            shapes = {layer.key: (layer.shape[0], layer.weights // layer.shape[0]) for layer in layers}
+            if {key: (len(own), len(root)) for key, (own, root) in stored["filters"].items()} != shapes:
+                raise CheckpointError(
+                    "the checkpoint's sensitivities are of other layers; pass the configuration of its fit."
+                )
             self._set_filters(representation.layout, stored["filters"], representation.target.device)
         elif stored is not None:
             self.set_constant("table", stored["error_weights"].to(representation.target.device))

@@ -19,7 +19,12 @@ FilterWeights = dict[str, tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
-def filter_weights(layout: Layout, factors: Mapping[str, Factors], exponent: float) -> FilterWeights:
+def filter_weights(
+    layout: Layout,
+    factors: Mapping[str, Factors],
+    exponent: float,
+    learned: Mapping[str, Tensor] | None = None,
+) -> FilterWeights:
     """What errors are weighted by: the factors to the power of `exponent`; of that of outputs the diagonal is taken.
 
     They are scaled so that independent errors of equal variance have their mean square as the error.
@@ -28,23 +33,37 @@ def filter_weights(layout: Layout, factors: Mapping[str, Factors], exponent: flo
         layout: The layers.
         factors: State-dict key -> the factors of the layer.
         exponent: See `Sensitivity`.
+        learned: State-dict key -> which weights can have errors; None for all.
+
+    Returns:
+        Tensors on the CPU.
 
     Raises:
-        DataError: If they are not finite, or all 0.
+        DataError: If the factors are not finite, or all 0.
+        UsageError: If their powers are.
     """
+    traces = torch.stack([factor.trace() for layer in layout.layers for factor in factors[layer.key]])
+    if not bool(traces.isfinite().all()) or not bool(traces.any()):
+        raise DataError(
+            "the sensitivities of the original's weights are all 0, or not finite; check its weights, mean and std, "
+            "or pass another kind of sensitivity."
+        )
+    total = 0.0
     found: FilterWeights = {}
     for layer in layout.layers:
         outputs_OO, inputs_DD = factors[layer.key]
         values_D, vectors_DD = torch.linalg.eigh(inputs_DD.double())
         root_DD = vectors_DD * values_D.clamp_min(0).pow(exponent / 2) @ vectors_DD.T
-        found[layer.key] = outputs_OO.double().diagonal().clamp_min(0).pow(exponent), root_DD
-    total = sum(float(weights_O.sum() * root_DD.square().sum()) for weights_O, root_DD in found.values())
+        weights_O = outputs_OO.double().diagonal().clamp_min(0).pow(exponent)
+        of_inputs_D = root_DD.square().sum(0)  # what the squared error of each input's weight counts
+        counted_OD = torch.ones(len(weights_O), len(of_inputs_D)) if learned is None else learned[layer.key].flatten(1)
+        total += float(weights_O @ counted_OD.to(root_DD) @ of_inputs_D)
+        found[layer.key] = weights_O, root_DD
     if not 0 < total < float("inf"):
-        raise DataError(
-            "the sensitivities of the original's weights are all 0, or not finite; check its weights, mean and std, "
-            "or pass another kind of sensitivity."
-        )
-    return {key: ((weights_O / total).float(), root_DD.float()) for key, (weights_O, root_DD) in found.items()}
+        raise UsageError(f"sensitivity.exponent={exponent} makes all error weights 0 or infinite; pass a smaller one.")
+    return {
+        key: ((weights_O / total).float().cpu(), root_DD.float().cpu()) for key, (weights_O, root_DD) in found.items()
+    }
 
 
 @final

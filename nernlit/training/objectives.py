@@ -174,7 +174,8 @@ class Reconstruction(Objective):
         if step.filter_errors is not None:
             # The mean over processes is the estimate for all filters from those that are sampled.
             ratio = step.world_size * step.filter_errors.num_filters / sum(map(len, filters))
-            differences = [kernels / scale - target_SKK for kernels in predicted_TSKK]
+            kept_zeros = step.representation.learned.with_zeros  # have no error
+            differences = [kept_zeros(kernels / scale - target_SKK, rows) for kernels in predicted_TSKK]
             mse_T = torch.stack([ratio * step.filter_errors(each, filters[step.rank]) for each in differences])
             plain_T = mse_of(predicted_TSKK.detach(), mask_SKK)
         elif step.error_weights is None:

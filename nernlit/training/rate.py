@@ -185,5 +185,6 @@ class RateTerm:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take over the state of the fit that is resumed."""
         self.weight, self.fixed_bytes = state["weight"], state["fixed_bytes"]
+        self._optimizer_step, self._step_weight = -1, self.weight
         self.target_bytes = int(state.get("target_bytes", self.target_bytes or 0)) or None
         self.coded_ratio, self.steps = state["coded_ratio"], int(state["steps"])

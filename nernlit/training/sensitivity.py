@@ -176,7 +176,7 @@ def weights_of_filters(
     with _shown(option, processes) as advance:
         batches, seed = _on_device(original, images), derive_seed(option.seed, 1)
         factors = kronecker_factors(original, keys, batches, seed, advance, processes)
-    return filter_weights(layout, factors, option.exponent)
+    return filter_weights(layout, factors, option.exponent, representation.learned.nonzero_weights())
 
 
 def _shown(option: Sensitivity, processes: Processes) -> AbstractContextManager[Callable[[int], None]]:

@@ -46,8 +46,9 @@ class _Reading:
 
 
 def _children_seconds() -> float:
-    """CPU time of the processes that load images; those of the other ranks of a fit are not among them."""
-    total = 0.0
+    """CPU time of the processes that load images, also of those that have ended; running ranks do not count."""
+    ended = os.times()
+    total = ended.children_user + ended.children_system
     for child in multiprocessing.active_children():
         with suppress(psutil.Error):  # it has ended
             times = psutil.Process(child.pid).cpu_times()

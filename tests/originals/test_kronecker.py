@@ -54,7 +54,31 @@ def test_batches_and_processes_do_not_change_the_factors() -> None:
 
 def test_other_layers_are_refused_by_name() -> None:
     original = tiny_original()
-    with pytest.raises(UsageError, match=r"ungrouped 2-dimensional convolutions, and depthwise.weight .*; pass fisher"):
+    with pytest.raises(UsageError, match=r"ungrouped Conv2d layers .*, and depthwise.weight .*; pass fisher"):
         kronecker_factors(original, ["stem.weight", "depthwise.weight"], [torch.rand(2, 1, 8, 8)])
-    with pytest.raises(UsageError, match=r"head.weight is of other layers"):
+    with pytest.raises(UsageError, match=r"head.weight is of others"):
         kronecker_factors(original, ["head.weight"], [torch.rand(2, 1, 8, 8)])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_activation_in_place_and_a_layer_that_runs_twice(times: int) -> None:
+    class Net(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.act, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(inplace), nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(sum(self.act(self.conv(x)) for _ in range(times)).mean((2, 3)))
+            return logits
+
+    pixels_BCHW = torch.rand(5, 3, 6, 6)
+    one, other = (
+        kronecker_factors(
+            Original.from_module(Net(inplace), 4, [0.5] * 3, [0.5] * 3).freeze(), ["conv.weight"], [pixels_BCHW]
+        )["conv.weight"]
+        for inplace in (False, True)
+    )
+    torch.testing.assert_close(one, other)
+    patches = torch.nn.functional.unfold((pixels_BCHW - 0.5) / 0.5, 3, padding=1).movedim(1, 0).flatten(1).double()
+    torch.testing.assert_close(one.inputs, patches @ patches.T / patches.shape[1], rtol=1e-5, atol=1e-9)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nernlit.data import DigitsDataModule
-from nernlit.errors import UsageError
+from nernlit.errors import CheckpointError, DataError, UsageError
 from nernlit.kernels import AllKernels, Layout, Uniform
 from nernlit.originals import Factors, Original
-from nernlit.predictors import MLP, Codebooks
+from nernlit.predictors import MLP, Codebooks, PredictorEnsemble
 from nernlit.representation import Representation
 from nernlit.training import (
     BaselineJoint,
@@ -23,6 +23,7 @@ from nernlit.training import (
     Sensitivity,
     Step,
 )
+from nernlit.training.error_weights import ErrorWeights
 from nernlit.training.filter_errors import FilterErrors, filter_weights
 from nernlit.training.objectives import full_reconstruction_error
 from tests.fakes import digits_representation, quiet_trainer
@@ -184,3 +185,40 @@ def test_what_it_cannot_weigh_is_refused_by_name() -> None:
     module = ReconOnly(Representation(original, MLP(8), "all", "none"), _adam, sensitivity=KRONECKER)
     with pytest.raises(UsageError, match=r"'linear' is predicted in tiles of several; pass fisher"):
         quiet_trainer(max_steps=1).fit(module, datamodule=DigitsDataModule(train_on="none", steps_per_epoch=1))
+
+
+def test_weights_that_are_kept_at_zero_have_no_error() -> None:
+    original = Original("digits_resnet8", pretrained=True)
+    with torch.no_grad():
+        for layer in Layout.from_module(original.net).layers:
+            weight = original.net.get_parameter(layer.key)
+            weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.8] = 0
+    representation = Representation(original, MLP(8, num_frequencies=4), order="none", keep_zeros=True)
+    layout, learned = representation.layout, representation.learned.nonzero_weights()
+    factors = {}
+    for layer in layout.layers:
+        inputs = layer.weights // layer.shape[0]
+        factors[layer.key] = Factors(torch.eye(layer.shape[0]), torch.eye(inputs))
+    errors = FilterErrors(layout, filter_weights(layout, factors, 0.0, learned))
+    step = _step(representation, errors)
+    step.sizes = representation.learned.mask().sum((1, 2)) if representation.learned.mask() is not None else step.sizes
+    (found,) = Reconstruction(AllKernels())(step).values()
+    step.filter_errors = None
+    (plain,) = Reconstruction(AllKernels())(step).values()
+    torch.testing.assert_close(found, plain)  # an exponent of 0 counts all errors alike
+    step.filter_errors, step.ensemble = errors, PredictorEnsemble(representation.predictor, 1)
+    step.ensemble.each[0].load_state_dict(representation.predictor.state_dict())
+    (trial,) = Reconstruction(AllKernels())(step).values()
+    torch.testing.assert_close(trial, found)
+
+
+def test_an_exponent_that_overflows_and_a_checkpoint_of_other_layers_are_errors() -> None:
+    layout, factors = _factors()
+    with pytest.raises(UsageError, match="exponent=900 makes all error weights 0 or infinite; pass a smaller one"):
+        filter_weights(layout, factors, 900)
+    with pytest.raises(DataError, match="are all 0, or not finite"):
+        filter_weights(layout, {key: Factors(*(0 * each for each in own)) for key, own in factors.items()}, 0.5)
+    representation = digits_representation()
+    stored = {"options": {}, "filters": filter_weights(layout, factors, 0.5)}
+    with pytest.raises(CheckpointError, match="sensitivities are of other layers; pass the configuration of its fit"):
+        ErrorWeights(KRONECKER, representation, reconstructs=True).load(stored, representation)

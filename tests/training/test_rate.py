@@ -173,3 +173,17 @@ def test_numbers_that_are_not_finite_are_left_to_the_check_of_losses(part: str) 
     with torch.no_grad():
         (next(representation.predictor.parameters()) if part == "predictor" else tuned).fill_(torch.nan)
     assert bool(term({}, 0).isnan()) == (part == "predictor")
+
+
+def test_a_step_that_is_repeated_has_a_weight_of_its_own() -> None:
+    term, again = (RateTerm(_table(), Rate(target_bytes=25_000)) for _ in range(2))
+    before = term.state_dict()
+    with torch.no_grad():
+        kept = {name: value.clone() for name, value in term.predictor.named_parameters()}
+        next(term.predictor.parameters()).fill_(torch.nan)
+        term({}, 0)
+        for name, value in term.predictor.named_parameters():
+            value.copy_(kept[name])
+    term.load_state_dict(before)
+    assert float(term({}, 0)) == float(again({}, 0))
+    assert term.state_dict() == again.state_dict()
