@@ -24,7 +24,7 @@ from nernlit.cli.inputs import (
 from nernlit.cli.main import ERROR
 from nernlit.cli.other_files import OtherFile, read_other_files
 from nernlit.cli.rivals import SETTINGS, TRAINED, WITH_BITS, Rivals, rival_name, write
-from nernlit.cli.runs import data_module
+from nernlit.cli.runs import data_module, require_dataset
 from nernlit.cli.sweep_fit import fit_timer
 from nernlit.cli.sweep_run import described, is_unknown_option
 from nernlit.cli.sweep_table import Row, read_rows
@@ -206,8 +206,7 @@ def _test_data(options: Sequence[str], original: Original) -> ImageDataModule:
         UsageError: If it has no images.
     """
     data = data_module(options)
-    if not data.has_images:
-        raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
+    require_dataset(data)
     if data.eval_sets:
         raise UsageError("--data.eval_sets: the rows are of the dataset's own test images; leave it out.")
     data.network = original

@@ -22,7 +22,7 @@ from nernlit.cli.inputs import (
     require_images,
 )
 from nernlit.cli.main import NernlitCLI
-from nernlit.cli.runs import data_module
+from nernlit.cli.runs import data_module, require_dataset
 from nernlit.errors import UsageError
 from nernlit.originals import description
 from nernlit.training import Scheme, take_class_names
@@ -67,8 +67,7 @@ def compress(args: Sequence[str]) -> None:
     refuse_test_options(fit_args)
     refuse_own_options_and_files(_OWN_OPTIONS, fit_args)
     images = data_module(data)  # refuses options that the test after the fit could not be run with
-    if not images.has_images:
-        raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
+    require_dataset(images)
     require_writable(options.out.parent, "--out")
     if options.out.exists() and Path(options.net).exists() and options.out.samefile(options.net):
         raise UsageError(f"--out {options.out} is the network itself, which would be replaced; pass another file.")

@@ -14,7 +14,7 @@ from nernlit.callbacks import ProgressLine, Summary
 from nernlit.callbacks.writer import print_written, write_weights
 from nernlit.cli.arguments import CommandParser, count, path, split_options
 from nernlit.cli.inputs import require_images
-from nernlit.cli.runs import Run
+from nernlit.cli.runs import Run, require_dataset
 from nernlit.coding import Checks, KeptForm, part_bytes, unreadable
 from nernlit.data import ImageDataModule
 from nernlit.errors import UsageError
@@ -146,14 +146,13 @@ def test(args: Sequence[str]) -> None:
     """`nernlit test FILE.nern --data CLASS --data.root DIR`: the accuracy of a .nern file's network on test images."""
     parser = ArgumentParser(prog="nernlit test", description=test.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("file", metavar="FILE", type=path)
-    parser.add_subclass_arguments(ImageDataModule, "data", required=True)
+    parser.add_subclass_arguments(ImageDataModule, "data")
     _, data_options = split_options(args, "--data")
     if not {"-h", "--help"} & set(args):
         require_images(data_options)
     given = parser.parse_args(list(args))
     data = parser.instantiate(given).data
-    if not data.has_images:
-        raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")
+    require_dataset(data)
     # OriginalModule has everything that an evaluation needs; its optimizer is not used.
     module = OriginalModule(load(given.file).original, torch.optim.SGD)
     trainer = L.Trainer(

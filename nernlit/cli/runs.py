@@ -250,3 +250,13 @@ def data_module(options: Sequence[str]) -> ImageDataModule:
     parser.add_subclass_arguments(ImageDataModule, "data")
     data: ImageDataModule | None = parser.instantiate(parser.parse_args(list(options))).data
     return NoImages() if data is None else data
+
+
+def require_dataset(data: ImageDataModule | None) -> None:
+    """Refuse data without images, for commands that measure accuracies.
+
+    Raises:
+        UsageError: If there are none.
+    """
+    if data is None or not data.has_images:
+        raise UsageError("--data has no images; name a dataset, for example --data CIFAR10DataModule --data.root DIR.")

@@ -12,11 +12,10 @@ from torch.nn.functional import cross_entropy, unfold
 
 from nernlit.errors import UsageError
 from nernlit.originals.original import Original
-from nernlit.originals.sensitivity import drawn_label, layers_with
+from nernlit.originals.sensitivity import ADVICE, drawn_labels, layers_with, total_of
 from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.text import abbreviated
 
-_ADVICE = "pass fisher, or leave these layers out (--model.representation.layers)"
 #: Pixels of one channel that are processed at once: 16 images of CIFAR, one of ImageNet.
 _PIXELS = 2**14
 
@@ -81,13 +80,8 @@ def kronecker_factors(
             weights = {key: state[key].clone().requires_grad_() for key in keys}
             with torch.enable_grad():
                 logits_BC = original(images_BCHW, weights)
-                # Each process draws the random numbers of all processes, so that every image gets a different one.
-                drawn = [torch.rand(processes.world_size, generator=generator, dtype=torch.float64) for _ in logits_BC]
-                labels = [
-                    drawn_label(row[None], each[processes.rank])
-                    for row, each in zip(logits_BC.detach(), drawn, strict=True)
-                ]
-                loss = cross_entropy(logits_BC, torch.cat(labels), reduction="sum")
+                labels_B = drawn_labels(logits_BC.detach(), generator, processes)
+                loss = cross_entropy(logits_BC, labels_B, reduction="sum")
                 outputs = [output for _, _, output in calls]
                 gradients = torch.autograd.grad(loss, outputs, materialize_grads=True) if outputs else ()
             for (key, patches_BDP, _), gradient in zip(calls, gradients, strict=True):
@@ -101,12 +95,11 @@ def kronecker_factors(
         for handle in handles:
             handle.remove()
     if unused := [key for key in keys if not inputs_of[key]]:
-        raise UsageError(f"sensitivity kronecker: {abbreviated(unused, 3)}: not used by calling a layer; {_ADVICE}.")
-    device = original.mean.device
-    images = processes.total(torch.tensor(count, device=device))
+        raise UsageError(f"sensitivity kronecker: {abbreviated(unused, 3)}: not used by calling a layer; {ADVICE}.")
+    images = total_of(count, processes, original)
     found = {}
     for key, (outputs, inputs) in sums.items():
-        of_inputs = processes.total(torch.tensor(inputs_of[key], device=device))
+        of_inputs = total_of(inputs_of[key], processes, original)
         found[key] = Factors(processes.total(outputs) / images, processes.total(inputs) / of_inputs)
     return found
 
@@ -130,7 +123,7 @@ def _convolutions(net: nn.Module, keys: Sequence[str]) -> dict[str, nn.Conv2d]:
     if others := [key for key in keys if key not in found or found[key].padding_mode != "zeros"]:
         raise UsageError(
             "sensitivity kronecker is for ungrouped Conv2d layers with zero padding of a given width, and "
-            f"{abbreviated(others, 3)} {'is' if len(others) == 1 else 'are'} of others; {_ADVICE}."
+            f"{abbreviated(others, 3)} {'is' if len(others) == 1 else 'are'} of others; {ADVICE}."
         )
     return found
 

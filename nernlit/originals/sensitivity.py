@@ -26,7 +26,8 @@ from nernlit.utilities.text import abbreviated
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 _Layer = _Conv | nn.Linear
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-_ADVICE = "pass fisher, or leave these layers out (--model.representation.layers)"
+#: What to do about layers that a kind of sensitivity cannot handle.
+ADVICE = "pass fisher, or leave these layers out (--model.representation.layers)"
 
 
 def fisher_information(
@@ -59,22 +60,31 @@ def fisher_information(
         for images_BCHW in batches:
             for image_CHW in images_BCHW:
                 logits_1C = original(image_CHW[None], weights)
-                # Each process draws the random numbers of all processes, so that every image gets a different one.
-                drawn = torch.rand(processes.world_size, generator=generator, dtype=torch.float64)[processes.rank]
-                label_1 = drawn_label(logits_1C.detach(), drawn)
-                loss = cross_entropy(logits_1C, label_1)
+                loss = cross_entropy(logits_1C, drawn_labels(logits_1C.detach(), generator, processes))
                 gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
                 for total, gradient in zip(sums.values(), gradients, strict=True):
                     total.addcmul_(gradient, gradient)
                 advance(1)
             count += len(images_BCHW)
-    images = _total(count, processes, original)
+    images = total_of(count, processes, original)
     return {key: processes.total(own) / images for key, own in sums.items()}
 
 
-def _total(count: int, processes: Processes, original: Original) -> Tensor:
+def total_of(count: int, processes: Processes, original: Original) -> Tensor:
     """The number of images of all processes."""
     return processes.total(torch.tensor(count, device=original.mean.device))
+
+
+def drawn_labels(logits_BC: Tensor, generator: torch.Generator, processes: Processes) -> Tensor:
+    """The labels (B,) of images, drawn with the probabilities of the logits.
+
+    Each process draws the random numbers of all processes, so that every image gets a different one.
+    """
+    drawn = (torch.rand(processes.world_size, generator=generator, dtype=torch.float64) for _ in logits_BC)
+    labels = [
+        drawn_label(logits_C[None], each[processes.rank]) for logits_C, each in zip(logits_BC, drawn, strict=True)
+    ]
+    return torch.cat(labels)
 
 
 def drawn_label(logits_1C: Tensor, drawn: Tensor) -> Tensor:
@@ -131,8 +141,8 @@ def activation_moments(
             advance(len(images_BCHW))
     unseen = [key for key, own in layers.items() if not any(layer in sums for layer in own)]
     if unseen:
-        raise UsageError(f"sensitivity activation: {_named(unseen)} not used by calling a layer; {_ADVICE}.")
-    images = _total(count, processes, original)
+        raise UsageError(f"sensitivity activation: {_named(unseen)} not used by calling a layer; {ADVICE}.")
+    images = total_of(count, processes, original)
     seen = {key: [layer for layer in own if layer in sums] for key, own in layers.items()}
     moments = {layer: processes.total(sums[layer]) / images for own in seen.values() for layer in own}
     return {
@@ -163,7 +173,7 @@ def batch_norm_moments(original: Original, keys: Sequence[str], image_size: tupl
     norms = batch_norms_after(original.net)
     without = [key for key, own in layers.items() if not own or any(layer not in norms for layer in own)]
     if without:
-        raise UsageError(f"sensitivity batchnorm: {_named(without)} not followed by BatchNorm; {_ADVICE}.")
+        raise UsageError(f"sensitivity batchnorm: {_named(without)} not followed by BatchNorm; {ADVICE}.")
     counts: dict[nn.Module, int] = {}
 
     def note(layer: _Layer, maps: Tensor, positions: int) -> None:

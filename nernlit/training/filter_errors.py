@@ -122,16 +122,16 @@ class FilterErrors(WithConstants):
         """
         counts_L = torch.searchsorted(filters_S, self._ends_L).diff(prepend=torch.zeros(1, dtype=torch.int64))
         block = (errors_NKK.shape[1], errors_NKK.shape[2])
-        total, row, filter_ = errors_NKK.new_zeros(()) * errors_NKK.sum(), 0, 0
+        total, row, filter_, first = 0 * errors_NKK.sum(), 0, 0, 0  # a process may have no filter
         for number, (layer, count) in enumerate(zip(self.layout.layers, counts_L.tolist(), strict=True)):
+            own_S, first = filters_S[filter_ : filter_ + count] - first, first + layer.grid[0]
             if not count:
                 continue
             weights_O, root_DD = self._of(number)
             height, width = layer.crop(block)
             rows = count * layer.grid[1]
             errors_SD = errors_NKK[row : row + rows, height, width].reshape(count, -1)
-            first = int(self._ends_L[number]) - layer.grid[0]
-            own_S = (filters_S[filter_ : filter_ + count] - first).to(weights_O.device)
+            own_S = own_S.to(weights_O.device)
             total = total + (errors_SD @ root_DD.to(errors_SD)).square().sum(1) @ weights_O[own_S].to(errors_SD)
             row, filter_ = row + rows, filter_ + count
         return total

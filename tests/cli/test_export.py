@@ -219,6 +219,7 @@ def test_a_file_becomes_an_onnx_model(tmp_path: Path, capsys: pytest.CaptureFixt
         (["export", "nowhere", "-o", "a.nern", "--integers"], "--integers is for .onnx files; leave it out"),
         (["export", "a.nern", "-o", "b.nern", "--select", "last"], "--select last: a.nern holds one representation"),
         (["test", "nowhere.nern", "--data", "NoImages"], "--data has no images"),
+        (["test", "nowhere.nern", "--data", "null"], "--data has no images"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
