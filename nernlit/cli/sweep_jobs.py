@@ -73,6 +73,7 @@ def run_side_by_side(sweep: Sweep, waiting: Sequence[Fit], outcome: Outcome) -> 
     """
     queue, running = list(waiting), list[Job]()
     threads = max(1, torch.get_num_threads() // max(1, min(outcome.jobs, len(queue))))
+    SIGNALS.restart()  # a caller that went on after an interruption runs this sweep
     SIGNALS.hold()
     # Standard output may be a file while the terminal shows the progress.
     live = Live(console=CONSOLE, transient=True, auto_refresh=False, redirect_stdout=sys.stdout.isatty())

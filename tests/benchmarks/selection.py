@@ -132,7 +132,7 @@ def chain(
     original: Original, judge: Judge, error: Weights, select: str, number: int, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """The rounds of a chain."""
-    first = target = judge.representation.original_weights()
+    first = target = {key: value.cpu() for key, value in judge.representation.original_weights().items()}
     for round_ in range(1, options.rounds + 1):
         best, counts = None, []
         for trial in range(options.trials):

@@ -179,8 +179,8 @@ def _error_weights(original: Original, sensitivity: Sensitivity, images: Path) -
 def _fisher_factors(original: Original, images: Path) -> dict[str, Factors]:
     data = CIFAR10DataModule(str(images))
     keys = [layer.key for layer in Representation(original, MLP(8), order="none").layout.layers]
-    images = Sensitivity("fisher", num_images=_IMAGES).images(data)
-    return kronecker_factors(original, keys, images, derive_seed(0, 1))
+    chosen = [pixels.to(original.mean.device) for pixels in Sensitivity("fisher", num_images=_IMAGES).images(data)]
+    return kronecker_factors(original, keys, chosen, derive_seed(0, 1))
 
 
 def _roots(pair: Factors, exponent: float) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from nernlit.cli.sweep_plan import Fit, Sweep
 from nernlit.cli.sweep_results import read_results
 from nernlit.errors import NernlitError
 from nernlit.storage.checkpoint import read_checkpoint
-from nernlit.utilities.signals import Interrupted
+from nernlit.utilities.signals import SIGNALS, Interrupted
 from tests.cli.test_sweep import measured
 from tests.fakes import QUICK
 
@@ -132,6 +132,13 @@ sys.exit(2)
         sweep([*LINE, "--seeds", "0", "1", "2", "--jobs", "2"])
     assert time.monotonic() - began < 30
     assert not list(Path("swept").rglob("*seed2*"))
+
+
+def test_a_sweep_after_an_interrupted_one_runs(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SIGNALS, "received", signal.SIGINT)
+    children("finish()")
+    sweep([*LINE, "--seeds", "0", "1", "--jobs", "2"])
+    assert _seeds() == ["0", "1"]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
