@@ -1,16 +1,17 @@
 """The error of whole filters, by the Kronecker-factored Fisher information.
 
-Shapes: N kernels, F filters of all layers, S of them in a step; O filters of a layer, D inputs of a filter.
+Shapes: N kernels; L layers of a group, O filters of a layer, S of them in a step, D inputs of a filter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
 from torch import Tensor
 
 from nernlit.errors import DataError, UsageError
-from nernlit.kernels import Layout
+from nernlit.kernels import Layer, Layout, Sampling, derive_seed
 from nernlit.originals import Factors
 from nernlit.utilities.constants import WithConstants
 
@@ -66,74 +67,114 @@ def filter_weights(
     }
 
 
+@dataclass(frozen=True)
+class FilterSample:
+    """Filters of a step.
+
+    Attributes:
+        filters: For each group of layers the numbers (L, S) of the filters in their layers, on the CPU.
+        factors: For each group the number of filters of a layer over the number that all processes sampled.
+    """
+
+    filters: list[Tensor] = field(default_factory=list)
+    factors: list[float] = field(default_factory=list)
+
+
 @final
 class FilterErrors(WithConstants):
     """Measures the error dW of filters as the mean of w_f |dW_f A^(1/2)|^2, with weights w_f and matrices A of layers.
 
+    Layers with weights of equal shape are a group, whose errors are computed at once.
+
     Args:
         layout: The layers; without tiles.
         weights: See `filter_weights`.
-
-    Attributes:
-        num_filters: F.
     """
 
     def __init__(self, layout: Layout, weights: FilterWeights) -> None:
         super().__init__()
-        self.layout = layout
-        for number, layer in enumerate(layout.layers):
-            weights_O, root_DD = weights[layer.key]
-            self.set_constant(f"weights_{number}", weights_O)
-            self.set_constant(f"root_{number}", root_DD)
-        filters, channels = (torch.tensor(each) for each in zip(*(x.grid for x in layout.layers), strict=True))
-        self._ends_L = filters.cumsum(0)
-        self._channels_F = channels.repeat_interleave(filters)
-        self._rows_F = self._channels_F.cumsum(0) - self._channels_F  # the first row of each filter
-        self.num_filters = len(self._rows_F)
-        self._norms: tuple[Tensor, Tensor] | None = None
+        groups: dict[tuple[int, ...], list[Layer]] = {}
+        for layer in layout.layers:
+            groups.setdefault(tuple(layer.shape), []).append(layer)
+        self._groups = list(groups.values())
+        for number, layers in enumerate(self._groups):
+            weights_LO, roots_LDD = (torch.stack(each) for each in zip(*(weights[x.key] for x in layers), strict=True))
+            self.set_constant(f"weights_{number}", weights_LO)
+            self.set_constant(f"roots_{number}", roots_LDD)
+        self._norms: tuple[Tensor, list[list[Tensor]]] | None = None
+
+    def _of_groups(self) -> Iterator[tuple[list[Layer], Tensor, Tensor]]:
+        for number, layers in enumerate(self._groups):
+            yield layers, getattr(self, f"weights_{number}"), getattr(self, f"roots_{number}")
 
     def weights(self) -> FilterWeights:
         """What it was made of."""
-        return {layer.key: self._of(number) for number, layer in enumerate(self.layout.layers)}
+        return {
+            layer.key: (weights_O.clone(), root_DD.clone())  # not views, which would be saved with their whole group
+            for layers, weights_LO, roots_LDD in self._of_groups()
+            for layer, weights_O, root_DD in zip(layers, weights_LO, roots_LDD, strict=True)
+        }
 
-    def _of(self, number: int) -> tuple[Tensor, Tensor]:
-        return getattr(self, f"weights_{number}"), getattr(self, f"root_{number}")
+    def sample(self, sampling: Sampling, norms_N: Tensor, seed: int, step: int, world_size: int) -> list[FilterSample]:
+        """The filters of each process: the same share of every layer, at least one filter.
 
-    def norms(self, norms_N: Tensor) -> Tensor:
-        """The Euclidean norm of each filter (F,), from those of the kernels; both on the CPU."""
+        Together they have about as many kernels as `sampling` chooses otherwise.
+
+        Args:
+            sampling: Chooses filters in each layer.
+            norms_N: See `Sampling.shares`, as the other arguments.
+        """
+        share = sampling.batch_size * world_size / len(norms_N)
+        samples = [FilterSample() for _ in range(world_size)]
+        number = 0
+        for layers, norms_LO in zip(self._groups, self._filter_norms(norms_N), strict=True):
+            filters = layers[0].grid[0]
+            count = max(1, round(share * filters))
+            seeds = (derive_seed(seed, number + layer) for layer in range(len(layers)))
+            drawn = [sampling.joint(*each, step, count) for each in zip(norms_LO, seeds, strict=True)]
+            joint_LS, number = torch.stack(drawn), number + len(layers)
+            for sample, own_LS in zip(samples, joint_LS.tensor_split(world_size, dim=1), strict=True):
+                sample.filters.append(own_LS)
+                sample.factors.append(filters / joint_LS.shape[1])
+        return samples
+
+    def _filter_norms(self, norms_N: Tensor) -> list[list[Tensor]]:
+        """The Euclidean norms (O,) of the filters of each layer of each group, from those of the kernels."""
         if self._norms is None or self._norms[0] is not norms_N:
             squares_N = norms_N.square()
-            of_layers = [squares_N[layer.rows].view(layer.grid).sum(1) for layer in self.layout.layers]
-            self._norms = norms_N, torch.cat(of_layers).sqrt()
+            norms = [[squares_N[x.rows].view(x.grid).sum(1).sqrt() for x in layers] for layers in self._groups]
+            self._norms = norms_N, norms
         return self._norms[1]
 
-    def rows(self, filters_S: Tensor) -> Tensor:
+    def rows(self, sample: FilterSample) -> Tensor:
         """The rows of the table of kernels that hold these filters, filter by filter."""
-        channels_S = self._channels_F[filters_S]
-        first_S = self._rows_F[filters_S] - (channels_S.cumsum(0) - channels_S)
-        return first_S.repeat_interleave(channels_S) + torch.arange(int(channels_S.sum()))
+        parts = []
+        for layers, filters_LS in zip(self._groups, sample.filters, strict=True):
+            channels = layers[0].grid[1]
+            first_L11 = torch.tensor([layer.rows.start for layer in layers]).view(-1, 1, 1)
+            parts.append((first_L11 + filters_LS[:, :, None] * channels + torch.arange(channels)).flatten())
+        return torch.cat(parts)
 
-    def forward(self, errors_NKK: Tensor, filters_S: Tensor) -> Tensor:
-        """The error of some filters in proportion to their number: the sum over all filters is the mean square.
+    def forward(self, errors_NKK: Tensor, sample: FilterSample) -> Tensor:
+        """The part of sampled filters in an estimate of the error of all; the parts of all processes add up to it.
 
         Args:
             errors_NKK: Predicted minus target kernels in units of the network's scale: the rows that `rows` returns.
-            filters_S: The numbers of the filters in ascending order, on the CPU.
+            sample: The filters.
         """
-        counts_L = torch.searchsorted(filters_S, self._ends_L).diff(prepend=torch.zeros(1, dtype=torch.int64))
         block = (errors_NKK.shape[1], errors_NKK.shape[2])
-        total, row, filter_, first = 0 * errors_NKK.sum(), 0, 0, 0  # a process may have no filter
-        for number, (layer, count) in enumerate(zip(self.layout.layers, counts_L.tolist(), strict=True)):
-            own_S, first = filters_S[filter_ : filter_ + count] - first, first + layer.grid[0]
-            if not count:
+        total, row = 0 * errors_NKK.sum(), 0  # a process may have no filter
+        for (layers, weights_LO, roots_LDD), filters_LS, factor in zip(
+            self._of_groups(), sample.filters, sample.factors, strict=True
+        ):
+            rows = filters_LS.numel() * layers[0].grid[1]
+            if not rows:
                 continue
-            weights_O, root_DD = self._of(number)
-            height, width = layer.crop(block)
-            rows = count * layer.grid[1]
-            errors_SD = errors_NKK[row : row + rows, height, width].reshape(count, -1)
-            own_S = own_S.to(weights_O.device)
-            total = total + (errors_SD @ root_DD.to(errors_SD)).square().sum(1) @ weights_O[own_S].to(errors_SD)
-            row, filter_ = row + rows, filter_ + count
+            height, width = layers[0].crop(block)
+            errors_LSD = errors_NKK[row : row + rows, height, width].reshape(*filters_LS.shape, -1)
+            weights_LS = weights_LO.to(errors_LSD).gather(1, filters_LS.to(weights_LO.device))
+            squares_LS = (errors_LSD @ roots_LDD.to(errors_LSD)).square().sum(2)
+            total, row = total + factor * (weights_LS * squares_LS).sum(), row + rows
         return total
 
     def all(self, errors: Mapping[str, Tensor]) -> Tensor:
@@ -143,9 +184,10 @@ class FilterErrors(WithConstants):
             errors: State-dict key -> predicted minus target weight, in units of the network's scale.
         """
         terms = []
-        for key, (weights_O, root_DD) in self.weights().items():
-            errors_OD = errors[key].flatten(1)
-            terms.append((errors_OD @ root_DD.to(errors_OD)).square().sum(1) @ weights_O.to(errors_OD))
+        for layers, weights_LO, roots_LDD in self._of_groups():
+            errors_LOD = torch.stack([errors[layer.key].flatten(1) for layer in layers])
+            squares_LO = (errors_LOD @ roots_LDD.to(errors_LOD)).square().sum(2)
+            terms.append((weights_LO.to(errors_LOD) * squares_LO).sum())
         return torch.stack(terms).sum()
 
 

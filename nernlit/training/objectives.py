@@ -157,8 +157,9 @@ class Reconstruction(Objective):
             shares = self.sampling.shares(step.norms, step.seed, step.number, step.world_size)
             joint, own = torch.cat(shares), shares[step.rank]
         else:
-            filters = self._filters(step, step.filter_errors)
-            joint, own = (step.filter_errors.rows(each) for each in (torch.cat(filters), filters[step.rank]))
+            samples = step.filter_errors.sample(self.sampling, step.norms, step.seed, step.number, step.world_size)
+            rows_of = [step.filter_errors.rows(sample) for sample in samples]
+            joint, own = torch.cat(rows_of), rows_of[step.rank]
         num_weights = max(1, int(step.sizes[joint].sum()))
         rows = own.to(step.target.device)
         predicted_TSKK = step.kernels(rows)
@@ -172,11 +173,12 @@ class Reconstruction(Objective):
             return torch.stack(errors)
 
         if step.filter_errors is not None:
-            # The mean over processes is the estimate for all filters from those that are sampled.
-            ratio = step.world_size * step.filter_errors.num_filters / sum(map(len, filters))
             kept_zeros = step.representation.learned.with_zeros  # have no error
             differences = [kept_zeros(kernels / scale - target_SKK, rows) for kernels in predicted_TSKK]
-            mse_T = torch.stack([ratio * step.filter_errors(each, filters[step.rank]) for each in differences])
+            # Times their number, because the mean over processes is to be the sum of their parts.
+            mse_T = step.world_size * torch.stack(
+                [step.filter_errors(each, samples[step.rank]) for each in differences]
+            )
             plain_T = mse_of(predicted_TSKK.detach(), mask_SKK)
         elif step.error_weights is None:
             mse_T = mse_of(predicted_TSKK, mask_SKK)
@@ -199,13 +201,6 @@ class Reconstruction(Objective):
         if step.curve is not None:
             step.metrics[step.curve] = error.detach() / kept
         return {"recon": error}
-
-    def _filters(self, step: Step, errors: FilterErrors) -> list[Tensor]:
-        """The filters of each process, in ascending order: about as many kernels as are sampled otherwise."""
-        kernels = self.sampling.batch_size * step.world_size
-        count = max(step.world_size, round(kernels * errors.num_filters / len(step.norms)))
-        joint_S = self.sampling.joint(errors.norms(step.norms), step.seed, step.number, count)
-        return [share.sort().values for share in joint_S.tensor_split(step.world_size)]
 
 
 def full_reconstruction_error(

@@ -26,7 +26,7 @@ from nernlit.optimizers import WarmupCosine
 from nernlit.originals import Original
 from nernlit.predictors import MLP
 from nernlit.representation import Representation, calibrate
-from tests.benchmarks.study_errors import Errors, filter_rows
+from tests.benchmarks.study_errors import Errors
 from tests.benchmarks.study_images import Measured
 from tests.benchmarks.study_settings import OPTIMIZERS, SETTINGS, Setting, build_mlp, build_optimizer, width
 from tests.benchmarks.study_tables import study_figure, study_tables
@@ -61,13 +61,12 @@ def fit(
     sampling = _sampling(setting, largest)
     norms, mask = whole.target.flatten(1).norm(dim=1).cpu(), whole.learned.mask()
     errors = Errors(whole, setting, images)
-    of_filters = filter_rows(whole, seed, largest)
     seconds, curve = 0.0, []
     for step in range(steps):
         began = time.perf_counter()
-        rows = next(of_filters) if setting.sampling == "filters" else sampling.indices(norms, seed, step)
+        rows = sampling.indices(norms, seed, step)
         rows = rows[: round(len(rows) * (1 / setting.batch_growth + (1 - 1 / setting.batch_growth) * step / steps))]
-        rows = errors.drawn(rows).to(device)
+        rows = errors.drawn(rows, seed, step).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
             predicted = whole.kernels(rows)
         error = errors(predicted / whole.scale, rows, step / steps)

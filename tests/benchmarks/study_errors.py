@@ -3,7 +3,7 @@
 Shapes: N kernels, K kernel side; S kernels of a step; O filters of a layer, D inputs of a filter.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nernlit.data import CIFAR10DataModule
-from nernlit.kernels import addresses, derive_seed
+from nernlit.kernels import Uniform, addresses, derive_seed
 from nernlit.losses import reconstruction_mse
 from nernlit.originals import Factors, Original, kronecker_factors
 from nernlit.predictors import MLP
 from nernlit.representation import Representation
-from nernlit.training.sensitivity import Sensitivity, error_weights
+from nernlit.training.filter_errors import FilterErrors, FilterSample, FilterWeights
+from nernlit.training.sensitivity import Sensitivity, error_weights, weights_of_filters
 from tests.benchmarks.study_settings import Level, Setting
 
 #: State-dict key -> powers of the factors (O, O) and (D, D) of the Fisher information of a convolution's weight (O, D).
@@ -40,12 +41,19 @@ class Errors:
         self.weights_NKK: Tensor | None = None
         self.shares_N: Tensor | None = None
         self.roots: Roots = {}
+        self.filters: FilterErrors | None = None
+        self.sample = FilterSample()
         if setting.scale_layers:
             _scale_outputs(whole, _layer_scales(whole))
         if setting.factors:
             factors = _fisher_factors(whole.original, _folder(images))
             self.roots = {key: _roots(pair, setting.factors) for key, pair in factors.items()}
         if setting.sensitivity.kind == "none":
+            return
+        if setting.sensitivity.kind == "kronecker":
+            self.norms_N = whole.target.flatten(1).norm(dim=1).cpu()
+            weights = _filter_weights(whole.original, setting.sensitivity, _folder(images))
+            self.filters = FilterErrors(whole.layout, weights).to(whole.target.device)
             return
         weights_NKK = _error_weights(whole.original, setting.sensitivity, _folder(images)).to(whole.target.device)
         if setting.scaled_order:
@@ -58,8 +66,11 @@ class Errors:
         else:
             self.weights_NKK = weights_NKK
 
-    def drawn(self, rows_S: Tensor) -> Tensor:
-        """The rows of a step's kernels, on the CPU: those given, or as many drawn by their error weights."""
+    def drawn(self, rows_S: Tensor, seed: int, step: int) -> Tensor:
+        """The rows of a step's kernels, on the CPU: those given, or about as many: drawn by weight, or of filters."""
+        if self.filters is not None:
+            (self.sample,) = self.filters.sample(Uniform(len(rows_S)), self.norms_N, seed, step, 1)
+            return self.filters.rows(self.sample)
         return rows_S if self.shares_N is None else torch.multinomial(self.shares_N, len(rows_S), replacement=True)
 
     def __call__(self, predicted_SKK: Tensor, rows_S: Tensor, progress: float) -> Tensor:
@@ -71,8 +82,8 @@ class Errors:
             progress: The share of the fit that is over.
         """
         target_SKK = self.target[rows_S]
-        if self.roots and self.setting.sampling == "filters":
-            return self._of_filters(predicted_SKK - target_SKK, rows_S)
+        if self.filters is not None:
+            return self.filters(predicted_SKK - target_SKK, self.sample)
         if self.roots:
             return quadratic(self.whole.layout.weights(predicted_SKK - target_SKK), self.roots)
         part = self.whole.learned.mask(rows_S)
@@ -84,41 +95,6 @@ class Errors:
         weights_SKK = powers_NKK[rows_S] * (self.whole.layout.num_weights / powers_NKK.sum())
         count = float(weights_SKK.numel() if part is None else part.sum())
         return reconstruction_mse(predicted_SKK, target_SKK, weights_SKK, count)
-
-    def _of_filters(self, errors_SKK: Tensor, rows_S: Tensor) -> Tensor:
-        """The quadratic form of whole filters, in units of its value for independent errors of variance 1."""
-        total, start = errors_SKK.new_zeros(()), 0
-        starts = [layer.rows.start for layer in self.whole.layout.layers]
-        counts = torch.bucketize(rows_S.cpu(), torch.tensor(starts), right=True).bincount(minlength=len(starts) + 1)
-        for layer, count in zip(self.whole.layout.layers, counts[1:].tolist(), strict=True):
-            if count:
-                outer_OO, inner_DD = self.roots[layer.key]
-                channels = layer.grid[1]
-                filters_F = (rows_S[start : start + count : channels] - layer.rows.start) // channels
-                errors_FD = errors_SKK[start : start + count].reshape(len(filters_F), -1)
-                of_filters_F = (errors_FD @ inner_DD).square().sum(1)
-                total = total + of_filters_F @ outer_OO.square().sum(1)[filters_F]
-                start += count
-        return total * (self.whole.layout.num_kernels / len(rows_S)) / _expected(self.roots)
-
-
-def _expected(roots: Roots) -> float:
-    """tr(G) tr(A), summed over layers."""
-    return sum(float(outer.square().sum() * inner.square().sum()) for outer, inner in roots.values())
-
-
-def filter_rows(whole: Representation, seed: int, count: int) -> Iterator[Tensor]:
-    """Rows of whole filters, at least `count` at a time, in ascending order; each pass has all filters once."""
-    starts = [layer.rows.start + f * layer.grid[1] for layer in whole.layout.layers for f in range(layer.grid[0])]
-    ends = [*starts[1:], whole.layout.num_kernels]
-    generator = torch.Generator().manual_seed(seed)
-    chosen: list[Tensor] = []
-    while True:
-        for number in torch.randperm(len(starts), generator=generator).tolist():
-            chosen.append(torch.arange(starts[number], ends[number]))
-            if sum(map(len, chosen)) >= count:
-                yield torch.cat(chosen).sort().values
-                chosen = []
 
 
 def _folder(images: Path | None) -> Path:
@@ -176,6 +152,12 @@ def _error_weights(original: Original, sensitivity: Sensitivity, images: Path) -
 
 
 @cache
+def _filter_weights(original: Original, sensitivity: Sensitivity, images: Path) -> FilterWeights:
+    data = CIFAR10DataModule(str(images))
+    return weights_of_filters(Representation(original, MLP(8), order="none"), sensitivity, sensitivity.images(data))
+
+
+@cache
 def _fisher_factors(original: Original, images: Path) -> dict[str, Factors]:
     data = CIFAR10DataModule(str(images))
     keys = [layer.key for layer in Representation(original, MLP(8), order="none").layout.layers]
@@ -204,4 +186,6 @@ def quadratic(errors: Mapping[str, Tensor], roots: Roots) -> Tensor:
     total = torch.stack(
         [(outer @ errors[key].flatten(1) @ inner).square().sum() for key, (outer, inner) in roots.items()]
     )
-    return total.sum() / _expected(roots)
+    # tr(G) tr(A), summed over layers.
+    expected = sum(float(outer.square().sum() * inner.square().sum()) for outer, inner in roots.values())
+    return total.sum() / expected

@@ -29,7 +29,7 @@ class Setting:
     ns_steps: int = 5
     warmup_steps: int = 50
     batch_size: int = 4096
-    sampling: Literal["uniform", "magnitude", "all", "filters"] = "uniform"
+    sampling: Literal["uniform", "magnitude", "all"] = "uniform"
     precision: Literal["fp32", "bf16"] = "bf16"
     loss: Literal["mse", "rmse"] = "mse"
     standardize: bool = True
@@ -48,8 +48,7 @@ class Setting:
     sampled: bool = False  # kernels are drawn in proportion to their error weights, and errors count alike
     scaled: bool = False  # outputs in units of 1 / sqrt(error weight) of their level, `filter` or `layer`
     scaled_order: bool = False  # the order of the kernels times the square roots of their error weights
-    #: Exponent of Kronecker factors of the Fisher information, the quadratic form of errors; where filters are sampled,
-    #: that of outputs is taken as diagonal.
+    #: Exponent of Kronecker factors of the Fisher information, the quadratic form of errors.
     factors: float = 0.0
 
 
@@ -121,11 +120,14 @@ SENSITIVITIES: dict[str, Setting] = {
     "Kronecker factors 0.35": Setting(factors=0.35, sampling="all"),
     "Kronecker factors 0.5": Setting(factors=0.5, sampling="all"),
     "Kronecker factors 1": Setting(factors=1.0, sampling="all"),
-    "input factors 0.35": Setting(factors=0.35, sampling="filters"),
-    "input factors 0.5": Setting(factors=0.5, sampling="filters"),
-    "input factors 0.5, 16,384 kernels": Setting(factors=0.5, sampling="filters", batch_size=2**14),
-    "input factors 0.35, 12 frequencies": Setting(factors=0.35, sampling="filters", num_frequencies=12, base=0.7),
-    "input factors 0.5, 12 frequencies": Setting(factors=0.5, sampling="filters", num_frequencies=12, base=0.7),
+    "kronecker 0.35": Setting(sensitivity=Sensitivity("kronecker", 0.35)),
+    "kronecker 0.5": Setting(sensitivity=Sensitivity("kronecker", 0.5)),
+    "kronecker 0.35, 12 frequencies": Setting(sensitivity=Sensitivity("kronecker", 0.35), num_frequencies=12, base=0.7),
+    "kronecker 0.5, 12 frequencies": Setting(sensitivity=Sensitivity("kronecker", 0.5), num_frequencies=12, base=0.7),
+    "kronecker 0.35, 12 frequencies, 16,384 kernels": Setting(
+        sensitivity=Sensitivity("kronecker", 0.35), num_frequencies=12, base=0.7, batch_size=2**14
+    ),
+    "Kronecker factors 0.35, 12 frequencies": Setting(factors=0.35, sampling="all", num_frequencies=12, base=0.7),
     "Kronecker factors 0.5, 12 frequencies": Setting(factors=0.5, sampling="all", num_frequencies=12, base=0.7),
 }
 SETTINGS = OPTIMIZERS | PREDICTORS | SENSITIVITIES

@@ -1,5 +1,6 @@
 """`sensitivity: kronecker`: the errors of a filter's weights count together."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from nernlit.data import DigitsDataModule
 from nernlit.errors import CheckpointError, DataError, UsageError
-from nernlit.kernels import AllKernels, Layout, Uniform
+from nernlit.kernels import AllKernels, Layout, MagnitudeMix, Sampling, Uniform
 from nernlit.originals import Factors, Original
 from nernlit.predictors import MLP, Codebooks, PredictorEnsemble
 from nernlit.representation import Representation
@@ -29,7 +30,7 @@ from nernlit.training.objectives import full_reconstruction_error
 from tests.fakes import digits_representation, quiet_trainer
 
 KRONECKER = Sensitivity("kronecker", exponent=0.5, num_images=16)
-SHAPES = {"a.weight": (3, 2, 3, 3), "b.weight": (4, 3, 1, 1), "c.weight": (2, 4, 3, 3)}
+SHAPES = {"a.weight": (3, 2, 3, 3), "b.weight": (4, 3, 1, 1), "c.weight": (2, 4, 3, 3), "d.weight": (3, 2, 3, 3)}
 
 
 def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -65,22 +66,44 @@ def test_the_error_is_a_trace_in_units_of_independent_errors(exponent: float) ->
         expected += float(torch.trace(weights) * torch.trace(power))
     assert float(errors.all(differences)) == pytest.approx(found / expected, rel=1e-4)
     table = layout.table(differences)
-    filters = torch.arange(errors.num_filters)
-    assert torch.equal(errors.rows(filters), torch.arange(layout.num_kernels))
-    assert float(errors(table, filters)) == pytest.approx(found / expected, rel=1e-4)
+    (sample,) = errors.sample(AllKernels(), table.flatten(1).norm(dim=1), 0, 0, 1)
+    rows = errors.rows(sample)
+    assert torch.equal(rows.sort().values, torch.arange(layout.num_kernels))
+    assert float(errors(table[rows], sample)) == pytest.approx(found / expected, rel=1e-4)
 
 
-def test_filters_add_up_in_any_division() -> None:
+@pytest.mark.parametrize("sampling", [Uniform(6), MagnitudeMix(6), AllKernels()])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_every_step_has_filters_of_each_layer_and_each_has_its_part(sampling: Sampling, world_size: int) -> None:
+    layout, factors = _factors()
+    weights = filter_weights(layout, factors, 0.5)
+    errors = FilterErrors(layout, weights)
+    table = torch.randn(layout.num_kernels, 3, 3)
+    samples = errors.sample(sampling, table.flatten(1).norm(dim=1), 1, 3, world_size)
+    rows = torch.cat([errors.rows(sample) for sample in samples])
+    expected = 0.0
+    for layer in layout.layers:
+        own = [row - layer.rows.start for row in rows.tolist() if layer.rows.start <= row < layer.rows.stop]
+        filters, channels = layer.grid
+        counts = torch.tensor(own).bincount(minlength=layer.kernels).view(filters, channels)
+        assert counts.sum() > 0
+        assert torch.equal(counts, counts[:, :1].expand(filters, channels))  # whole filters
+        weights_O, root_DD = weights[layer.key]
+        errors_OD = table[layer.rows][:, *layer.crop((3, 3))].reshape(filters, -1)
+        of_filters = weights_O * (errors_OD @ root_DD).square().sum(1)
+        expected += float((counts[:, 0] * of_filters).sum()) * filters / float(counts[:, 0].sum())
+    parts = [errors(table[errors.rows(sample)], sample) for sample in samples]
+    assert float(torch.stack(parts).sum()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_filters_are_drawn_by_their_norms() -> None:
     layout, factors = _factors()
     errors = FilterErrors(layout, filter_weights(layout, factors, 0.5))
-    table = torch.randn(layout.num_kernels, 3, 3)
-    whole = errors(table, torch.arange(errors.num_filters))
-    parts = [torch.tensor(part) for part in ([0, 4, 8], [1, 2, 3, 5], [6], [7])]
-    added = sum(errors(table[errors.rows(part)], part) for part in parts)
-    torch.testing.assert_close(added, whole)
-    assert float(errors(table[:0], torch.tensor([], dtype=torch.int64))) == 0.0
-    norms = table.flatten(1).norm(dim=1)
-    assert float(errors.norms(norms)[3]) == pytest.approx(float(table[6:9].norm()))
+    norms = torch.zeros(layout.num_kernels)
+    for layer in layout.layers:
+        norms[layer.rows.start + layer.grid[1]] = 1.0  # of the second filter
+    (sample,) = errors.sample(MagnitudeMix(6, uniform_share=0.0), norms, 1, 3, 1)
+    assert all(bool((filters == 1).all()) for filters in sample.filters)
 
 
 def _step(representation: Representation, errors: FilterErrors, rank: int = 0, world_size: int = 1) -> Step:
@@ -126,10 +149,11 @@ def test_sampled_filters_estimate_the_error_of_all_and_processes_share_them() ->
     errors, sampling = _digits_errors(representation), Uniform(64)
     whole = float(full_reconstruction_error(representation, representation.weights(), "mse", None, errors).detach())
     step, passes = _step(representation, errors), 0.0
-    for number in range(errors.num_filters):  # whole passes over all filters
+    steps = math.lcm(*(layer.grid[0] for layer in representation.layout.layers))  # whole passes over each layer
+    for number in range(steps):
         step.number = number
         passes += float(Reconstruction(sampling)(step)["recon"].detach())
-    assert passes / errors.num_filters == pytest.approx(whole, rel=1e-4)
+    assert passes / steps == pytest.approx(whole, rel=1e-4)
     shared = [Reconstruction(Uniform(32))(_step(representation, errors, rank, 2))["recon"] for rank in range(2)]
     alone = Reconstruction(Uniform(64))(_step(representation, errors))["recon"]
     torch.testing.assert_close(sum(shared) / 2, alone)
