@@ -96,11 +96,18 @@ _NAMES = {
     "predictors": ["MLP", "Codebooks", "FourierEncoding", "Predictor", "Quantize", "Quantized", "Table"],
     "representation": ["Representation", "Sizes", "calibrate", "load"],
 }
+_MODULES = [*_NAMES, "analysis", "callbacks", "errors", "losses", "optimizers", "storage", "utilities"]
 _MODULE_OF = {name: part for part, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first access (PEP 562), so that `import nernlit` alone does not import PyTorch."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

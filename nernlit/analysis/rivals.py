@@ -40,9 +40,11 @@ def factorized(state: Mapping[str, Tensor], keys: Collection[str], share: float)
         share: Numbers of the factors / numbers of the weight, above 0 and up to 1; at least one singular value is kept.
 
     Raises:
-        UsageError: If `share` is outside of this range.
+        UsageError: If `share` is outside of this range, or a key is not in the state dict.
     """
     _require_share("share", share)
+    if unknown := sorted(set(keys) - set(state)):
+        raise UsageError(f"the state dict has no {unknown[0]!r}; pass keys of it.")
     result = {}
     for key, value in state.items():
         matrix_On = value.flatten(1) if key in keys else value.new_empty(0, 0)

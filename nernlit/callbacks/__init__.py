@@ -6,6 +6,7 @@ from nernlit.callbacks.checkpoint_io import DurableCheckpointIO
 from nernlit.callbacks.compiled import Compile
 from nernlit.callbacks.figures import RepresentationFigures
 from nernlit.callbacks.interruption import Interruption
+from nernlit.callbacks.last import LastCheckpoint
 from nernlit.callbacks.layers import LayerDifference, LowFrequencyEnergy
 from nernlit.callbacks.learning_rate import LearningRate
 from nernlit.callbacks.log_lines import ValidationLog
@@ -23,6 +24,7 @@ __all__ = [
     "CpuThreads",
     "DurableCheckpointIO",
     "Interruption",
+    "LastCheckpoint",
     "LayerDifference",
     "LearningRate",
     "LowFrequencyEnergy",

@@ -9,6 +9,22 @@ from torch import Tensor
 
 from nernlit.errors import UsageError
 
+_LARGER_IS_BETTER = ("acc", "explained_power")
+_SMALLER_IS_BETTER = ("rmse", "loss", "recon", "bytes", "kd", "cross_entropy")
+
+
+def _mode_of(monitor: str) -> str:
+    """Whether a metric is to be maximized or minimized, by its name.
+
+    Raises:
+        UsageError: If the name does not say it.
+    """
+    name = monitor.rpartition("/")[2]
+    for mode, known in (("min", _SMALLER_IS_BETTER), ("max", _LARGER_IS_BETTER)):
+        if any(part in name for part in known):
+            return mode
+    raise UsageError(f"best_checkpoint.monitor {monitor!r}: pass best_checkpoint.mode as well, min or max.")
+
 
 @final
 class BestCheckpoint(ModelCheckpoint):
@@ -18,15 +34,22 @@ class BestCheckpoint(ModelCheckpoint):
     Lightning also forgets the best of a resumed fit whose folder has been moved, or is given as another path.
 
     Args:
+        mode: `min` or `max`; None for `max` with accuracies, explained power and robustness, `min` with errors, losses
+            and sizes.
         kwargs: See `ModelCheckpoint`.
 
     Raises:
-        UsageError: If several checkpoints would have the same file name.
+        UsageError: If several checkpoints would have the same file name, or the metric's name does not say which
+            values are good.
     """
 
     def __init__(
-        self, filename: str | None = "best", monitor: str | None = "val/acc", mode: str = "max", **kwargs: Any
+        self, filename: str | None = "best", monitor: str | None = "val/acc", mode: str | None = None, **kwargs: Any
     ) -> None:
+        mode = mode or _mode_of(monitor or "")
+        for name in ("every_n_train_steps", "train_time_interval"):
+            if kwargs.get(name):
+                raise UsageError(f"{name} of the best checkpoint: it is chosen after validations; leave it out.")
         super().__init__(filename=filename, monitor=monitor, mode=mode, **kwargs)
         if self.save_top_k not in (0, 1) and not (filename is None or "{" in filename or self._enable_version_counter):
             raise UsageError(

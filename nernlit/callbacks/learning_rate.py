@@ -19,6 +19,8 @@ class LearningRate(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # a step has several batches
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if trainer.optimizers and every and (step == 0 or (step + 1) % every == 0):
             groups = trainer.optimizers[0].param_groups

@@ -18,7 +18,7 @@ from nernlit.storage.files import write_atomically
 
 @final
 class RoundCheckpoint(Checkpoint):
-    """Save each round of a Progressive fit, and end the fit after the first round that did not improve.
+    """Save each round of a Progressive fit.
 
     At the last validation of a round it writes to the folder `rounds/` of the run: `round-RR.ckpt` (the best trial as
     a Recon-only checkpoint), `round-RR.safetensors` (its reconstructed CNN, which can be an `original.checkpoint`) and
@@ -26,26 +26,11 @@ class RoundCheckpoint(Checkpoint):
     other schemes it does nothing.
     """
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # A fit that ended early and is resumed ends again. A round whose last validation was interrupted has no result.
-        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
-        is_over = getattr(pl_module, "round_is_over", False) and progress.ready == progress.completed
-        if is_over and not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]
-            trainer.should_stop = True
-            if trainer.is_global_zero:
-                print(
-                    f"The fit ended after round {pl_module.round}, whose gain was not above min_delta. To continue, "
-                    "pass a smaller --model.min_delta, or null.",
-                    flush=True,
-                )
-
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or not getattr(pl_module, "round_is_over", False):
             return
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # has no folder
             self._write(trainer, pl_module, run_folder(trainer) / "rounds")
-        if not pl_module.ended[-1].improved:  # type: ignore[union-attr, index]  # a Progressive
-            trainer.should_stop = True
 
     @rank_zero_only
     def _write(self, trainer: L.Trainer, pl_module: Any, folder: Path) -> None:

@@ -53,6 +53,9 @@ class Throughput(L.Callback):
         for handle in self._handles:
             handle.remove()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._paused, self._before = time.perf_counter(), (self._kernels, self._operations)
 

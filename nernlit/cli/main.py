@@ -181,6 +181,8 @@ def user_message(error: BaseException) -> str | None:
         cause = cause.__cause__
     if isinstance(error, ParserError | ArgumentError) or "Does not validate against" in str(error):
         return explain(str(error), ROOTS)
+    if isinstance(error, RuntimeError) and "Early stopping conditioned on metric" in str(error):
+        return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name == "optuna":
         return "`nernlit search` needs the Python package optuna; install it: pip install 'nernlit[optuna]'."
     if isinstance(error, ValueError) and "embedded null byte" in str(error):

@@ -2,6 +2,7 @@
 
 import glob
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def find_checkpoint(config: Any, command: str) -> Path | None:
     A fit that resumes `last` or `best` logs into that run's folder, so that TensorBoard draws one curve.
 
     Args:
-        config: The command's options. The logger's version is changed in place for `last` and `best`.
+        config: The command's options. The loggers' version is changed in place for `last` and `best`.
         command: `fit`, `validate`, `test` or `predict`.
 
     Raises:
@@ -27,7 +28,9 @@ def find_checkpoint(config: Any, command: str) -> Path | None:
     """
     given = config.get("ckpt_path")
     if given in ("last", "best"):
-        folder, version = _run_folder(config), config["trainer"]["logger"]["init_args"].get("version")
+        loggers = logger_options(config)
+        folder = _run_folder(loggers)
+        version = loggers[0].get("version")
         own = f"version_{version}" if isinstance(version, int) else version
         versions = "version_*" if own is None else glob.escape(own)
         every = list(folder.glob(f"{versions}/checkpoints/{given}.ckpt"))
@@ -45,7 +48,8 @@ def find_checkpoint(config: Any, command: str) -> Path | None:
                 )
             say(f"nernlit: {missing} yet; starting a new fit")
             return None
-        config["trainer"]["logger"]["init_args"]["version"] = found.parent.parent.name
+        for logger in loggers:
+            logger["version"] = found.parent.parent.name
         return _whole(found) if given == "last" else found
     if given is None:
         return None
@@ -56,10 +60,16 @@ def find_checkpoint(config: Any, command: str) -> Path | None:
     return Path(given)
 
 
-def _run_folder(config: Any) -> Path:
-    logger = config["trainer"].get("logger")
-    arguments = logger.get("init_args") if hasattr(logger, "get") else None
-    if arguments is None or not arguments.get("name"):
+def logger_options(config: Any) -> list[Any]:
+    """The options of each logger that the configuration names by its class; the first one has the run's folder."""
+    given = config["trainer"].get("logger")
+    loggers = given if isinstance(given, list) else [given]
+    return [logger["init_args"] for logger in loggers if hasattr(logger, "get") and logger.get("init_args")]
+
+
+def _run_folder(loggers: Sequence[Any]) -> Path:
+    arguments = loggers[0] if loggers else {}
+    if not arguments.get("name") or not arguments.get("save_dir"):
         raise UsageError(
             "--ckpt_path last|best needs a logger with save_dir and name (as in the shipped configurations); "
             "pass the checkpoint's file instead."

@@ -3,11 +3,14 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
-from lightning.pytorch.loggers import TensorBoardLogger
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from nernlit.errors import StorageError, UsageError
@@ -18,11 +21,12 @@ _OF_A_START = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
 
 
 @contextmanager
-def claimed_folder(logger: object, numbered: bool, fits: bool, resumes: bool = False) -> Iterator[None]:
-    """Create and lock a logger's folder while a command runs. Only the first process does; the others get its name.
+def claimed_folder(loggers: Sequence[Logger], numbered: bool, fits: bool, resumes: bool = False) -> Iterator[None]:
+    """Create and lock the run's folder while a command runs. Only the first process does; the others get its name.
 
     Args:
-        logger: Another one than TensorBoard's chooses its folder itself, and nothing is done.
+        loggers: The first one has the run's folder. One that is not TensorBoard's chooses it itself, and nothing is
+            done. Others with the same name and `save_dir` get the same folder.
         numbered: Whether the folder is the next free `version_N`; otherwise the configuration names it.
         fits: Whether the command is `fit`, which has the folder to itself.
         resumes: Whether it continues a fit.
@@ -31,10 +35,17 @@ def claimed_folder(logger: object, numbered: bool, fits: bool, resumes: bool = F
         StorageError: If the folder cannot be made.
         UsageError: If another fit is writing into it, or has checkpoints in it that a new one would replace.
     """
+    for each in loggers:
+        if isinstance(each, CSVLogger):
+            _keep_metrics(Path(each.log_dir))
+    logger = loggers[0] if loggers else None
     if not isinstance(logger, TensorBoardLogger) or getattr(rank_zero_only, "rank", 0) != 0:
         yield
         return
     folder, made = _make(logger, numbered)
+    for other in loggers[1:]:
+        if isinstance(other, TensorBoardLogger | CSVLogger) and numbered and other.root_dir == logger.root_dir:
+            other._version = logger.version
     lock = os.open(folder, os.O_RDONLY)
     try:
         if fits:
@@ -54,6 +65,33 @@ def claimed_folder(logger: object, numbered: bool, fits: bool, resumes: bool = F
         raise
     finally:
         os.close(lock)
+
+
+def refuse_replaced_checkpoints(trainer: L.Trainer) -> None:
+    """Refuse a new fit whose checkpoints would replace those of an earlier one.
+
+    Raises:
+        UsageError: With the name of such a checkpoint.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback._enable_version_counter:
+            continue
+        if callback.dirpath is None and trainer.loggers:
+            continue  # in the run's folder
+        folder = Path(callback.dirpath or Path(trainer.default_root_dir, "checkpoints"))
+        if callback.filename and (file := folder / f"{callback.filename}.ckpt").is_file():
+            raise UsageError(
+                f"{file} of an earlier fit would be replaced; continue that fit (--ckpt_path FILE), or pass another "
+                "folder (--trainer.default_root_dir, or dirpath of best_checkpoint and last_checkpoint)."
+            )
+
+
+def _keep_metrics(folder: Path) -> None:
+    """Rename the table that an earlier command wrote into this folder: Lightning's `CSVLogger` would delete it."""
+    table = folder / "metrics.csv"
+    if table.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
+        number = next(number for number in count(1) if not (folder / f"metrics_{number}.csv").exists())
+        table.rename(folder / f"metrics_{number}.csv")
 
 
 def _make(logger: TensorBoardLogger, numbered: bool) -> tuple[Path, bool]:

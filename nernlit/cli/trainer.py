@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, ProgressBar, Timer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported so that YAML can name their classes without a module path.
@@ -23,6 +23,7 @@ from nernlit.callbacks import (
     CpuThreads,
     DurableCheckpointIO,
     Interruption,
+    LastCheckpoint,
     LearningRate,
     ProgressLine,
     RepresentationFigures,
@@ -39,8 +40,8 @@ from nernlit.cli.exact_parser import ExactParser
 from nernlit.cli.fitted_options import place_weights, require_fitted_options, take_changes
 from nernlit.cli.parser_errors import explain
 from nernlit.cli.paths import resolve_paths
-from nernlit.cli.resume import find_checkpoint, require_usable
-from nernlit.cli.run_folders import claimed_folder
+from nernlit.cli.resume import find_checkpoint, logger_options, require_usable
+from nernlit.cli.run_folders import claimed_folder, refuse_replaced_checkpoints
 from nernlit.data import ImageDataModule
 from nernlit.errors import DataError, UsageError
 from nernlit.representation import without_fitting
@@ -92,16 +93,12 @@ class NernlitCLI(LightningCLI):
             help="CPU threads; auto uses the cores that other programs leave free.",
         )
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
-        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(RepresentationFigures, "figures")
         parser.add_lightning_class_args(WeightsWriter, "writer")
         parser.set_defaults(
             {
-                # A callback of its own: `save_last` would save only those that are also among the best.
-                "last_checkpoint.filename": "last",
-                "last_checkpoint.save_on_train_epoch_end": True,
-                # One file each, also after a fit is resumed: never last-v1.ckpt beside last.ckpt.
-                "last_checkpoint.enable_version_counter": False,
+                # One file, also after a fit is resumed.
                 "best_checkpoint.enable_version_counter": False,
             }
         )
@@ -145,12 +142,13 @@ class NernlitCLI(LightningCLI):
         require_fitted_options(path, content.get("hyper_parameters", {}), given, command)
         if command == "fit" and (seed := content.get("sampling_seed")) is not None:
             asked = [option.partition("=")[2] for option in split_options(self.args, "--seed_everything")[1]]
-            if asked and asked[-1] != str(seed):
+            if asked and asked[-1].isdecimal() and asked[-1] != str(seed):
                 raise UsageError(
                     f"--seed_everything {asked[-1]}: {path} is of a fit with seed {seed}; leave it out, or start a new "
                     "fit."
                 )
-            self.config[command]["seed_everything"] = seed
+            if seed <= _LARGEST_SEED:  # otherwise it was drawn, and the module and the data restore it
+                self.config[command]["seed_everything"] = seed
         super()._parse_ckpt_path()
         arguments = self.config[command]["model"]["init_args"]
         take_changes(arguments, given)
@@ -181,7 +179,8 @@ class NernlitCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         trainer_config = config["trainer"]
         callbacks: list[Callback] = [CpuThreads(config["threads"])]
-        if trainer_config["max_time"] is None:
+        has_timer = any(isinstance(callback, Timer) for callback in _listed(trainer_config["callbacks"]))
+        if trainer_config["max_time"] is None and not has_timer:
             # `sweep` reads it. With a time limit Lightning adds a Timer itself.
             callbacks.append(Timer())
         if trainer_config["enable_progress_bar"] is not False:
@@ -197,6 +196,13 @@ class NernlitCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, ModuleNotFoundError) as error:  # of an accelerator, a strategy, a precision
             raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
+        except RuntimeError as error:
+            if "stateful callback" not in str(error):
+                raise
+            raise UsageError(
+                "--trainer.callbacks: two callbacks of one class with the same options would have the same state in "
+                "checkpoints; leave one out, or change its monitor, mode or frequency."
+            ) from error
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
@@ -208,10 +214,13 @@ class NernlitCLI(LightningCLI):
                 raise UsageError("--trainer.limit_predict_batches 0: `predict` would write nothing; leave it out.")
         elif config["writer"]["path"] is not None:
             raise UsageError(f"--writer.path is for `predict`; leave it out of `{self.subcommand}`.")
+        for section in ("best_checkpoint", "last_checkpoint", "figures", "writer"):
+            if config[section] is None:
+                raise UsageError(f"{section}: null; leave the section out for its default options.")
         best = config["best_checkpoint"]
         given = split_options(self.args, "--best_checkpoint.monitor")[1]
         if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc" and not given:
-            best["monitor"], best["mode"] = "val/recon_rmse", "min"
+            best["monitor"] = "val/recon_rmse"
         for (option, value), why in _NOT_SUPPORTED.items():
             if config["trainer"][option] is value:
                 raise UsageError(f"--trainer.{option} {str(value).lower()}: {why}; leave it out.")
@@ -226,20 +235,21 @@ class NernlitCLI(LightningCLI):
             # Before the network's kernels are ordered, which takes long for large ones; the module checks it again.
             plan = Plan.from_trainer(config["trainer"], config["data"].get("init_args"))
             resolve_name(config["model"]["class_path"]).check_plan(plan, config["model"]["init_args"])
-        logger = config["trainer"].get("logger")
-        if hasattr(logger, "get") and logger.get("init_args") and logger["init_args"].get("save_dir"):
-            # Lightning expands `~` in some places only.
-            folder = Path(str(logger["init_args"]["save_dir"])).expanduser()
-            logger["init_args"]["save_dir"] = str(folder)
-            require_writable(folder, "--trainer.logger.init_args.save_dir")
+        for logger in logger_options(config):
+            if logger.get("save_dir"):
+                # Lightning expands `~` in some places only.
+                folder = Path(str(logger["save_dir"])).expanduser()
+                logger["save_dir"] = str(folder)
+                require_writable(folder, "--trainer.logger.init_args.save_dir")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        logger = self.config[subcommand]["trainer"]["logger"]
-        arguments = logger.get("init_args") if hasattr(logger, "get") else None
-        numbered = not arguments or arguments.get("version") is None
+        loggers = logger_options(self.config[subcommand])
+        numbered = not loggers or loggers[0].get("version") is None
         try:
             resumes = bool(self.config_init[subcommand].get("ckpt_path"))
-            with claimed_folder(self.trainer.logger, numbered, subcommand == "fit", resumes):
+            if subcommand == "fit" and not resumes:
+                refuse_replaced_checkpoints(self.trainer)
+            with claimed_folder(self.trainer.loggers, numbered, subcommand == "fit", resumes):
                 super()._run_subcommand(subcommand)
         except DataError as error:
             if self.model.needs_images(subcommand):

@@ -26,6 +26,19 @@ TrainOn = Literal["images", "noise", "none"]
 _IN_MEMORY_BYTES = 4 * 2**30
 
 
+def refuse_overfitting(trainer: Any) -> None:
+    """Refuse Lightning's `overfit_batches`.
+
+    Raises:
+        UsageError: If the trainer has it.
+    """
+    if overfit := getattr(trainer, "overfit_batches", 0):
+        raise UsageError(
+            f"--trainer.overfit_batches {overfit} is not supported; "
+            "--trainer.limit_train_batches N uses the first N batches of each epoch."
+        )
+
+
 class ImageDataModule(L.LightningDataModule, ABC):
     """Batches of pixels (B, C, H, W) in [0, 1] and labels (B,). The original normalizes the pixels itself.
 
@@ -135,12 +148,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self.seed = trainer.strategy.broadcast(self.seed)
         if stage == "predict":
             return  # needs no images
-        overfit = getattr(trainer, "overfit_batches", 0)
-        if overfit:
-            raise UsageError(
-                f"--trainer.overfit_batches {overfit} is not supported; "
-                "--trainer.limit_train_batches N uses the first N batches of each epoch."
-            )
+        refuse_overfitting(trainer)
         if self.select_on_test_as_the_paper_did:
             rank_zero_warn(
                 "select_on_test_as_the_paper_did: true: the test images are also the validation images, on which "
@@ -227,9 +235,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self._adopt_network(self.network)
         return self._in_channels(self._find({"test"} if split == "test" else {"train", "val"})[split])
 
+    def _source(self, split: str) -> ImageSource:
+        if split not in self.sources:
+            raise UsageError(
+                f'the {split} images are not set up; call setup("{"test" if split == "test" else "fit"}").'
+            )
+        return self.sources[split]
+
     def train_dataloader(self) -> DataLoader[Any]:
         if self.train_on == "images" or self.steps_per_epoch is None:  # None with images only
-            return self.loader(self.sources["train"], self.batch_size, training=True, numbered=self.numbered)
+            return self.loader(self._source("train"), self.batch_size, training=True, numbered=self.numbered)
         return step_loader(self.steps_per_epoch)
 
     def training_images(self, count: int, seed: int, processes: Processes = ALONE) -> Iterator[Tensor]:
@@ -265,11 +280,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return len(self.sources["train"])
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self.loader(self.sources["val"])
+        return self.loader(self._source("val"))
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """The dataset's own test images first, then those of every condition of `eval_sets`."""
-        return [self.loader(source) for source in (self.sources["test"], *(c.source for c in self.conditions))]
+        return [self.loader(source) for source in (self._source("test"), *(c.source for c in self.conditions))]
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """One batch without images: `predict` returns the network's weights, which depend on no image."""
@@ -326,6 +341,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         Raises:
             UsageError: If the fit had other training or validation images.
         """
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # an evaluation trains on no image
         self.seed = state_dict["seed"]
         now = self._split_options()
         for name, fitted in state_dict.get("split", {}).items():

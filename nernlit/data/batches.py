@@ -45,9 +45,10 @@ class BatchSampler(DistributedSampler[list[int]]):
         items: Any = range(size)  # stands for the dataset, of which only the length is used
         super().__init__(items, world_size, rank, shuffle=training, seed=seed, drop_last=training)
         self.size, self.training = size, training
-        #: Returns the index of the epoch. `set_epoch` is not used: with max_steps, and after resuming, Lightning's
-        #: argument is off by one.
-        self.epoch_of: Callable[[], int] = lambda: 0
+        #: Returns the index of the epoch: by default, the number of passes so far. `set_epoch` is not used: with
+        #: max_steps, and after resuming, Lightning's argument is off by one.
+        self.epoch_of: Callable[[], int] = lambda: self._passes
+        self._passes = 0
         #: Returns the number of batches of the epoch that were trained on before the fit was interrupted.
         self.seen: Callable[[], int] = lambda: 0
         self.batch_size = min(batch_size, size // world_size) if training else batch_size
@@ -64,6 +65,7 @@ class BatchSampler(DistributedSampler[list[int]]):
             yield from (batch.tolist() for batch in own.split(self.batch_size))
             return
         generator = torch.Generator().manual_seed((self.seed + self.epoch_of() * 1_000_003) % 2**63)
+        self._passes += 1
         numbers = torch.randperm(self.size, generator=generator)
         joint = self.batch_size * self.num_replicas
         for batch in range(self.seen(), len(self)):

@@ -4,7 +4,7 @@ from typing import Any, final
 
 from torch.utils.data import DataLoader
 
-from nernlit.data.base import ImageDataModule, Split
+from nernlit.data.base import ImageDataModule, Split, refuse_overfitting
 from nernlit.data.sources import ImageSource
 from nernlit.errors import DataError
 
@@ -24,6 +24,7 @@ class NoImages(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         """Nothing to read."""
+        refuse_overfitting(self.trainer)
 
     def build(self, split: Split) -> ImageSource | None:
         raise DataError(f"`data: null` has no {split} images; name the data (--data CLASS and its options).")

@@ -174,6 +174,7 @@ class Original(nn.Module):
         require_finite_weights(net, weights if weights not in (None, "memory") else repr(name))
         none = torch.empty(0, 1, 1)
         mean_C11, std_C11 = pixel_statistics(mean, std, channels, name) if num_classes else (none, none.clone())
+        device = next((parameter.device for parameter in net.parameters()), mean_C11.device)
         self.net = net
         self.places = places_of_weights(net)
         self._frozen = False
@@ -181,8 +182,8 @@ class Original(nn.Module):
         self.weights_from = weights
         self.num_classes = num_classes
         self.in_chans = channels
-        self.register_buffer("mean", mean_C11, persistent=False)
-        self.register_buffer("std", std_C11, persistent=False)
+        self.register_buffer("mean", mean_C11.to(device), persistent=False)
+        self.register_buffer("std", std_C11.to(device), persistent=False)
 
     def forward(self, images_BCHW: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits (B, num_classes) of pixels in [0, 1].
@@ -193,10 +194,13 @@ class Original(nn.Module):
                 several names is replaced under all of them; pass it under one.
 
         Raises:
-            DataError: If the images have more precision than the network, which would fail.
+            DataError: If the images are integers, or have more precision than the network, which would fail.
             UsageError: If the network is no image classifier, or does not return logits of this shape.
         """
         require_classifier("a forward pass", self.name, self.num_classes)
+        if not images_BCHW.is_floating_point():
+            kind = str(images_BCHW.dtype).removeprefix("torch.")
+            raise DataError(f"the images are {kind}; expected pixels in [0, 1], so divide bytes by 255.")
         if self._frozen and self.net.training:
             self.net.eval()  # a network from memory is also the caller's, who may have called `train`
         pixels_BCHW = (images_BCHW - self.mean) / self.std

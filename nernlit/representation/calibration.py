@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from nernlit.errors import DataError, DivergenceError, UsageError
-from nernlit.originals import BATCH_NORMS, require_pixels
+from nernlit.originals import BATCH_NORMS, require_classifier, require_pixels
 from nernlit.representation.representation import Representation
 from nernlit.utilities.processes import ALONE, Processes
 from nernlit.utilities.progress import progress
@@ -57,7 +57,9 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
         UsageError: If there are no images, or none of the tensors can be fitted.
         DivergenceError: If activations are not finite.
     """
-    original, net = representation.original, representation.module()
+    original = representation.original
+    require_classifier("calibration", original.name, original.num_classes)
+    net = representation.module()
     kept = {key: value for key, value in original.net.state_dict().items() if key in representation.tuned.keys}
     # So that calibrating again changes nothing.
     net.load_state_dict(with_versions(kept, net.state_dict()), strict=False)
@@ -69,6 +71,10 @@ def calibrate(representation: Representation, images: Iterable[Tensor], processe
         if not isinstance(batch, Tensor):
             raise DataError(f"a batch for calibration is a {type(batch).__name__}; expected pixels (B, C, H, W).")
         require_pixels(batch)
+        if batch.shape[1] != original.in_chans:
+            raise DataError(
+                f"a batch for calibration has {batch.shape[1]} channels; {original.name!r} takes {original.in_chans}."
+            )
     pixels_BCHW = (torch.cat(batches).to(original.mean.device) - original.mean) / original.std
     calls: list[str] = []
     of_tokens: set[str] = set()

@@ -81,7 +81,7 @@ class WithPretrained(
                 **push_to_hub_kwargs,
             )
         finally:
-            self._save_options = before
+            self._save_options = dict(before)
 
     @classmethod
     @abstractmethod

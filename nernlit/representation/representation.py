@@ -90,6 +90,8 @@ class Representation(WithConstants, WithPretrained):
     learned: LearnedEntries
     #: Whether the predictor is still in its initial state: neither loaded from a file nor trained.
     is_new = True
+    #: Whether the original is the network that the predictor reconstructs: of a .nern file alone.
+    is_own_original = False
 
     def __init__(
         self,
@@ -159,7 +161,8 @@ class Representation(WithConstants, WithPretrained):
         Raises:
             FileFormatError: If the file needs a network that is not given, or does not fit its network.
         """
-        self, original = cls.__new__(cls), original or decoded_original(file, net)
+        is_own, original = original is None, original or decoded_original(file, net)
+        self = cls.__new__(cls)
         with unreadable(file.path):
             standardize = bool(file.specification["standardize"])
             self._set_up(original.freeze(), file.predictor, file.layout, file.order, standardize, file.addresses)
@@ -173,7 +176,7 @@ class Representation(WithConstants, WithPretrained):
             kept |= with_statistics(original.net, {**own, **kept}, own)
             self.tuned = Tuned({key: value for key, value in kept.items() if not torch.equal(value, own[key])})
             self.tuned.requires_grad_(False)  # there may be statistics among them
-        self.is_new = False
+        self.is_new, self.is_own_original = False, is_own
         return self.eval()
 
     def _set_up(
@@ -330,7 +333,7 @@ class Representation(WithConstants, WithPretrained):
         """The reconstructed CNN as a plain module in evaluation mode, a copy; it takes normalized images."""
         net = copy.deepcopy(self.original.net)
         net.load_state_dict(self.reconstructed())
-        return net.eval()
+        return net.requires_grad_().eval()
 
     def sizes(self, kept: KeptForm = "fp32", fold_batch_norm: bool = False) -> Sizes:
         """Sizes: the paper's compression ratio, and the bytes of the file that `save` would write. Predicts no weights.

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from nernlit.errors import CheckpointError, DivergenceError, UsageError
 from nernlit.optimizers import NeedsTotalSteps
@@ -50,6 +51,8 @@ class ClassifierModule(L.LightningModule, ABC):
         self.term_names: tuple[str, ...] = ()
         #: Additional metrics of the current step: full metric name -> scalar.
         self.step_metrics: dict[str, Tensor] = {}
+        self._resumed_epoch_steps: float | None = None  # of the checkpoint that a fit resumes
+        self._intervals: tuple[int | None, int | None, int | None] | None = None  # the trainer's own, during a fit
         self.fitted_steps = 0  # of the last fit, or of the checkpoint that was loaded
         #: Whether the figures of evaluations outside of fits go to the loggers.
         self.logs_evaluations = True
@@ -111,6 +114,7 @@ class ClassifierModule(L.LightningModule, ABC):
         if stage == "fit":
             at_once = self.trainer.strategy.root_device.type == "cpu" and self.trainer.world_size == 1
             self._losses = FiniteLossCheck(at_once, self.all_flags)
+            self._resumed_epoch_steps = None
         if self.needs_images(stage):
             require_classifier(f"{type(self).__name__} to {what}", self.original_name, self.num_classes)
         if not self._has_images and self.needs_images(stage):
@@ -171,8 +175,16 @@ class ClassifierModule(L.LightningModule, ABC):
         if early and trainer.check_val_every_n_epoch:
             trainer.check_val_every_n_epoch = 1
 
+    def _restore_intervals(self) -> None:
+        assert self._intervals is not None
+        loop = self.trainer.fit_loop
+        self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps = self._intervals
+        self._intervals = None
+
     def on_fit_start(self) -> None:
         loop = self.trainer.fit_loop
+        if self._intervals is not None:
+            self._restore_intervals()  # an earlier fit raised after it may have changed them
         self._intervals = self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps
         refuse_stops_without_validation(self.trainer)
 
@@ -207,7 +219,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
         if self.trainer.state.fn == "fit":
-            checkpoint["data"] = self._data_name
+            checkpoint["data"], checkpoint["epoch_steps"] = self._data_name, self._epoch_steps
             self.refuse_divergence()  # a useless checkpoint must not replace a good one
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -223,6 +235,7 @@ class ClassifierModule(L.LightningModule, ABC):
         self.fitted_steps = int(checkpoint.get("global_step", 0))
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
+        self._resumed_epoch_steps = checkpoint.get("epoch_steps")
         # Lightning loads a datamodule's state only into one of the same class.
         before, now = checkpoint.get("data"), self._data_name
         if before is not None and now is not None and before != now:
@@ -232,13 +245,18 @@ class ClassifierModule(L.LightningModule, ABC):
             )
 
     @property
+    def _epoch_steps(self) -> float:
+        """Optimizer steps of an epoch; known when the data is loaded."""
+        batches: float = self.trainer.num_training_batches
+        return math.ceil(batches / self.trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf
+
+    @property
     def _data_name(self) -> str | None:
         """The class of the datamodule; None for data loaders."""
         return None if self._data is None else type(self._data).__qualname__
 
     def on_train_end(self) -> None:
-        loop = self.trainer.fit_loop
-        self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps = self._intervals
+        self._restore_intervals()
         self.fitted_steps = self.trainer.global_step
         self.refuse_divergence()
 
@@ -331,7 +349,9 @@ class ClassifierModule(L.LightningModule, ABC):
 
     @property
     def _data(self) -> Any:
-        return getattr(self.trainer, "datamodule", None)
+        # Not `trainer.datamodule`, which Lightning keeps when the next call passes loaders.
+        selector = self.trainer._data_connector._datahook_selector
+        return None if selector is None else selector.datamodule
 
     def _report(self, stage: str) -> None:
         evaluation = self._evaluation
@@ -420,8 +440,31 @@ class ClassifierModule(L.LightningModule, ABC):
         plan = Plan.from_trainer(self.trainer, self._data)
         # By now the data is set up, and the number of steps known.
         self.check_plan(replace(plan, most_steps=total_steps(self.trainer)), self)
+        before, self._resumed_epoch_steps = self._resumed_epoch_steps, None
+        if before not in (None, self._epoch_steps) and (self.trainer.max_epochs or 0) > 0:
+            raise UsageError(
+                f"an epoch of the checkpoint's fit had {before} optimizer steps, one of this fit has "
+                f"{self._epoch_steps}; pass the same batch size, --data.steps_per_epoch, number of processes and "
+                "--trainer.accumulate_grad_batches, or start a new fit from its weights (--model.init_from)."
+            )
         optimizer, described = self.build(*self.optimizer_factories(), self.optimizer_options)
-        for thing in (optimizer, described["scheduler"] if described else None):
+        schedule = described["scheduler"] if described else None
+        for thing in (optimizer, schedule):
             if isinstance(thing, NeedsTotalSteps):
                 thing.set_total_steps(self.planned_steps())
+        if isinstance(schedule, OneCycleLR) and schedule.total_steps < (planned := self.planned_steps()):
+            raise UsageError(
+                f"{self.optimizer_options}.scheduler.total_steps={schedule.total_steps}, but the fit has {planned} "
+                "steps; pass at least so many."
+            )
         return optimizer if described is None else {"optimizer": optimizer, "lr_scheduler": described}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        try:
+            super().lr_scheduler_step(scheduler, metric)
+        except (ArithmeticError, TypeError, ValueError) as error:  # of options that are no numbers, or 0
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"{self.optimizer_options}.scheduler {type(scheduler).__name__} fails after step "
+                f"{self.trainer.global_step}: {reason}; check its options."
+            ) from error

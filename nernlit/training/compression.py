@@ -60,8 +60,8 @@ def compress(
             accurate where mirror images have the same class.
 
     Raises:
-        UsageError: If an option is out of its range, the weights are not plain float32 parameters, or the network
-            cannot process the images or does not return logits (B, C).
+        UsageError: If an option is out of its range, `images` can be iterated only once, the weights are not plain
+            float32 parameters, or the network cannot process the images or does not return logits (B, C).
         DivergenceError: If the training diverges.
         DataError: If there are no batches, or they are no images.
         LayoutError: If the network has no convolution and no linear layer.
@@ -73,6 +73,10 @@ def compress(
         require_positive(bits=bits)
     if target_bytes is not None:
         require_positive(target_bytes=target_bytes)
+    if isinstance(images, Iterator):
+        raise UsageError(
+            f"images is a {type(images).__name__}, which can be iterated only once; pass a list or a DataLoader."
+        )
     require_plain_weights(net, type(net).__name__)  # before the forward pass, whose error message would be less clear
     pixels_BCHW = next(iter(_Batches(images, 1)))[0].cpu()
     channels = pixels_BCHW.shape[1]
@@ -114,7 +118,12 @@ def compress(
         enable_model_summary=False,
         devices=1,
     )
-    trainer.fit(module, DataLoader(_Batches(images, steps), batch_size=None))
+    try:
+        trainer.fit(module, DataLoader(_Batches(images, steps), batch_size=None))
+    except SystemExit as error:  # Lightning's answer to Ctrl-C, which is for programs of its own
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from None
     return representation.eval()
 
 

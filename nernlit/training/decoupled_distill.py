@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from nernlit.errors import UsageError, require_at_least
@@ -141,10 +142,9 @@ class DecoupledDistill(Scheme):
         stages = [phase_1, phase_2] if reconstruction.steps else [phase_2]
         options = reconstruction.sensitivity, on_divergence, calibration_images
         super().__init__(representation, stages, precision, rebuilt, rate, *options)
-        self.has_phase_1 = bool(init_from or reconstruction.steps or representation.predictor.is_fitted)
-        # Of a .nern file alone, the original is the reconstructed network: the student would be its own teacher.
-        is_own_original = init_from is not None and rebuilt.get("init_from") == str(init_from)
-        self._teaches_itself = is_own_original and teacher is None and not cross_entropy_weight
+        is_fitted = representation.predictor.is_fitted or not representation.is_new
+        self.has_phase_1 = bool(init_from or reconstruction.steps or is_fitted)
+        self._teaches_itself = representation.is_own_original and teacher is None and not cross_entropy_weight
         self.reconstruction, self.distillation, self.teacher_flip = reconstruction, distillation, teacher_flip
         self.needs_image_numbers = cache_teacher
         self.average = MovingAverage(ema)
@@ -162,7 +162,8 @@ class DecoupledDistill(Scheme):
             self.distillation.teacher_flip = augmentation is not None and augmentation.flip
         if stage == "fit" and self.distillation.cache_teacher:
             self._require_fixed_images()
-        self.average.clear()
+        if stage == "fit":
+            self.average.clear()
         if stage == "fit" and self.average.decay:
             refuse_averaging(self.trainer, "parameters that `ema` already averages; pass ema: 0")
 
@@ -214,6 +215,11 @@ class DecoupledDistill(Scheme):
     def on_train_end(self) -> None:
         super().on_train_end()
         self._show_average(True)
+        if self.stage < len(self.stages) - 1 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"The fit ended in phase 1, after {self.trainer.global_step} of its {self.reconstruction.steps} steps, "
+                "so nothing was distilled. Without the limit that ended it, --ckpt_path last continues it."
+            )
 
     def _show_average(self, average: bool) -> None:
         self.average.show(dict(self.named_parameters()), average)
@@ -235,7 +241,7 @@ class DecoupledDistill(Scheme):
             )
         if self._teaches_itself:
             raise UsageError(
-                "the original is the network decoded from --model.init_from, so the student would be its own teacher; "
+                "the original is the network decoded from the .nern file, so the student would be its own teacher; "
                 "pass --model.teacher, --model.cross_entropy_weight, or the original (--model.representation)."
             )
         super().on_fit_start()

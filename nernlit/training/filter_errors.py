@@ -97,6 +97,7 @@ class FilterErrors(WithConstants):
         for layer in layout.layers:
             groups.setdefault(tuple(layer.shape), []).append(layer)
         self._groups = list(groups.values())
+        self._cost = sum(layer.kernels / layer.grid[1] ** 0.5 for layer in layout.layers)
         for number, layers in enumerate(self._groups):
             weights_LO, roots_LDD = (torch.stack(each) for each in zip(*(weights[x.key] for x in layers), strict=True))
             self.set_constant(f"weights_{number}", weights_LO)
@@ -116,20 +117,21 @@ class FilterErrors(WithConstants):
         }
 
     def sample(self, sampling: Sampling, norms_N: Tensor, seed: int, step: int, world_size: int) -> list[FilterSample]:
-        """The filters of each process: the same share of every layer, at least one filter.
+        """The filters of each process: some of every layer, which together have about `sampling.batch_size` kernels.
 
-        Together they have about as many kernels as `sampling` chooses otherwise.
+        A layer's share is inverse to the square root of the kernels of a filter, because small filters cost less
+        (Neyman allocation).
 
         Args:
             sampling: Chooses filters in each layer.
             norms_N: See `Sampling.shares`, as the other arguments.
         """
-        share = sampling.batch_size * world_size / len(norms_N)
+        of_all = sampling.batch_size * world_size / self._cost
         samples = [FilterSample() for _ in range(world_size)]
         number = 0
         for layers, norms_LO in zip(self._groups, self._filter_norms(norms_N), strict=True):
-            filters = layers[0].grid[0]
-            count = max(1, round(share * filters))
+            filters, channels = layers[0].grid
+            count = max(1, round(of_all / channels**0.5 * filters))
             seeds = (derive_seed(seed, number + layer) for layer in range(len(layers)))
             drawn = [sampling.joint(*each, step, count) for each in zip(norms_LO, seeds, strict=True)]
             joint_LS, number = torch.stack(drawn), number + len(layers)

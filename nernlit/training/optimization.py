@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.nn import Parameter
 from torch.optim import Optimizer, SparseAdam
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from nernlit.errors import UsageError
 
@@ -27,7 +27,7 @@ def build_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
     """The optimizer of these parameters.
 
     Args:
-        make: Makes it.
+        make: Makes it, from the list of parameters, or of groups of them where their rates differ.
         parameters: The trained parameters, and the ratio of the learning rate of each to the optimizer's. Steps apply
             it (`lr_ratio` of the group), so that schedules that set the rates of all groups alike keep it.
         options: Prefix of its options on the command line, for messages.
@@ -40,7 +40,7 @@ def build_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
     groups = [{"params": [p for p, own in parameters.items() if own == ratio]} for ratio in ratios]
     try:
         optimizer = make(list(parameters) if ratios == [1.0] else groups)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         advice = "; timm.optim.Muon takes all of them" if "2D" in reason else ""
         raise UsageError(f"{options}.optimizer cannot be built: {reason}{advice}.") from error
@@ -55,8 +55,14 @@ def build_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
         rate = float(group.get("lr", 1.0))
         if not 0 < rate < math.inf:
             raise UsageError(f"lr={rate:g}; expected a finite learning rate above 0 ({options}.optimizer.lr).")
-    for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-        if ratio != 1.0:
+    for group in optimizer.param_groups:
+        of_group = {parameters[parameter] for parameter in group["params"]}
+        if len(of_group) > 1:
+            raise UsageError(
+                f"{options}.optimizer puts parameters with different learning rates into one group: the kept tensors "
+                "that are trained (tune_kept) and step sizes (quantize) come as groups, which must stay separate."
+            )
+        if (ratio := of_group.pop()) != 1.0:
             group["lr_ratio"] = ratio
     return optimizer
 
@@ -71,8 +77,12 @@ def build_schedule(make: LRSchedulerCallable, optimizer: Optimizer, trainer: Any
     """
     try:
         schedule = make(optimizer)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"{options}.scheduler cannot be built: {' '.join(str(error).split())}.") from error
+    if not isinstance(schedule, LRScheduler):
+        raise UsageError(
+            f"{options}.scheduler made a {type(schedule).__name__}; expected a torch.optim.lr_scheduler.LRScheduler."
+        )
     if not isinstance(schedule, ReduceLROnPlateau):
         return {"scheduler": schedule, "interval": "step"}
     monitor = getattr(schedule, "monitor", None)
@@ -106,25 +116,12 @@ def relative_rate(optimizer: Optimizer) -> float:
     return float(group["lr"]) / float(group.get("max_lr", initial) * group.get("lr_ratio", 1.0))
 
 
-def refuse_changing_accumulation(trainer: Any) -> None:
-    """Refuse a callback that changes the number of batches per optimizer step during a fit.
-
-    Raises:
-        UsageError: If the trainer has one.
-    """
-    for callback in getattr(trainer, "callbacks", []):
-        if isinstance(callback, GradientAccumulationScheduler) and len(set(callback.scheduling.values())) > 1:
-            raise UsageError(
-                "GradientAccumulationScheduler changes the number of optimizer steps per epoch, and with it the steps "
-                "at which stages begin; pass --trainer.accumulate_grad_batches N instead."
-            )
-
-
 #: Callbacks of Lightning that do not work with the modules here -> what to do instead.
 _UNSUPPORTED = {
+    GradientAccumulationScheduler: "schedules need a fixed number of steps; pass --trainer.accumulate_grad_batches N",
     BatchSizeFinder: "pass a batch size (--data.batch_size)",
     LearningRateFinder: "compare learning rates with `nernlit search`",
-    BackboneFinetuning: "the trained parameters are those of the predictor, and of tune_kept",
+    BackboneFinetuning: "the module chooses the parameters that are trained",
 }
 
 

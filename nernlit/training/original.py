@@ -113,6 +113,7 @@ class OriginalModule(ClassifierModule, WithConstants):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        self.original.weights_from = self.original.weights_from or "memory"
         if self._trainer is not None and self.trainer.state.fn == "fit":
             require_same_teacher(self.teacher, checkpoint)
 
@@ -121,6 +122,10 @@ class OriginalModule(ClassifierModule, WithConstants):
 
     def needs_images(self, stage: str) -> bool:
         return stage != "predict"
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self.original.weights_from = self.original.weights_from or "memory"
 
     @property
     def is_trained(self) -> bool:

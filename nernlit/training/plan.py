@@ -52,6 +52,13 @@ class Plan:
         for name in ("max_epochs", "max_steps", "limit_train_batches"):
             if getattr(trainer, name) == 0:
                 raise UsageError(f"--trainer.{name} 0: the fit would make no step; leave it out, or pass more.")
+        if trainer.accumulate_grad_batches < 1:
+            raise UsageError(
+                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}; expected at least 1."
+            )
+        for name in ("check_val_every_n_epoch", "val_check_interval"):
+            if getattr(trainer, name, None) == 0:
+                raise UsageError(f"--trainer.{name} 0; for no validation pass --trainer.limit_val_batches 0.")
         interval = getattr(trainer, "val_check_interval", None)
         if isinstance(interval, int) and batches is not None and trainer.check_val_every_n_epoch and interval > batches:
             raise UsageError(

@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
@@ -116,6 +117,7 @@ class Progressive(Scheme):
         super().__init__(representation, [stage] * rounds, precision, rebuilt, None, sensitivity, on_divergence)
         self.rounds, self.trials, self.min_delta = rounds, trials, min_delta
         self.ended: list[Round] = []
+        self._is_begun = False  # whether there was a fit of this module
         self.trial_predictors = PredictorEnsemble(representation.predictor, trials)
         target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
         self._first_target = None if init_from is None else target_NKK
@@ -176,12 +178,13 @@ class Progressive(Scheme):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and self.trainer.ckpt_path is None and self.ended:  # an earlier fit of this module
+        if stage == "fit" and self.trainer.ckpt_path is None and self._is_begun and not self.trainer.global_step:
             self.ended = []
             first_NKK = self.representation.target if self._first_target is None else self._first_target
             self._start_round(first_NKK.to(self.round_target.device, copy=True))
+        self._is_begun |= stage == "fit"
         # It is copied from the best trial and not trained itself; DDP would wait for its gradients.
-        self.representation.predictor.requires_grad_(stage != "fit")
+        self.representation.predictor.requires_grad_(stage != "fit" or self.trainer.world_size == 1)
         if stage == "fit" and self.trainer.check_val_every_n_epoch is None:
             raise UsageError(
                 "--trainer.check_val_every_n_epoch null: Progressive chooses a round's winner in a validation at the "
@@ -211,6 +214,12 @@ class Progressive(Scheme):
                 "the training data loader has no length, and Progressive's rounds have a whole number of epochs; pass "
                 "--trainer.limit_train_batches N."
             )
+        least = self.rounds * self._round_steps
+        if 0 < self.trainer.max_steps < least:
+            raise UsageError(
+                f"--trainer.max_steps {self.trainer.max_steps} is less than the {least} steps of the {self.rounds} "
+                "rounds; leave it out."
+            )
         if every is None or batches % every:
             raise UsageError(
                 f"--trainer.val_check_interval {self.trainer.val_check_interval}: Progressive chooses a round's winner "
@@ -225,6 +234,28 @@ class Progressive(Scheme):
             raise UsageError(
                 "Progressive chooses a round's winner in a validation, and there is no validation data; pass it to "
                 "`fit`, or datamodule=NoImages() to choose by the error of the weights."
+            )
+        # A fit that ended early and is resumed ends again. A round whose last validation was interrupted has no result.
+        progress = self.trainer.fit_loop.epoch_loop.val_loop.batch_progress.current
+        if self.round_is_over and progress.ready == progress.completed and not self.ended[-1].improved:
+            self.trainer.should_stop = True
+            rank_zero_only(print)(
+                f"The fit ended after round {self.round}, whose gain was not above min_delta. To continue, pass a "
+                "smaller --model.min_delta, or null.",
+                flush=True,
+            )
+
+    def on_validation_end(self) -> None:
+        fits = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if fits and self.round_is_over and not self.ended[-1].improved:
+            self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if not self.round_is_over and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"The fit ended within round {self.round}, so the weights are those of an unfinished fit. Without the "
+                "limit that ended it, --ckpt_path last continues it."
             )
 
     def teardown(self, stage: str) -> None:

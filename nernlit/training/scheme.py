@@ -24,7 +24,6 @@ from nernlit.training.objectives import NO_LABELS, Step
 from nernlit.training.optimization import (
     refuse_averaging,
     refuse_callbacks_on_weights,
-    refuse_changing_accumulation,
     relative_rate,
 )
 from nernlit.training.plan import total_steps
@@ -94,7 +93,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         reconstructs = any(stage.objective.reconstructs for stage in stages)
         self.error_weights = ErrorWeights(sensitivity, representation, reconstructs)
         self.recovery = Recovery(on_divergence)
-        self.seed = torch.initial_seed()
+        self.seed = self._own_seed = torch.initial_seed()
         self.sizes_N = representation.learned.per_kernel().cpu()
         self.norms_N = representation.target.flatten(1).norm(dim=1).cpu()
         #: The step and the stages' ends of the checkpoint that a fit is resumed from.
@@ -220,6 +219,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self._used_images = False
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
+        self.representation.is_new = False
         with self.recovery.lowered(self.trainer.optimizers[0]):
             super().optimizer_step(*args, **options)
             rate = relative_rate(self.trainer.optimizers[0])
@@ -312,6 +312,8 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         super().setup(stage)
         if starts:
             self.stage = 0  # an earlier fit of this module ended in its last one
+            if self._resumed is not None:  # one that could not be resumed
+                self._resumed, self.seed = None, self._own_seed
         self.recovery = Recovery(self.recovery.on_divergence)  # of this run
         # Of this run: the next one may have other images.
         self.measurements = Measurements(self.representation, self.save_options)
@@ -335,8 +337,6 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         if labels and getattr(self._data, "train_on", None) == "noise":
             raise UsageError(NO_LABELS)
         refuse_callbacks_on_weights(self.trainer)
-        if len(self.stages) > 1:
-            refuse_changing_accumulation(self.trainer)
         if self.recovery.restarts_fits:
             refuse_averaging(self.trainer, "weights that a restart takes back; pass on_divergence: stop")
         if self.representation.predictor.changes_after_steps:
@@ -428,7 +428,6 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         self.train()  # Lightning keeps the mode, and a representation from a file is in evaluation mode
         if self.trainer.ckpt_path is None and not self.representation.is_new:
             self.representation.predictor.start_stage()
-        self.representation.is_new = False
         if self.logger is not None and self.trainer.is_global_zero:
             sizes = self.representation.sizes(**self.save_options)
             figures = {"cr_paper": sizes.cr_paper, "cr_file": sizes.cr_file}

@@ -37,8 +37,11 @@ def refuse_sessions(strategy: object) -> None:
     Raises:
         UsageError: If it does.
     """
-    if isinstance(strategy, str) and any(part in strategy for part in _FOR_SESSIONS):
+    options = (strategy.get("init_args") if hasattr(strategy, "get") else None) or {}
+    method = options.get("start_method", "popen")
+    name = strategy if isinstance(strategy, str) else f"with start_method {method}"
+    if method != "popen" or any(part in name for part in _FOR_SESSIONS):
         raise UsageError(
-            f"--trainer.strategy {strategy} is for notebooks and Python sessions; pass ddp, which starts each process "
+            f"--trainer.strategy {name} is for notebooks and Python sessions; pass ddp, which starts each process "
             "with the same command."
         )

@@ -15,8 +15,12 @@ def frozen_teacher(teacher: Original, original: Original) -> Original:
         original: The network that learns from it.
 
     Raises:
-        UsageError: If the teacher has random weights, or other classes than the original.
+        UsageError: If the teacher is no `Original`, has random weights, or other classes than the original.
     """
+    if not isinstance(teacher, Original):
+        raise UsageError(
+            f"teacher is a {type(teacher).__name__}; pass an Original (for a network in memory: Original.from_module)."
+        )
     teacher.require_weights("teacher")
     if teacher.num_classes != original.num_classes:
         raise UsageError(

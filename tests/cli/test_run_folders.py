@@ -26,7 +26,7 @@ def _claim(together: "multiprocessing.synchronize.Barrier", answers: "multiproce
     logger = _logger()
     assert logger.version == 0  # all have looked before one of them makes the folder
     together.wait()
-    with claimed_folder(logger, numbered=True, fits=True):
+    with claimed_folder([logger], numbered=True, fits=True):
         answers.put(logger.log_dir)
         together.wait()
 
@@ -43,15 +43,15 @@ def test_runs_that_start_in_the_same_instant_get_folders_of_their_own() -> None:
 
 
 def test_a_second_fit_into_the_same_folder_is_refused() -> None:
-    with claimed_folder(_logger("version_0"), numbered=False, fits=True):
+    with claimed_folder([_logger("version_0")], numbered=False, fits=True):
         with (
             pytest.raises(UsageError, match="another fit is writing into runs/a/version_0; wait for it, or start"),
-            claimed_folder(_logger("version_0"), numbered=False, fits=True),
+            claimed_folder([_logger("version_0")], numbered=False, fits=True),
         ):
             pass
-        with claimed_folder(_logger("version_0"), numbered=False, fits=False):
+        with claimed_folder([_logger("version_0")], numbered=False, fits=False):
             pass  # a test looks at what is there
-    with claimed_folder(_logger("version_0"), numbered=False, fits=True):
+    with claimed_folder([_logger("version_0")], numbered=False, fits=True):
         pass
 
 
@@ -63,13 +63,13 @@ def test_the_halves_of_files_that_a_killed_fit_left_are_removed() -> None:
     running = Path("runs/a/version_0/.config.yaml.456.part")
     with running.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with claimed_folder(_logger("version_1"), numbered=False, fits=True):
+        with claimed_folder([_logger("version_1")], numbered=False, fits=True):
             assert list(Path("runs").rglob("*.part")) == [running]
 
 
 def test_a_file_where_the_folder_belongs_is_one_line() -> None:
     Path("runs").write_text("")
-    with pytest.raises(StorageError, match="cannot make runs/a/version_0: "), claimed_folder(_logger(), True, True):
+    with pytest.raises(StorageError, match="cannot make runs/a/version_0: "), claimed_folder([_logger()], True, True):
         pass
 
 
@@ -102,11 +102,11 @@ def test_a_finished_fit_is_not_replaced() -> None:
     last.touch()
     with (
         pytest.raises(UsageError, match=r"version_0/checkpoints/last\.ckpt of an earlier fit would be replaced"),
-        claimed_folder(_logger("version_0"), numbered=False, fits=True),
+        claimed_folder([_logger("version_0")], numbered=False, fits=True),
     ):
         pass
     assert last.is_file()
-    with claimed_folder(_logger("version_0"), numbered=False, fits=True, resumes=True):
+    with claimed_folder([_logger("version_0")], numbered=False, fits=True, resumes=True):
         pass
 
 

@@ -222,7 +222,7 @@ def test_a_run_folder_that_cannot_be_made_is_named() -> None:
         with (
             failing(OUT, nth, lasting=True) as faults,
             pytest.raises(StorageError, match="cannot make out/run/version_0: No space left on device; choose another"),
-            claimed_folder(TensorBoardLogger(OUT, "run"), numbered=True, fits=True),
+            claimed_folder([TensorBoardLogger(OUT, "run")], numbered=True, fits=True),
         ):
             pass
         assert faults.happened
