@@ -46,7 +46,8 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(
         self, filename: str | None = "best", monitor: str | None = "val/acc", mode: str | None = None, **kwargs: Any
     ) -> None:
-        mode = mode or _mode_of(monitor or "")
+        if mode is None:
+            mode = "min" if monitor is None else _mode_of(monitor)
         for name in ("every_n_train_steps", "train_time_interval"):
             if kwargs.get(name):
                 raise UsageError(f"{name} of the best checkpoint: it is chosen after validations; leave it out.")

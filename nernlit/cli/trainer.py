@@ -208,15 +208,19 @@ class NernlitCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None  # the run's folder keeps the configuration that it was fitted with
         config = self.config[self.subcommand]
+        for section in ("best_checkpoint", "last_checkpoint", "figures", "writer"):
+            if config[section] is None:
+                raise UsageError(f"{section}: null; leave the section out for its default options.")
         if self.subcommand == "predict":  # what is predicted is the network
             config["data"] = Namespace(class_path=_NO_DATA, init_args=Namespace())  # type: ignore[no-untyped-call]
             if config["trainer"]["limit_predict_batches"] == 0:
                 raise UsageError("--trainer.limit_predict_batches 0: `predict` would write nothing; leave it out.")
-        elif config["writer"]["path"] is not None:
+        elif self.subcommand in ("validate", "test"):
+            limit = {"validate": "limit_val_batches", "test": "limit_test_batches"}[self.subcommand]
+            if config["trainer"][limit] == 0:
+                raise UsageError(f"--trainer.{limit} 0: `{self.subcommand}` would measure nothing; leave it out.")
+        if self.subcommand != "predict" and config["writer"]["path"] is not None:
             raise UsageError(f"--writer.path is for `predict`; leave it out of `{self.subcommand}`.")
-        for section in ("best_checkpoint", "last_checkpoint", "figures", "writer"):
-            if config[section] is None:
-                raise UsageError(f"{section}: null; leave the section out for its default options.")
         best = config["best_checkpoint"]
         given = split_options(self.args, "--best_checkpoint.monitor")[1]
         if config["data"]["class_path"] == _NO_DATA and best["monitor"] == "val/acc" and not given:

@@ -47,6 +47,7 @@ def test_the_best_checkpoint_of_an_error_is_the_smallest() -> None:
     with pytest.raises(UsageError, match=r"best_checkpoint\.monitor 'x': pass best_checkpoint\.mode as well"):
         BestCheckpoint(monitor="x")
     assert BestCheckpoint(monitor="x", mode="min").mode == "min"
+    assert BestCheckpoint(monitor=None).monitor is None
     with pytest.raises(UsageError, match="every_n_train_steps of the best checkpoint: it is chosen after validations"):
         BestCheckpoint(every_n_train_steps=3)
 
@@ -128,6 +129,12 @@ def test_sections_and_strategies_that_cannot_be_honored_are_refused(capsys: pyte
     strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "spawn"}}
     message = _refused(capsys, "fit", *QUICK, *_file(trainer={"strategy": strategy}))
     assert "--trainer.strategy with start_method spawn is for notebooks" in message
+
+
+@pytest.mark.parametrize(("command", "option"), [("validate", "limit_val_batches"), ("test", "limit_test_batches")])
+def test_an_evaluation_of_nothing_is_refused(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _refused(capsys, command, *QUICK, f"--trainer.{option}=0")
+    assert f"--trainer.{option} 0: `{command}` would measure nothing; leave it out" in message
 
 
 def test_a_fit_with_a_drawn_seed_is_resumed_by_the_same_command() -> None:
