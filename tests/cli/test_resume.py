@@ -8,23 +8,14 @@ import pytest
 import torch
 
 from nernlit.callbacks import DurableCheckpointIO
-from nernlit.cli.main import main, run
+from nernlit.cli.main import run
 from nernlit.cli.resume import find_checkpoint
 from nernlit.cli.runs import Run
 from nernlit.storage.files import write_atomically
+from tests.cli.refused import refused
 from tests.fakes import CONFIGS, QUICK
 
 CHECKPOINTS = Path("runs/digits_h96/version_0/checkpoints")
-
-
-def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(args)
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    return message
 
 
 def _cut(path: Path, kept: int) -> None:
@@ -51,22 +42,22 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_with(capsys: pytes
     run(["fit", *QUICK])
     for path in CHECKPOINTS.iterdir():
         _cut(path, 0)
-    message = _refused(capsys, "fit", *QUICK, "--ckpt_path=last")
+    message = refused(capsys, "fit", *QUICK, "--ckpt_path=last")
     assert f"nernlit: error: {CHECKPOINTS}/last.ckpt is an empty file (0 bytes)." in message
     assert f"All other checkpoints in {CHECKPOINTS} are damaged too." in message
     # An accuracy of another checkpoint than the one that was asked for would be a wrong number.
-    message = _refused(capsys, "test", *QUICK, "--ckpt_path=best")
+    message = refused(capsys, "test", *QUICK, "--ckpt_path=best")
     assert f"nernlit: error: {CHECKPOINTS}/best.ckpt is an empty file (0 bytes). Pass a .ckpt" in message
 
 
 def test_files_that_are_no_checkpoints_are_said_to_be_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"conv.weight": torch.ones(2)}, "weights.pth")
-    message = _refused(capsys, "test", *QUICK, "--ckpt_path=weights.pth")
+    message = refused(capsys, "test", *QUICK, "--ckpt_path=weights.pth")
     assert "weights.pth is a PyTorch file of weights alone (tensors: 1). Pass a .ckpt that a fit wrote" in message
     Path("page.ckpt").write_text("<!DOCTYPE html><html></html>")
-    message = _refused(capsys, "fit", *QUICK, "--ckpt_path=page.ckpt")
+    message = refused(capsys, "fit", *QUICK, "--ckpt_path=page.ckpt")
     assert "page.ckpt is an HTML page, as a server sends it in place of a file; download the file itself." in message
-    message = _refused(capsys, "fit", *QUICK, "--ckpt_path=runs")
+    message = refused(capsys, "fit", *QUICK, "--ckpt_path=runs")
     assert "--ckpt_path runs: no such file" in message
 
 
@@ -74,7 +65,7 @@ def test_a_checkpoint_of_another_scheme_is_refused_by_name(capsys: pytest.Captur
     run(["fit", *QUICK])
     decoupled = ["-c", str(CONFIGS / "digits_h96_decoupled.yaml"), "--trainer.accelerator=cpu"]
     for command in ("fit", "test"):
-        message = _refused(capsys, command, *decoupled, f"--ckpt_path={CHECKPOINTS}/last.ckpt")
+        message = refused(capsys, command, *decoupled, f"--ckpt_path={CHECKPOINTS}/last.ckpt")
         assert "last.ckpt is a checkpoint of ReconOnly, and the configuration describes DecoupledDistill;" in message
         assert f"(--model.init_from {CHECKPOINTS}/last.ckpt)" in message
 
@@ -85,7 +76,7 @@ def test_a_fit_cannot_go_on_from_weights_alone(capsys: pytest.CaptureFixture[str
     for key in ("optimizer_states", "lr_schedulers", "loops"):
         del content[key]
     torch.save(content, "weights_only.ckpt")
-    message = _refused(capsys, "fit", *QUICK, "--ckpt_path=weights_only.ckpt")
+    message = refused(capsys, "fit", *QUICK, "--ckpt_path=weights_only.ckpt")
     assert "weights_only.ckpt has no optimizer state, so a fit cannot be resumed from it" in message
     run(["test", *QUICK, "--ckpt_path=weights_only.ckpt"])
 
@@ -106,7 +97,7 @@ def test_the_newest_run_is_told_by_its_number_and_not_by_the_clock(given: Litera
 def test_a_fit_goes_on_with_its_dataset_only(capsys: pytest.CaptureFixture[str]) -> None:
     run(["fit", *QUICK])
     for data in ("null", "NoImages"):
-        message = _refused(capsys, "fit", *QUICK, f"--data={data}", "--data.steps_per_epoch=5", "--ckpt_path=last")
+        message = refused(capsys, "fit", *QUICK, f"--data={data}", "--data.steps_per_epoch=5", "--ckpt_path=last")
         assert "the fit was started with DigitsDataModule, and this is NoImages, whose accuracies" in message
     run(["test", *QUICK, "--data=NoImages", "--ckpt_path=last"])  # an evaluation may use others
 
@@ -116,7 +107,7 @@ def test_a_version_that_is_named_is_the_one_that_is_used(capsys: pytest.CaptureF
         run(["fit", *QUICK])
     cli = run(["test", *QUICK, "--ckpt_path=best", "--trainer.logger.version=0"])
     assert "version_0" in str(cli.trainer.ckpt_path)
-    message = _refused(capsys, "test", *QUICK, "--ckpt_path=best", "--trainer.logger.version=7")
+    message = refused(capsys, "test", *QUICK, "--ckpt_path=best", "--trainer.logger.version=7")
     assert "no best.ckpt in runs/digits_h96/version_7/checkpoints" in message
-    message = _refused(capsys, "fit", *QUICK, "--trainer.logger.version=1")
+    message = refused(capsys, "fit", *QUICK, "--trainer.logger.version=1")
     assert "version_1/checkpoints/last.ckpt of an earlier fit would be replaced" in message

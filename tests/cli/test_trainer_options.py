@@ -9,21 +9,12 @@ import torch
 import yaml
 
 from nernlit.callbacks import BestCheckpoint
-from nernlit.cli.main import main, run
+from nernlit.cli.main import run
 from nernlit.errors import UsageError
+from tests.cli.refused import refused
 from tests.fakes import QUICK
 
 CHECKPOINTS = Path("runs/digits_h96/version_0/checkpoints")
-
-
-def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(args)
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    return message
 
 
 def _file(**options: Any) -> list[str]:
@@ -67,7 +58,7 @@ def test_tables_of_a_csv_logger_are_kept() -> None:
 @pytest.mark.parametrize("options", [["--trainer.logger=false"], ["--best_checkpoint.dirpath=keep"]])
 def test_checkpoints_of_an_earlier_fit_are_not_replaced(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run(["fit", *QUICK, *options])
-    assert "best.ckpt of an earlier fit would be replaced" in _refused(capsys, "fit", *QUICK, *options)
+    assert "best.ckpt of an earlier fit would be replaced" in refused(capsys, "fit", *QUICK, *options)
 
 
 def test_several_loggers_have_one_folder() -> None:
@@ -99,10 +90,10 @@ def test_callbacks_of_ones_own_stand_beside_those_of_the_command(capsys: pytest.
         {"class_path": "EarlyStopping", "init_args": {"monitor": "val/recon_rmse", "patience": number}}
         for number in (1, 2)
     ]
-    message = _refused(capsys, "fit", *QUICK, *_file(trainer={"callbacks": stops}))
+    message = refused(capsys, "fit", *QUICK, *_file(trainer={"callbacks": stops}))
     assert "--trainer.callbacks: two callbacks of one class with the same options" in message
     unknown = {"class_path": "EarlyStopping", "init_args": {"monitor": "val_acc"}}
-    message = _refused(capsys, "fit", *QUICK, *_file(trainer={"callbacks": [unknown]}))
+    message = refused(capsys, "fit", *QUICK, *_file(trainer={"callbacks": [unknown]}))
     assert "Early stopping conditioned on metric `val_acc` which is not available" in message
 
 
@@ -115,25 +106,25 @@ def test_callbacks_of_ones_own_stand_beside_those_of_the_command(capsys: pytest.
         (["--data=null", "--trainer.overfit_batches=2"], "--trainer.overfit_batches 2 is not supported"),
     ],
 )
-def test_options_that_cannot_be_honored_are_refused(
+def test_options_that_cannot_be_honored_arerefused(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [each for each in QUICK if "steps_per_epoch" not in each] if "--data=null" in options else QUICK
-    assert message in _refused(capsys, "fit", *arguments, *options)
+    assert message in refused(capsys, "fit", *arguments, *options)
 
 
-def test_sections_and_strategies_that_cannot_be_honored_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "best_checkpoint: null; leave the section out" in _refused(
+def test_sections_and_strategies_that_cannot_be_honored_arerefused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "best_checkpoint: null; leave the section out" in refused(
         capsys, "fit", *QUICK, *_file(best_checkpoint=None)
     )
     strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "spawn"}}
-    message = _refused(capsys, "fit", *QUICK, *_file(trainer={"strategy": strategy}))
+    message = refused(capsys, "fit", *QUICK, *_file(trainer={"strategy": strategy}))
     assert "--trainer.strategy with start_method spawn is for notebooks" in message
 
 
 @pytest.mark.parametrize(("command", "option"), [("validate", "limit_val_batches"), ("test", "limit_test_batches")])
-def test_an_evaluation_of_nothing_is_refused(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = _refused(capsys, command, *QUICK, f"--trainer.{option}=0")
+def test_an_evaluation_of_nothing_isrefused(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, command, *QUICK, f"--trainer.{option}=0")
     assert f"--trainer.{option} 0: `{command}` would measure nothing; leave it out" in message
 
 
