@@ -214,12 +214,6 @@ class Progressive(Scheme):
                 "the training data loader has no length, and Progressive's rounds have a whole number of epochs; pass "
                 "--trainer.limit_train_batches N."
             )
-        least = self.rounds * self._round_steps
-        if 0 < self.trainer.max_steps < least:
-            raise UsageError(
-                f"--trainer.max_steps {self.trainer.max_steps} is less than the {least} steps of the {self.rounds} "
-                "rounds; leave it out."
-            )
         if every is None or batches % every:
             raise UsageError(
                 f"--trainer.val_check_interval {self.trainer.val_check_interval}: Progressive chooses a round's winner "

@@ -70,7 +70,7 @@ def test_fits_that_end_before_their_last_stage_say_so() -> None:
     stop = L.pytorch.callbacks.EarlyStopping("val/recon_rmse", patience=1, min_delta=10.0, verbose=False)
     with pytest.warns(UserWarning, match="ended in phase 1, after 2 of its 3 steps, so nothing was distilled"):
         quiet_trainer(max_epochs=4, callbacks=[stop], limit_train_batches=1).fit(module, datamodule=_images())
-    with pytest.raises(UsageError, match="max_steps 3 is less than the 8 steps of the 2 rounds"):
+    with pytest.warns(UserWarning, match="The fit ended within round 1, so the weights are those of an unfinished fit"):
         quiet_trainer(max_epochs=4, max_steps=3).fit(_progressive(), datamodule=NoImages(2))
 
 
@@ -239,10 +239,8 @@ def test_throughput_removes_its_hooks_after_an_exception() -> None:
     assert not module.representation.predictor._forward_pre_hooks
 
 
-def test_compress_takes_batches_that_can_be_repeated_and_passes_ctrl_c_on() -> None:
+def test_compress_passes_ctrl_c_on() -> None:
     net = Original("digits_resnet8", pretrained=True).net
-    with pytest.raises(UsageError, match="images is a generator, which can be iterated only once"):
-        nernlit.compress(net, (torch.rand(2, 1, 8, 8) for _ in range(3)), steps=3)
 
     class Stops:
         passes = 0

@@ -82,7 +82,7 @@ def test_impossible_requests_are_refused(
 
 def test_images_that_can_be_read_once_only_are_an_error() -> None:
     batches = iter([torch.rand(4, 1, 8, 8)] * 3)
-    with pytest.raises(DataError, match=r"no batch after the first 2; pass a list or a DataLoader"):
+    with pytest.raises(UsageError, match=r"images is a list_iterator, which can be iterated only once; pass a list"):
         nernlit.compress(Original("digits_resnet8").net, batches, steps=5)
 
 

@@ -88,7 +88,7 @@ class Record(L.Callback):
             self.outcome["images"].append(batch[0].clone())
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        found = [p.grad for p in pl_module.parameters() if p.requires_grad]
+        found = [p.grad for p in pl_module.trained_parameters()]
         self.outcome["gradients"].append([torch.zeros(()) if g is None else g.detach().clone() for g in found])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,7 +106,7 @@ class Record(L.Callback):
 
 
 def _trained(module: L.LightningModule) -> list[Tensor]:
-    return [p.detach().clone() for p in module.parameters() if p.requires_grad]
+    return [p.detach().clone() for p in module.trained_parameters()]
 
 
 def trainer_of(group: Group, **options: Any) -> L.Trainer:
