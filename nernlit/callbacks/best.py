@@ -34,8 +34,7 @@ class BestCheckpoint(ModelCheckpoint):
     Lightning also forgets the best of a resumed fit whose folder has been moved, or is given as another path.
 
     Args:
-        mode: `min` or `max`; None for `max` with accuracies, explained power and robustness, `min` with errors, losses
-            and sizes.
+        mode: `min` or `max`; None for `max` with accuracies and explained power, `min` with errors, losses and sizes.
         kwargs: See `ModelCheckpoint`.
 
     Raises:

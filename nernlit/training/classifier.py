@@ -52,7 +52,8 @@ class ClassifierModule(L.LightningModule, ABC):
         #: Additional metrics of the current step: full metric name -> scalar.
         self.step_metrics: dict[str, Tensor] = {}
         self._resumed_epoch_steps: float | None = None  # of the checkpoint that a fit resumes
-        self._intervals: tuple[int | None, int | None, int | None] | None = None  # the trainer's own, during a fit
+        #: Identity of the trainer of the last fit -> the intervals that it had, until they are restored.
+        self._intervals: dict[int, tuple[int | None, int | None, int | None]] = {}
         self.fitted_steps = 0  # of the last fit, or of the checkpoint that was loaded
         #: Whether the figures of evaluations outside of fits go to the loggers.
         self.logs_evaluations = True
@@ -176,16 +177,16 @@ class ClassifierModule(L.LightningModule, ABC):
             trainer.check_val_every_n_epoch = 1
 
     def _restore_intervals(self) -> None:
-        assert self._intervals is not None
-        loop = self.trainer.fit_loop
-        self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps = self._intervals
-        self._intervals = None
+        loop, before = self.trainer.fit_loop, self._intervals.get(id(self.trainer))
+        if before is not None:
+            self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps = before
+        self._intervals = {}
 
     def on_fit_start(self) -> None:
         loop = self.trainer.fit_loop
-        if self._intervals is not None:
-            self._restore_intervals()  # an earlier fit raised after it may have changed them
-        self._intervals = self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps
+        self._restore_intervals()  # an earlier fit may have raised after it changed them
+        own = self.trainer.check_val_every_n_epoch, loop.min_epochs, loop.epoch_loop.min_steps
+        self._intervals = {id(self.trainer): own}
         refuse_stops_without_validation(self.trainer)
 
     def all_flags(self, flags: Tensor) -> Tensor:

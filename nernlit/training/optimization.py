@@ -62,7 +62,7 @@ def build_optimizer(make: OptimizerCallable, parameters: Mapping[Parameter, floa
                 f"{options}.optimizer puts parameters with different learning rates into one group: the kept tensors "
                 "that are trained (tune_kept) and step sizes (quantize) come as groups, which must stay separate."
             )
-        if (ratio := of_group.pop()) != 1.0:
+        if (ratio := next(iter(of_group), 1.0)) != 1.0:
             group["lr_ratio"] = ratio
     return optimizer
 

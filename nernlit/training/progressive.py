@@ -117,7 +117,7 @@ class Progressive(Scheme):
         super().__init__(representation, [stage] * rounds, precision, rebuilt, None, sensitivity, on_divergence)
         self.rounds, self.trials, self.min_delta = rounds, trials, min_delta
         self.ended: list[Round] = []
-        self._is_begun = False  # whether there was a fit of this module
+        self._is_begun = False
         self.trial_predictors = PredictorEnsemble(representation.predictor, trials)
         target_NKK = representation.target.clone() if init_from is None else self._reconstructed()
         self._first_target = None if init_from is None else target_NKK
@@ -178,7 +178,8 @@ class Progressive(Scheme):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and self.trainer.ckpt_path is None and self._is_begun and not self.trainer.global_step:
+        is_begun = self._is_begun or self.ended  # by an earlier fit, of this process or of a checkpoint
+        if stage == "fit" and self.trainer.ckpt_path is None and is_begun and not self.trainer.global_step:
             self.ended = []
             first_NKK = self.representation.target if self._first_target is None else self._first_target
             self._start_round(first_NKK.to(self.round_target.device, copy=True))

@@ -278,6 +278,9 @@ def test_intervals_are_restored_after_an_exception_in_the_last_validation() -> N
     trainer = quiet_trainer(**options, max_steps=3, min_epochs=2, callbacks=[failing])
     with pytest.raises(ConnectionAbortedError):
         trainer.fit(module, datamodule=NoImages(2))
+    other = quiet_trainer(max_epochs=2, check_val_every_n_epoch=2)
+    other.fit(copy.deepcopy(module), datamodule=NoImages(2))
+    assert other.check_val_every_n_epoch == 2
     trainer.callbacks.remove(failing)
     trainer.fit_loop.epoch_loop.max_steps = 4
     trainer.fit(module, datamodule=NoImages(2))
