@@ -135,6 +135,10 @@ def test_every_scheme_on_every_dataset_is_among_the_kinds_that_run_a_step() -> N
     assert len(KINDS) < len(SHIPPED) / 2
 
 
+_SHORT = pytest.mark.filterwarnings("ignore:The fit ended within round 1")  # after one step, as it is asked to
+
+
+@_SHORT
 @pytest.mark.parametrize("config", KINDS, ids=lambda path: path.stem)
 def test_every_kind_of_shipped_configuration_runs_a_step(config: Path, fakes: dict[str, Path]) -> None:
     trainer = _one_step(config, fakes).trainer
@@ -222,6 +226,7 @@ def test_the_digits_transformer_is_represented_by_the_schemes_without_a_configur
     assert len(cli.model.representation.layout.layers) == 1 + 3 * 4 + 1  # patches, four matrices per block, classes
 
 
+@_SHORT
 @pytest.mark.parametrize("scheme", ["h140", "h140_baseline", "h140_decoupled", "h140_teacher", "h140_noise", "h300"])
 def test_the_papers_schedule_runs_a_step(scheme: str, fakes: dict[str, Path]) -> None:
     cli = _one_step(CONFIGS / f"cifar10_{scheme}.yaml", fakes, "--schedule=paper")
