@@ -76,9 +76,9 @@ def refuse_replaced_checkpoints(trainer: L.Trainer) -> None:
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or callback._enable_version_counter:
             continue
-        if callback.dirpath is None and trainer.loggers:
-            continue  # in the run's folder
-        folder = Path(callback.dirpath or Path(trainer.default_root_dir, "checkpoints"))
+        if callback.dirpath is None and isinstance(trainer.logger, TensorBoardLogger):
+            continue  # in the folder that `claimed_folder` checks, once it has the lock
+        folder = Path(callback._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
         if callback.filename and (file := folder / f"{callback.filename}.ckpt").is_file():
             raise UsageError(
                 f"{file} of an earlier fit would be replaced; continue that fit (--ckpt_path FILE), or pass another "

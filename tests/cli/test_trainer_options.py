@@ -55,7 +55,14 @@ def test_tables_of_a_csv_logger_are_kept() -> None:
         assert {int(row["step"]) for row in csv.DictReader(file)} >= {10, 14}
 
 
-@pytest.mark.parametrize("options", [["--trainer.logger=false"], ["--best_checkpoint.dirpath=keep"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.logger=false"],
+        ["--best_checkpoint.dirpath=keep"],
+        ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs", "--trainer.logger.version=0"],
+    ],
+)
 def test_checkpoints_of_an_earlier_fit_are_not_replaced(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run(["fit", *QUICK, *options])
     assert "best.ckpt of an earlier fit would be replaced" in refused(capsys, "fit", *QUICK, *options)
