@@ -51,7 +51,7 @@ class AdversarialAccuracy(L.Callback):
         self._networks: dict[str, Callable[[Tensor], Tensor]] = {}  # holds a copy of the network's weights
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "test" and not getattr(trainer.datamodule, "has_images", True):  # type: ignore[attr-defined]
+        if stage == "test" and not getattr(pl_module, "has_images", True):
             raise UsageError(
                 "AdversarialAccuracy attacks test images, and there are none (`data: null`); leave it out."
             )

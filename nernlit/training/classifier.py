@@ -118,7 +118,7 @@ class ClassifierModule(L.LightningModule, ABC):
             self._resumed_epoch_steps = None
         if self.needs_images(stage):
             require_classifier(f"{type(self).__name__} to {what}", self.original_name, self.num_classes)
-        if not self._has_images and self.needs_images(stage):
+        if not self.has_images and self.needs_images(stage):
             raise UsageError(
                 f"{type(self).__name__} needs images to {what}, and there are none (`data: null`); "
                 "name the data (--data CLASS and its options)."
@@ -160,7 +160,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the first images of each epoch, which may be those of a user's own datamodule."""
         is_noise = getattr(self._data, "train_on", None) == "noise"
-        if batch_idx == 0 and self.checks_pixels and self.needs_images("fit") and self._has_images and not is_noise:
+        if batch_idx == 0 and self.checks_pixels and self.needs_images("fit") and self.has_images and not is_noise:
             require_pixels(images_of(batch))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -324,7 +324,7 @@ class ClassifierModule(L.LightningModule, ABC):
     def _start_evaluation(self, stage: str) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.refuse_divergence()
-        if self._has_images:
+        if self.has_images:
             require_classifier("the accuracy on images", self.original_name, self.num_classes)
         classifiers = self.classifiers(stage)
         # Evaluation sets beside the dataset's own, whatever the data calls them.
@@ -336,7 +336,7 @@ class ClassifierModule(L.LightningModule, ABC):
                 "Pass one at a time; further test sets are given by the data module (`eval_sets`)."
             )
         self._evaluation = Evaluation(
-            classifiers if self._has_images else {},
+            classifiers if self.has_images else {},
             self.finite_weights(),
             self.num_classes,
             self.in_chans,
@@ -345,7 +345,8 @@ class ClassifierModule(L.LightningModule, ABC):
         )
 
     @property
-    def _has_images(self) -> bool:
+    def has_images(self) -> bool:
+        """Whether there are images: of the data module, or of data loaders."""
         return getattr(self._data, "has_images", True)
 
     @property

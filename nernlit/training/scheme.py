@@ -331,7 +331,7 @@ class Scheme(ClassifierModule, WithConstants, ABC):
         if weighs:
             self.error_weights.option.require_images(self.representation.original, self._data)
         self.calibration.require_images(self._data)
-        if self.trains_on_images and self._has_images and getattr(self._data, "train_on", None) == "none":
+        if self.trains_on_images and self.has_images and getattr(self._data, "train_on", None) == "none":
             raise UsageError(f"{type(self).__name__} needs images; pass --data.train_on images (or noise).")
         labels = any(stage.objective.needs_labels for stage in self.stages)
         if labels and getattr(self._data, "train_on", None) == "noise":

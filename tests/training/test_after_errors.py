@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import nernlit
 from nernlit.analysis.rivals import factorized
-from nernlit.callbacks import Throughput
+from nernlit.callbacks import AdversarialAccuracy, Throughput
 from nernlit.data import DigitsDataModule, NoImages
 from nernlit.errors import DataError, NernlitError, UsageError
 from nernlit.originals import Original
@@ -75,7 +75,10 @@ def test_fits_that_end_before_their_last_stage_say_so() -> None:
 
 
 def test_data_of_an_earlier_call_is_not_used() -> None:
-    module, trainer = ReconOnly(digits_representation(), _adam), quiet_trainer(max_epochs=1)
+    module, trainer = (
+        ReconOnly(digits_representation(), _adam),
+        quiet_trainer(max_epochs=1, callbacks=[AdversarialAccuracy()]),
+    )
     trainer.fit(module, datamodule=NoImages(2))
     images = DataLoader(TensorDataset(torch.rand(8, 1, 8, 8), torch.arange(8)), batch_size=4)
     assert "test/acc" in trainer.test(module, dataloaders=images, verbose=False)[0]
